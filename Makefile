@@ -1,0 +1,79 @@
+# Tenfold. `make help` lists the targets; the logic lives in `python -m lib`, so that a notebook user can call it too.
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+
+PYTHON ?= python3.11
+PROFILE ?= cpu
+PAPERS ?=
+SEED ?=
+DRY_RUN ?=
+PORT ?= 8888
+
+VENV := .venv
+PY := $(VENV)/bin/python
+RUN := $(PY) -m lib
+STAMP := $(VENV)/.tenfold-installed
+SELECT := --profile "$(PROFILE)" --papers "$(PAPERS)"
+OPTIONS := $(SELECT) $(if $(SEED),--seed "$(SEED)") $(if $(filter-out 0,$(DRY_RUN)),--dry-run)
+PAPER_NAMES := $(patsubst lib/%/paper.toml,%,$(wildcard lib/*/paper.toml))
+
+.PHONY: help env lab assets reproduce $(addprefix reproduce-,$(PAPER_NAMES)) claims doctor record bench test lint format clean clean-cache
+
+help: ## list the targets and variables
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | awk -F'\t' '{printf "  make %-18s %s\n", $$1, $$2}'
+	@printf '  make %-18s %s\n' 'reproduce-<paper>' 'one paper: $(PAPER_NAMES)'
+	@printf '\n  variables: PROFILE=smoke|cpu|gpu  PAPERS="lorc …"  SEED=0  DRY_RUN=1  PORT=8888\n'
+
+env: $(STAMP) ## make .venv with the pinned packages
+$(STAMP): pyproject.toml requirements.lock
+	@command -v $(PYTHON) >/dev/null || { echo "tenfold: $(PYTHON) is not here: install Python 3.11, or say which one to use: make env PYTHON=/path/to/python3.11" >&2; exit 2; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' || { echo "tenfold: $(PYTHON) is not Python 3.11, which the pinned packages need: make env PYTHON=/path/to/python3.11" >&2; exit 2; }
+	@test -x $(PY) || $(PYTHON) -m venv $(VENV)
+	@echo "Installing the pinned packages into $(VENV) (about 1 GB to fetch, a minute or more) …"
+	@$(PY) -m pip install --quiet --disable-pip-version-check -c requirements.lock 'pip>=25.1'
+	@$(PY) -m pip install --quiet --disable-pip-version-check -c requirements.lock -e '.[all]'
+	@touch $@
+
+lab: $(STAMP) ## open JupyterLab on the notebooks
+	$(PY) -m jupyterlab --notebook-dir=notebooks --port=$(PORT) $(LAB_OPTIONS)
+
+assets: $(STAMP) ## bring the models and data (250 MB)
+	@$(RUN) assets
+
+reproduce: $(STAMP) ## run all notebooks (or PAPERS="…") and judge their claims
+	@$(if $(filter-out 0,$(DRY_RUN)),true,$(RUN) reproduce $(OPTIONS) --dry-run >/dev/null && $(RUN) assets)
+	@$(RUN) reproduce $(OPTIONS)
+
+$(addprefix reproduce-,$(PAPER_NAMES)): reproduce-%:
+	@$(MAKE) --no-print-directory reproduce PAPERS=$*
+
+claims: $(STAMP) ## print the verdict table, and write it into the README
+	@$(RUN) claims $(SELECT)
+
+doctor: $(STAMP) ## say what is here, what is missing and how to get it
+	@$(RUN) doctor
+
+record: $(STAMP) ## record golden results of the smoke profile (clean commits only)
+	@$(RUN) record --papers "$(PAPERS)"
+
+bench: $(STAMP) ## measure the methods against their peers, in turn
+	@$(RUN) bench $(SELECT)
+
+test: $(STAMP) lint ## lint, unit tests, and every notebook in the smoke profile
+	@$(RUN) assets
+	HF_HUB_OFFLINE=1 MPLBACKEND=Agg $(PY) -m pytest $(TEST_OPTIONS)
+
+lint: $(STAMP) ## ruff, import contracts, types
+	@$(VENV)/bin/ruff check . && $(VENV)/bin/ruff format --check .
+	@$(VENV)/bin/lint-imports --no-cache
+	@$(VENV)/bin/basedpyright --level error
+
+format: $(STAMP) ## format the sources and notebooks
+	@$(VENV)/bin/ruff check --fix . ; $(VENV)/bin/ruff format .
+
+clean: ## remove what runs leave outside git (results of other profiles, failed notebooks)
+	rm -rf figures/smoke figures/gpu figures/interactive figures/*/.*.running figures/*/*.failed.ipynb .pytest_cache .ruff_cache
+
+clean-cache: ## remove cached stages and converted models (they are computed again)
+	rm -rf data/cache
