@@ -1,0 +1,26 @@
+"""Real models and real data by short name; nothing paper-specific. Heavy libraries are imported on use."""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from lib.zoo.assets import fetch_all, fingerprint, missing
+
+if TYPE_CHECKING:
+    from lib.zoo.datasets import load_dataset
+    from lib.zoo.models import describe, load_encoder, load_lm
+    from lib.zoo.shapes import meta_lm
+
+PLACES = {
+    "load_lm": "models",
+    "load_encoder": "models",
+    "describe": "models",
+    "load_dataset": "datasets",
+    "meta_lm": "shapes",
+}
+__all__ = ["describe", "fetch_all", "fingerprint", "load_dataset", "load_encoder", "load_lm", "meta_lm", "missing"]
+
+
+def __getattr__(name: str) -> Any:
+    if name in PLACES:
+        return getattr(import_module(f"lib.zoo.{PLACES[name]}"), name)
+    raise AttributeError(f"module 'lib.zoo' has no attribute {name!r}")

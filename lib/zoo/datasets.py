@@ -1,0 +1,137 @@
+"""Real text by short name or hub name, as `datasets.Dataset`."""
+
+import hashlib
+import json
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import datasets
+
+from lib import TenfoldError, data_dir
+from lib.zoo.assets import fingerprint, require
+from lib.zoo.hub import from_hub
+
+DATASETS = ("sharegpt", "evals")
+SPLITS = ("train", "test", "all")
+TEST_SHARE = 10  # one conversation in ten is held out
+
+
+def load_dataset(name: str, split: str = "train", limit: int | None = None) -> datasets.Dataset:
+    """Rows of a data set, in file order.
+
+    `sharegpt`: {id, conversations: [{from, value}]}. `evals`: {task, instruction, input, ideals}, at most 2,000 rows a
+    task. Their split `test` holds one conversation (one row) in ten, chosen by a hash that no seed moves; `all` is
+    both. Any other name goes to the hub. Raises TenfoldError for an unknown name or split, or where the data is neither
+    here nor to be fetched.
+    """
+    if limit is not None and limit < 1:
+        raise TenfoldError(f"limit = {limit} keeps nothing: give a positive number of rows, or None for all.")
+    if name not in DATASETS:
+        loaded = from_hub(_from_hub, name, DATASETS, split=split)
+        return loaded if limit is None else loaded.select(range(min(limit, len(loaded))))
+    if split not in SPLITS:
+        raise TenfoldError(f"{name!r} has no split {split!r}: use one of {', '.join(SPLITS)}.")
+    rows = _sharegpt(split) if name == "sharegpt" else _evals(split)
+    taken = []
+    for row in rows:
+        if len(taken) == limit:
+            break
+        taken.append(row)
+    return datasets.Dataset.from_list(taken)
+
+
+def _from_hub(name: str, split: str) -> datasets.Dataset:
+    return datasets.load_dataset(name, split=split)
+
+
+def in_split(identity: str, split: str) -> bool:
+    """Whether a row belongs to a split: a hash of its identity, so that it never moves."""
+    held_out = int(hashlib.sha256(identity.encode()).hexdigest()[:8], 16) % TEST_SHARE == 0
+    return split == "all" or held_out == (split == "test")
+
+
+def complete_records(path: Path) -> Iterator[dict[str, Any]]:
+    """Stream the complete records of a JSON array, also one that is cut off in the middle of its last record."""
+    import ijson
+
+    with path.open("rb") as file:
+        try:
+            yield from ijson.items(file, "item")
+        except ijson.IncompleteJSONError:
+            return  # the published file ends here; every record before was complete
+
+
+def _sharegpt(split: str) -> Iterator[dict[str, Any]]:
+    path = next(require("sharegpt").glob("*.json"))
+    for record in complete_records(path):
+        # Long conversations were cut into parts `<id>_<n>`: parts of one conversation share a split.
+        if in_split(record["id"].rsplit("_", 1)[0], split):
+            turns = [{"from": turn["from"], "value": turn["value"]} for turn in record["conversations"]]
+            yield {"id": record["id"], "conversations": turns}
+
+
+def _evals(split: str) -> Iterator[dict[str, Any]]:
+    import pyarrow.parquet
+
+    for row in pyarrow.parquet.read_table(_evals_table()).to_pylist():
+        if in_split(f"{row['task']}\n{row['input']}", split):
+            yield row
+
+
+def _evals_table() -> Path:
+    """Table of every task whose rows share one instruction, made once from inside the wheel."""
+    import pandas as pd
+
+    path = data_dir() / "cache" / "zoo" / f"{fingerprint('evals').replace(':', '-')}.parquet"
+    if not path.exists():
+        frame = pd.DataFrame([row for rows in _tasks(require("evals")).values() for row in rows])
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_name(f".{path.name}")
+        frame.to_parquet(temporary, compression="zstd")
+        temporary.rename(path)
+    return path
+
+
+LARGEST_TASK = 2_000  # rows kept of one task: two of them would otherwise be two thirds of all text
+
+
+def _tasks(wheel: Path) -> dict[str, list[dict[str, Any]]]:
+    """Rows of each task whose chat rows are all one system and one user turn, with one system text."""
+    tasks: dict[str, list[dict[str, Any]]] = {}
+    instructions: dict[str, set[str | None]] = {}
+    with zipfile.ZipFile(wheel) as archive:
+        for member in sorted(
+            m for m in archive.namelist() if m.startswith("evals/registry/data/") and m.endswith(".jsonl")
+        ):
+            task = member.split("/")[3]
+            with archive.open(member) as file:
+                for line in file:
+                    row = _row(line, task)
+                    if row is None:
+                        continue
+                    instructions.setdefault(task, set()).add(row["instruction"])
+                    kept = tasks.setdefault(task, [])
+                    if len(kept) < LARGEST_TASK:
+                        kept.append(row)
+    return {
+        task: rows for task, rows in tasks.items() if len(instructions[task]) == 1 and None not in instructions[task]
+    }
+
+
+def _row(line: bytes, task: str) -> dict[str, Any] | None:
+    """One row; None where it is no chat row with an answer; no instruction where it is not system, user."""
+    try:
+        record = json.loads(line)
+        turns, ideal = record["input"], record["ideal"]
+        roles = [turn["role"] for turn in turns]
+        texts = [turn["content"] for turn in turns]
+    except (ValueError, KeyError, TypeError):
+        return None
+    if not all(isinstance(text, str) for text in texts):
+        return None
+    ideals = [str(answer) for answer in (ideal if isinstance(ideal, list) else [ideal])]
+    if roles != ["system", "user"] or not texts[0].strip():
+        return {"task": task, "instruction": None, "input": "", "ideals": ideals}
+    return {"task": task, "instruction": texts[0], "input": texts[1], "ideals": ideals}

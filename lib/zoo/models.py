@@ -1,0 +1,141 @@
+"""Language models and sentence encoders by short name (from `data/raw/`), local folder or Hugging Face hub name."""
+
+import contextlib
+import os
+import shutil
+import uuid
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from jaxtyping import Float
+from torch import Tensor
+
+from lib import data_dir
+from lib.zoo.assets import ASSETS, fingerprint, require
+from lib.zoo.hub import from_hub
+
+LANGUAGE_MODELS = ("smollm2-135m-instruct",)
+ENCODERS = ("minilm",)
+
+
+def load_lm(name: str, dtype: Any = None, device: str | None = None) -> tuple[Any, Any]:
+    """Causal language model in eval mode and its tokenizer (padding on the left).
+
+    `dtype` is a torch dtype or its name (default: float32 for a short name, the checkpoint's own otherwise). Raises
+    TenfoldError where the name is unknown, or the model is neither here nor to be fetched.
+    """
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    source = str(converted(name)) if name in LANGUAGE_MODELS else name
+    wanted = _torch_dtype(dtype) or ("float32" if name in LANGUAGE_MODELS else "auto")
+    with quiet():
+        model: Any = from_hub(AutoModelForCausalLM.from_pretrained, source, LANGUAGE_MODELS, dtype=wanted)
+        tokenizer = from_hub(AutoTokenizer.from_pretrained, source, LANGUAGE_MODELS)
+    model.config.name_or_path = tokenizer.name_or_path = name
+    tokenizer.padding_side = "left"
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    model.eval()
+    return (model.to(device) if device else model), tokenizer
+
+
+def _torch_dtype(dtype: Any) -> Any:
+    import torch
+
+    return getattr(torch, dtype) if isinstance(dtype, str) and dtype != "auto" else dtype
+
+
+def converted(name: str) -> Path:
+    """Folder of a short-named model as safetensors: the GGUF weights, dequantised once to float32."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+
+    folder = data_dir() / "cache" / "zoo" / fingerprint(name).replace(":", "-")
+    if folder.exists():
+        return folder
+    raw = require(name)
+    gguf = next(raw.glob("*.gguf")).name
+    building = folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:8]}")
+    try:
+        with quiet():
+            model = AutoModelForCausalLM.from_pretrained(
+                raw, gguf_file=gguf, quantization_config=GgufConfig(dequantize=True), dtype=torch.float32
+            )
+            model.save_pretrained(building)
+            AutoTokenizer.from_pretrained(raw, gguf_file=gguf).save_pretrained(building)
+        with contextlib.suppress(OSError):  # another process may have finished first
+            os.rename(building, folder)
+    finally:
+        shutil.rmtree(building, ignore_errors=True)
+    return folder
+
+
+class Encoder:
+    """Sentence encoder: mean pooling over tokens, unit length (Reimers & Gurevych, arXiv:1908.10084)."""
+
+    def __init__(self, model: Any, tokenizer: Any) -> None:
+        self.model, self.tokenizer = model, tokenizer
+
+    def encode(
+        self, texts: Sequence[str], *, batch_size: int = 64, progress: bool = False
+    ) -> Float[Tensor, "texts dim"]:
+        """Embeddings [texts, dim] on the CPU, float32, each of length 1; long texts are cut at the model's limit."""
+        import torch
+        from tqdm import tqdm
+
+        order = sorted(range(len(texts)), key=lambda i: len(texts[i]))  # similar lengths share a batch
+        found = torch.zeros(len(texts), self.model.config.hidden_size)
+        batches = [order[i : i + batch_size] for i in range(0, len(order), batch_size)]
+        for batch in tqdm(batches, desc="encode", disable=not progress):
+            found[batch] = self._embed([texts[i] for i in batch])
+        return found
+
+    def _embed(self, texts: list[str]) -> Tensor:
+        import torch
+
+        limit = min(self.tokenizer.model_max_length, self.model.config.max_position_embeddings)
+        inputs = self.tokenizer(texts, padding=True, truncation=True, max_length=limit, return_tensors="pt")
+        inputs = inputs.to(self.model.device)
+        with torch.inference_mode():
+            hidden = self.model(**inputs).last_hidden_state.float()  # [batch, tokens, dim]
+        mask = inputs["attention_mask"].unsqueeze(-1)
+        return torch.nn.functional.normalize((hidden * mask).sum(1) / mask.sum(1), dim=-1).cpu()
+
+
+def load_encoder(name: str = "minilm", device: str | None = None) -> Encoder:
+    """Sentence encoder by short name, folder or hub name; raises TenfoldError as `load_lm` does."""
+    from transformers import AutoModel, AutoTokenizer
+
+    source = str(require(name)) if name in ENCODERS else name
+    with quiet():
+        model = from_hub(AutoModel.from_pretrained, source, ENCODERS).eval()
+        tokenizer = from_hub(AutoTokenizer.from_pretrained, source, ENCODERS)
+    return Encoder(model.to(device) if device else model, tokenizer)
+
+
+@contextlib.contextmanager
+def quiet():
+    """Silence transformers' loading bars and notices inside a block."""
+    from transformers.utils import logging
+
+    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if bars:
+            logging.enable_progress_bar()
+
+
+def describe(name: str) -> str:
+    """One line on a model or data set for a plan: what it is, and whether it is here."""
+    from lib.zoo.assets import is_here
+    from lib.zoo.shapes import SHAPES, summary
+
+    if name in ASSETS:
+        asset = ASSETS[name]
+        return f"{name}: {asset.what} ({'here' if is_here(asset) else f'{asset.megabytes} MB to fetch'})"
+    return f"{name}: {summary(name)}" if name in SHAPES else f"{name}: from the Hugging Face hub"

