@@ -1,0 +1,85 @@
+"""Benchmarks: two things measured in turn in one process, so that the ratio holds when the machine's speed drifts.
+
+A room's `bench.py` yields `cases()`: dicts of `name`, `unit`, `ours` and `peer` (zero-argument callables), `peer_name`,
+`goal` (the ratio ours/peer hoped for). Unit `s` times the callables; any other unit takes the number they return.
+"""
+
+import importlib
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from lib import TenfoldError
+from lib.lab import papers, paths, provenance
+from lib.lab.figures import save_frame
+from lib.lab.run import write_json
+
+PAIRS = 7
+
+
+def has_bench(paper: str) -> bool:
+    """Whether a paper's room has benchmarks."""
+    return papers.path_of(paper).with_name("bench.py").exists()
+
+
+def measure(case: dict[str, Any], pairs: int = PAIRS) -> dict[str, Any]:
+    """Median of ours, of the peer and of the paired ratio ours/peer, with the ratio's 95 % bootstrap interval."""
+    timed = case["unit"] == "s"
+    read = _seconds if timed else lambda call: float(call())
+    if timed:
+        case["ours"](), case["peer"]()  # warm-up: caches, lazy initialisation
+    couples = np.array([(read(case["ours"]), read(case["peer"])) for _ in range(pairs if timed else 1)])
+    ratios = couples[:, 0] / couples[:, 1]
+    rng = np.random.default_rng(0)
+    medians = np.median(rng.choice(ratios, (2000, len(ratios))), axis=1)
+    low, high = np.quantile(medians, [0.025, 0.975])
+    return {
+        "case": case["name"], "unit": case["unit"], "ours": float(np.median(couples[:, 0])),
+        "peer": float(np.median(couples[:, 1])), "peer_name": case["peer_name"], "ratio": float(np.median(ratios)),
+        "low": float(low), "high": float(high), "goal": case.get("goal"), "pairs": len(couples),
+    }  # fmt: skip
+
+
+def _seconds(call: Callable[[], Any]) -> float:
+    began = time.perf_counter()
+    call()
+    return time.perf_counter() - began
+
+
+def run(paper: str, profile: str) -> list[dict[str, Any]]:
+    """Run a room's benchmarks and keep them under `figures/<profile>/benchmarks/`."""
+    import pandas as pd
+    from tqdm import tqdm
+
+    if not has_bench(paper):
+        raise TenfoldError(f"{paper} has no benchmarks: write lib/{paper}/bench.py with `cases()`.")
+    cases = importlib.import_module(f"lib.{paper}.bench").cases(quick=profile == "smoke")
+    rows = [measure(case) for case in tqdm(cases, desc=f"bench {paper}", unit="case")]
+    folder = paths.figures_dir() / profile / "benchmarks"
+    save_frame(pd.DataFrame(rows), folder, paper)
+    record = {
+        "machine": provenance.machine(),
+        "versions": provenance.versions(),
+        **provenance.git_state(),
+        "rows": rows,
+    }
+    write_json(folder / f"{paper}.json", record)
+    return rows
+
+
+def print_rows(rows: list[dict[str, Any]]) -> None:
+    """Print ratios beside their peers."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title="ours / peer, in one run", title_justify="left")
+    for column in ("case", "ours", "peer", "ratio [95 %]", "goal"):
+        table.add_column(column, overflow="fold")
+    for row in rows:
+        goal = "" if row["goal"] is None else f"≤ {row['goal']:g}"
+        ratio = f"{row['ratio']:.3f} [{row['low']:.3f}, {row['high']:.3f}]"
+        peer = f"{row['peer']:.4g} {row['unit']} ({row['peer_name']})"
+        table.add_row(row["case"], f"{row['ours']:.4g} {row['unit']}", peer, ratio, goal)
+    Console().print(table)

@@ -1,0 +1,66 @@
+"""Golden results of the smoke profile: recorded over three seeds, compared with a tolerance per metric."""
+
+import json
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from lib import TenfoldError, root
+from lib.lab import paths, profiles, provenance, runner
+from lib.lab.run import RESULTS, write_json
+
+SEEDS = (0, 1, 2)
+RELATIVE_FLOOR = 2e-3  # two processors differ by this much even at one seed (float32 sums in another order)
+
+
+def path_of(paper: str) -> Path:
+    """Golden file of a paper."""
+    return root() / "tests" / "golden" / f"{paper}.json"
+
+
+def numbers(results: dict[str, Any]) -> dict[str, float]:
+    """All numbers of a results.json that a regression test compares: metrics, and estimates of claims."""
+    estimates = {f"claim {c['id']}": c["estimate"] for c in results["claims"] if c["estimate"] is not None}
+    return results["metrics"] | estimates
+
+
+def run_smoke(paper: str, seed: int, folder: Path, *, echo: bool = False) -> dict[str, Any]:
+    """Results of one smoke run in a folder of its own."""
+    job_parameters = profiles.load("smoke").parameters(paper, {"seed": seed})
+    target = folder / str(seed) / paper
+    runner.run_notebook(paths.notebook_of(paper), target, profile="smoke", parameters=job_parameters, echo=echo)
+    return json.loads((target / RESULTS).read_text(encoding="utf8"))
+
+
+def record(paper: str) -> Path:
+    """Record a paper's golden file; raises TenfoldError on a dirty tree, since nobody could tell what it came from."""
+    state = provenance.git_state()
+    if state["dirty"] is not False:
+        raise TenfoldError("golden results are recorded from a clean commit only: commit or stash your changes first.")
+    with tempfile.TemporaryDirectory() as folder:
+        runs = [run_smoke(paper, seed, Path(folder)) for seed in SEEDS]
+    values = [numbers(run) for run in runs]
+    metrics = {}
+    for name, value in values[0].items():
+        spread = max(v[name] for v in values) - min(v[name] for v in values)
+        metrics[name] = {
+            "value": value,
+            "tolerance": max(2 * spread, RELATIVE_FLOOR * abs(value), 1e-6),
+            "spread": spread,
+        }
+    kept = {key: runs[0][key] for key in ("commit", "versions", "machine", "parameters")}
+    write_json(path_of(paper), kept | {"seeds": SEEDS, "metrics": metrics})
+    return path_of(paper)
+
+
+def differences(paper: str, results: dict[str, Any]) -> list[str]:
+    """One line for each number that left its tolerance, appeared or vanished; empty where all is as recorded."""
+    golden = json.loads(path_of(paper).read_text(encoding="utf8"))["metrics"]
+    found = numbers(results)
+    lines = [f"{name} is missing" for name in golden.keys() - found.keys()]
+    lines += [f"{name} is new: run `make record`" for name in found.keys() - golden.keys()]
+    for name in golden.keys() & found.keys():
+        wanted, tolerance = golden[name]["value"], golden[name]["tolerance"]
+        if abs(found[name] - wanted) > tolerance:
+            lines.append(f"{name} = {found[name]:.6g}, recorded {wanted:.6g} ± {tolerance:.2g}")
+    return sorted(lines)

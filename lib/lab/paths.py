@@ -1,0 +1,57 @@
+"""Where things are: every path is anchored at the repository's root, so that a notebook may run from any folder."""
+
+import os
+import re
+from pathlib import Path
+
+from lib import TenfoldError, data_dir, root
+
+NUMBERED = re.compile(r"(\d\d)_([a-z][a-z0-9_]*)\.ipynb")
+
+
+def notebooks_dir() -> Path:
+    """Folder of the notebook sources and their profiles; `TENFOLD_NOTEBOOKS` moves it (tests)."""
+    return Path(os.environ.get("TENFOLD_NOTEBOOKS") or root() / "notebooks")
+
+
+def figures_dir() -> Path:
+    """Folder of all results; `TENFOLD_FIGURES` moves it."""
+    return Path(os.environ.get("TENFOLD_FIGURES") or root() / "figures")
+
+
+def results_dir(profile: str, paper: str) -> Path:
+    """Folder of one finished run: figures, tables, results.json and the executed notebook."""
+    return figures_dir() / profile / paper
+
+
+def cache_dir() -> Path:
+    """Folder of everything computed that may be thrown away; `TENFOLD_CACHE` moves it."""
+    return Path(os.environ.get("TENFOLD_CACHE") or data_dir() / "cache")
+
+
+def paper_notebooks() -> dict[str, Path]:
+    """Notebook of each paper by short name, in the order of their numbers (01 to 89; 00 and 90 up are not papers)."""
+    found = {}
+    for path in sorted(notebooks_dir().glob("[0-9][0-9]_*.ipynb")):
+        match = NUMBERED.fullmatch(path.name)
+        if match and 1 <= int(match[1]) < 90:
+            found[match[2]] = path
+    return found
+
+
+def notebook_of(paper: str) -> Path:
+    """Notebook of one paper; raises TenfoldError where there is none by that name, naming the nearest."""
+    known = paper_notebooks()
+    if paper not in known:
+        raise TenfoldError(f"there is no paper {paper!r}: {did_you_mean(paper, known)}")
+    return known[paper]
+
+
+def did_you_mean(word: str, known) -> str:
+    """End of a refusal: the nearest known name, and the list of all of them."""
+    import difflib
+
+    known = list(known)
+    near = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
+    listing = ", ".join(known) if known else "none yet"
+    return (f"did you mean {near[0]!r}? " if near else "") + f"The names are: {listing}."

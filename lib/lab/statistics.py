@@ -1,0 +1,107 @@
+"""Estimates with intervals: bootstrap over samples, paired differences, and Student's t over a few seeds."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from scipy import stats
+
+from lib import TenfoldError
+
+CONFIDENCE = 0.95
+RESAMPLES = 9_999
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A point estimate, its 95 % interval and what it was taken over (such as `24 documents`)."""
+
+    value: float
+    low: float
+    high: float
+    n: str
+
+    @property
+    def ci(self) -> tuple[float, float]:
+        """Interval as (low, high)."""
+        return self.low, self.high
+
+    def as_claim(self) -> dict:
+        """Keyword arguments of `run.claim`."""
+        return {"estimate": self.value, "ci": self.ci, "n": self.n}
+
+    def __str__(self) -> str:
+        return f"{self.value:.4g} [{self.low:.4g}, {self.high:.4g}] ({self.n})"
+
+
+def bootstrap(
+    *samples: Sequence[float] | np.ndarray,
+    statistic: Callable[..., float] = np.mean,
+    seed: int = 0,
+    unit: str = "samples",
+) -> Estimate:
+    """Bootstrap interval (BCa; percentile where BCa is undefined) of a statistic of one or more paired samples.
+
+    All samples share their first axis: rows are drawn together, so ratios and differences stay paired.
+    Raises TenfoldError for fewer than two rows, unequal lengths or values that are not finite.
+    """
+    arrays = [np.asarray(sample, dtype=np.float64) for sample in samples]
+    lengths = {len(array) for array in arrays}
+    if len(lengths) != 1 or min(lengths) < 2:
+        raise TenfoldError(f"a bootstrap needs paired samples of one length of at least 2, not {sorted(lengths)}.")
+    if not all(np.isfinite(array).all() for array in arrays):
+        raise TenfoldError(
+            "a bootstrap needs finite values: a sample holds NaN or infinity; find out where it came from."
+        )
+    value = float(statistic(*arrays))
+    low, high = _interval(arrays, statistic, seed)
+    return Estimate(value, low, high, f"{lengths.pop()} {unit}")
+
+
+def _interval(arrays: list[np.ndarray], statistic: Callable[..., float], seed: int) -> tuple[float, float]:
+    """Interval over row indices, so that any statistic of paired rows can be resampled."""
+    rows = (np.arange(len(arrays[0])),)
+
+    def of_rows(index: np.ndarray) -> float:
+        return float(statistic(*(array[index] for array in arrays)))
+
+    for method in ("BCa", "percentile"):
+        with np.errstate(all="ignore"):
+            result = _quiet_bootstrap(rows, of_rows, method, seed)
+        low, high = float(result.low), float(result.high)
+        if np.isfinite(low) and np.isfinite(high):
+            return low, high
+    raise TenfoldError(
+        "the bootstrap statistic is not finite on resampled rows: use one that is defined on every sample."
+    )
+
+
+def _quiet_bootstrap(rows, of_rows, method: str, seed: int):
+    import warnings
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", stats.DegenerateDataWarning)
+        return stats.bootstrap(
+            rows, of_rows, vectorized=False, n_resamples=RESAMPLES, confidence_level=CONFIDENCE, method=method,
+            rng=np.random.default_rng(seed),
+        ).confidence_interval  # fmt: skip
+
+
+def paired_difference(a, b, *, seed: int = 0, unit: str = "pairs") -> Estimate:
+    """Mean of a − b over pairs, with its bootstrap interval."""
+    return bootstrap(a, b, statistic=lambda x, y: float(np.mean(x - y)), seed=seed, unit=unit)
+
+
+def ratio_of_sums(numerator, denominator, *, seed: int = 0, unit: str = "samples") -> Estimate:
+    """Σ numerator / Σ denominator over rows (nats per token of documents of unequal length), with its interval."""
+    return bootstrap(numerator, denominator, statistic=lambda x, y: float(x.sum() / y.sum()), seed=seed, unit=unit)
+
+
+def over_seeds(values: Sequence[float], *, unit: str = "seeds") -> Estimate:
+    """Mean over independent seeds with Student's t interval; raises TenfoldError for fewer than three."""
+    array = np.asarray(values, dtype=np.float64)
+    if array.size < 3 or not np.isfinite(array).all():
+        raise TenfoldError(f"an interval over seeds needs at least 3 finite values, not {array.tolist()}.")
+    mean, error = float(array.mean()), float(stats.sem(array))
+    half = float(stats.t.ppf(0.5 + CONFIDENCE / 2, array.size - 1)) * error
+    return Estimate(mean, mean - half, mean + half, f"{array.size} {unit}")

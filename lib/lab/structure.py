@@ -1,0 +1,94 @@
+"""The anatomy every notebook keeps, checked without running it; each problem says what to do."""
+
+import re
+from pathlib import Path
+
+import nbformat
+
+from lib import TenfoldError
+from lib.lab import papers, profiles
+from lib.lab import parameters as cell
+from lib.lab.paths import NUMBERED
+
+LONGEST_CELL = 40  # lines
+REQUIRED = ("parameters", "setup", "claims")
+FORBIDDEN = {
+    r"sys\.path": "changes sys.path: import from `lib` instead",
+    r"[\"'](/home/|/Users/|/root/|/work/|[A-Z]:\\)": "holds an absolute path: use lib.lab.paths or a parameter",
+    r"if\s+.*\b(smoke|profile)\b\s*[=:]": "branches on the profile: make it a parameter",
+    r"^\s*[!%]": "calls the shell or a magic: use Python",
+    r"^\s*assert\b.*claim": "asserts a conclusion: hand the estimate to run.claim",
+}
+
+
+def problems(path: Path) -> list[str]:
+    """What keeps a notebook from Tenfold's anatomy; empty where nothing does."""
+    notebook = nbformat.read(path, as_version=4)
+    code = [c for c in notebook.cells if c.cell_type == "code"]
+    found = [*_frame(notebook, code), *_hygiene(notebook, code)]
+    try:
+        for p in cell.read(path).values():
+            if not p.help:
+                found.append(f"parameter {p.name!r} has no help: add `# what it is, with its unit`")
+        declared = cell.read(path)
+        if "seed" not in declared:
+            found.append("no `seed` parameter")
+    except TenfoldError as error:
+        found.append(str(error))
+    match = NUMBERED.fullmatch(path.name)
+    if match and 1 <= int(match[1]) < 90:
+        found += _paper(match[2], code)
+    return found
+
+
+def _frame(notebook, code) -> list[str]:
+    found = []
+    tags = [c.metadata.get("tags", []) for c in code]
+    for tag in REQUIRED:
+        count = sum(tag in t for t in tags)
+        if count != 1:
+            found.append(f"{count} code cells are tagged {tag!r}: tag exactly one")
+    if not found and ("parameters" not in tags[0] or "setup" not in tags[1] or "claims" not in tags[-1]):
+        found.append("the order is: parameters, setup, …, claims as the last code cell")
+    first, last = notebook.cells[0], notebook.cells[-1]
+    if (
+        first.cell_type != "markdown"
+        or not first.source.startswith("# ")
+        or "arxiv.org/abs/" not in first.source.lower()
+    ):
+        found.append("the first cell is a markdown title `# …` with a link to the paper on arXiv")
+    if last.cell_type != "markdown" or "deviation" not in last.source.lower():
+        found.append("the last cell is markdown: deviations from the paper, limits, what to try next")
+    if notebook.metadata.get("kernelspec", {}).get("name") != "python3":
+        found.append("the kernelspec is not `python3`")
+    return found
+
+
+def _hygiene(notebook, code) -> list[str]:
+    found = []
+    if any(c.outputs or c.execution_count for c in code):
+        found.append("it holds outputs: clear them (sources are committed without outputs)")
+    if "papermill" in notebook.metadata:
+        found.append("it carries papermill's metadata of an old run: remove that block")
+    for number, c in enumerate(notebook.cells, start=1):
+        if c.cell_type != "code":
+            continue
+        if len(c.source.splitlines()) > LONGEST_CELL:
+            found.append(f"cell {number} has more than {LONGEST_CELL} lines: move code to lib, or split it")
+        for pattern, what in FORBIDDEN.items():
+            if re.search(pattern, c.source, re.MULTILINE):
+                found.append(f"cell {number} {what}")
+    return found
+
+
+def _paper(paper: str, code) -> list[str]:
+    try:
+        record = papers.load(paper)
+    except TenfoldError as error:
+        return [str(error)]
+    source = "\n".join(c.source for c in code)
+    found = [f"claim {c.id!r} of paper.toml is not handed in" for c in record.claims if f'"{c.id}"' not in source]
+    for profile in profiles.names():
+        if paper not in profiles.load(profile).cost:
+            found.append(f"profile {profile!r} does not say what {paper} costs: add [cost.{paper}]")
+    return found

@@ -1,0 +1,97 @@
+import json
+
+import matplotlib.pyplot as plt
+import pandas as pd
+import pytest
+import torch
+
+from lib import TenfoldError, lab
+from lib.lab import papers
+from lib.lab.run import Run
+
+RECORD = papers.PaperRecord(
+    title="T", short="t", arxiv="0", venue="v", idea="i", bibtex="b",
+    claims=(papers.ClaimRecord(id="c", quote="q", place="p", estimate="e", rule="above", threshold=0.0),),
+)  # fmt: skip
+FRAME = pd.DataFrame({"x": [1, 2], "y": [0.123456789, 2]})
+
+
+@pytest.fixture
+def run(house):
+    def make(seed=0):
+        folder = house / "figures/smoke/trap"
+        return Run(paper="trap", record=RECORD, profile="smoke", parameters={"seed": seed}, folder=folder)
+
+    return make
+
+
+def test_a_figure_has_its_csv_twin(run):
+    figure, axes = plt.subplots()
+    axes.plot(FRAME["x"], FRAME["y"])
+    one = run()
+    one.figure(figure, "line", data=FRAME, caption="A line.")
+    assert sorted(p.name for p in one.folder.iterdir()) == ["line.csv", "line.png"]
+    assert (one.folder / "line.csv").read_text() == "x,y\n1,0.123457\n2,2\n"
+
+
+@pytest.mark.parametrize(("name", "data"), [("Line 1", FRAME), ("line", None), ("line", FRAME.head(0))])
+def test_figures_without_name_or_data_are_refused(run, name, data):
+    with pytest.raises(TenfoldError, match="cannot name a result|without data"):
+        run().figure(plt.figure(), name, data=data, caption="")
+
+
+def test_a_name_is_used_once(run):
+    one = run()
+    one.table(FRAME, "t")
+    with pytest.raises(TenfoldError, match="already has a result named 't'"):
+        one.table(FRAME, "t")
+
+
+def test_finish_writes_results_and_refuses_a_missing_claim(run):
+    one = run()
+    with pytest.raises(TenfoldError, match="claims without an estimate: c"):
+        one.finish()
+    assert not one.folder.exists()
+    one.metric("m", 2.0)
+    assert one.claim("c", estimate=1.0, ci=(0.5, 1.5), n="3 seeds") == "reproduced"
+    one.finish()
+    written = json.loads((one.folder / "results.json").read_text())
+    assert written["metrics"] == {"m": 2.0}
+    assert written["claims"][0]["verdict"] == "reproduced"
+    assert written["versions"]["torch"] == torch.__version__
+    assert written["minutes"] <= written["minutes_cold"]
+
+
+def test_what_follows_a_stage_does_not_depend_on_whether_it_ran(run):
+    cold, warm = run(), run()
+    first = cold.stage("s", lambda: {"w": torch.rand(3)})
+    after_cold = torch.rand(2)
+    second = warm.stage("s", lambda: {"w": torch.rand(3)})
+    assert torch.equal(first["w"], second["w"])
+    assert torch.equal(after_cold, torch.rand(2))
+
+
+def test_another_seed_version_or_dependence_is_another_stage(run):
+    draws = [
+        run().stage("s", lambda: [float(torch.rand(()))]),
+        run(seed=1).stage("s", lambda: [float(torch.rand(()))]),
+        run().stage("s", lambda: [1.0], version=2),
+        run().stage("s", lambda: [2.0], rate=0.1),
+    ]
+    assert len({draw[0] for draw in draws}) == 4
+
+
+def test_start_checks_the_namespace_against_the_cell(house, write_notebook, monkeypatch, capsys):
+    notebook = write_notebook("value = 1  # n\nseed = 0  # s", "print(1)", name="02_lorc.ipynb")
+    monkeypatch.setenv("TENFOLD_NOTEBOOK", str(notebook))
+    started = lab.start("lorc", {"value": 3, "seed": 5, "unrelated": object()})
+    assert started.parameters == {"value": 3, "seed": 5}
+    assert started.folder == house / "figures/interactive/lorc"
+    assert "seed 5" in capsys.readouterr().out
+    with pytest.raises(TenfoldError, match="value = 'x' does not fit"):
+        lab.start("lorc", {"value": "x"})
+
+
+def test_an_unknown_paper_is_refused(house):
+    with pytest.raises(TenfoldError, match=r"lib/lorcc/paper.toml is missing"):
+        lab.start("lorcc", {})

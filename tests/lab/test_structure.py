@@ -1,0 +1,53 @@
+"""The anatomy check itself: a good notebook passes, and each way to break it is named."""
+
+import nbformat
+import pytest
+
+from lib.lab import structure
+
+
+def anatomy():
+    v4 = nbformat.v4
+    code = [v4.new_code_cell("seed = 0  # seed"), v4.new_code_cell("x = 1"), v4.new_code_cell("y = 2")]
+    for cell, tag in zip(code, ["parameters", "setup", "claims"], strict=True):
+        cell.metadata["tags"] = [tag]
+    title = v4.new_markdown_cell("# T\n[paper](https://arxiv.org/abs/1)")
+    notebook = v4.new_notebook(cells=[title, *code, v4.new_markdown_cell("## Deviations")])
+    notebook.metadata["kernelspec"] = {"name": "python3", "display_name": "Python 3", "language": "python"}
+    return notebook
+
+
+def problems(tmp_path, notebook):
+    path = tmp_path / "95_x.ipynb"
+    nbformat.write(notebook, path)
+    return structure.problems(path)
+
+
+def test_a_good_notebook_has_no_problems(tmp_path):
+    assert problems(tmp_path, anatomy()) == []
+
+
+@pytest.mark.parametrize(
+    ("break_it", "message"),
+    [
+        (lambda n: n.cells[1].metadata.pop("tags"), "tagged 'parameters'"),
+        (lambda n: n.cells.insert(1, n.cells.pop(2)), "the order is"),
+        (lambda n: n.cells.pop(0), "the first cell"),
+        (lambda n: n.cells.pop(), "the last cell"),
+        (lambda n: n.metadata.pop("kernelspec"), "kernelspec"),
+        (lambda n: n.cells[2].update(execution_count=3), "holds outputs"),
+        (lambda n: n.metadata.update(papermill={}), "papermill's metadata"),
+        (lambda n: n.cells[2].update(source="import sys\nsys.path.append('x')"), "sys.path"),
+        (lambda n: n.cells[2].update(source="open('/home/me/x')"), "absolute path"),
+        (lambda n: n.cells[2].update(source="if profile == 'smoke':\n    x = 1"), "branches on the profile"),
+        (lambda n: n.cells[2].update(source="!ls"), "shell"),
+        (lambda n: n.cells[2].update(source="x = 1\n" * 60), "more than 40 lines"),
+        (lambda n: n.cells[1].update(source="seed = 0"), "has no help"),
+        (lambda n: n.cells[1].update(source="rate = 0.1  # r"), "no `seed` parameter"),
+        (lambda n: n.cells[1].update(source="seed = int('3')  # s"), "is computed"),
+    ],
+)
+def test_each_broken_rule_is_named(tmp_path, break_it, message):
+    notebook = anatomy()
+    break_it(notebook)
+    assert message in " ".join(problems(tmp_path, notebook))

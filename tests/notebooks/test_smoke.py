@@ -1,0 +1,21 @@
+"""Every paper's notebook, whole, in the smoke profile: numbers as recorded, and the same twice."""
+
+import pytest
+
+from lib.lab import golden, papers, paths
+
+PAPERS = list(paths.paper_notebooks())
+
+
+@pytest.mark.notebook
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("paper", PAPERS)
+def test_smoke_run_gives_the_recorded_numbers_cold_and_warm(paper, tmp_path, monkeypatch):
+    # The cache of stages is the test's own, so that the first run is cold; assets and converted models are shared.
+    monkeypatch.setenv("TENFOLD_CACHE", str(tmp_path / "cache"))
+    cold = golden.run_smoke(paper, 0, tmp_path / "cold")
+    assert golden.differences(paper, cold) == []
+    assert {claim["id"] for claim in cold["claims"]} == {claim.id for claim in papers.load(paper).claims}
+    warm = golden.run_smoke(paper, 0, tmp_path / "warm")
+    assert golden.numbers(warm) == golden.numbers(cold)
+    assert [c["verdict"] for c in warm["claims"]] == [c["verdict"] for c in cold["claims"]]
