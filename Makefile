@@ -36,7 +36,7 @@ $(STAMP): pyproject.toml requirements.lock
 	@touch $@
 
 lab: $(STAMP) ## open JupyterLab on the notebooks
-	$(PY) -m jupyterlab --notebook-dir=notebooks --port=$(PORT) $(LAB_OPTIONS)
+	$(PY) -m jupyterlab --notebook-dir=notebooks --port=$(PORT) $(if $(filter 0,$(shell id -u)),--allow-root) $(LAB_OPTIONS)
 
 assets: $(STAMP) ## bring the models and data (250 MB)
 	@$(RUN) assets

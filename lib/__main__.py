@@ -84,11 +84,11 @@ def _overrides(settings: list[str]) -> dict:
 
 
 def _print_plan(jobs) -> None:
-    from rich.console import Console
     from rich.markup import escape
     from rich.table import Table
 
     from lib import zoo
+    from lib.lab import report
 
     title = f"plan, profile {jobs[0].profile} (nothing is run)" if jobs else "no papers"
     table = Table(title=title, title_justify="left")
@@ -100,7 +100,7 @@ def _print_plan(jobs) -> None:
         state = " (unchanged)" if job.up_to_date() else ""
         minutes, memory = job.cost.get("minutes", "?"), job.cost.get("memory_gib", "?")
         table.add_row(job.paper + state, job.notebook.name, f"{minutes}", f"{memory} GiB", needs)
-    console = Console()
+    console = report.console()
     console.print(table)
     for job in jobs:
         values = ", ".join(f"{name}={value!r}" for name, value in job.parameters.items())

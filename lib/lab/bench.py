@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from lib import TenfoldError
-from lib.lab import papers, paths, provenance
+from lib.lab import papers, paths, provenance, report
 from lib.lab.figures import save_frame
 from lib.lab.run import write_json
 
@@ -71,7 +71,6 @@ def run(paper: str, profile: str) -> list[dict[str, Any]]:
 
 def print_rows(rows: list[dict[str, Any]]) -> None:
     """Print ratios beside their peers."""
-    from rich.console import Console
     from rich.table import Table
 
     table = Table(title="ours / peer, in one run", title_justify="left")
@@ -82,4 +81,4 @@ def print_rows(rows: list[dict[str, Any]]) -> None:
         ratio = f"{row['ratio']:.3f} [{row['low']:.3f}, {row['high']:.3f}]"
         peer = f"{row['peer']:.4g} {row['unit']} ({row['peer_name']})"
         table.add_row(row["case"], f"{row['ours']:.4g} {row['unit']}", peer, ratio, goal)
-    Console().print(table)
+    report.console().print(table)

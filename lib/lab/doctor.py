@@ -8,7 +8,7 @@ from importlib import metadata
 from pathlib import Path
 
 from lib import data_dir, root
-from lib.lab import paths, provenance
+from lib.lab import paths, provenance, report
 
 
 def lock() -> dict[str, str]:
@@ -60,7 +60,6 @@ def examine(missing_assets: list[str]) -> list[tuple[str, str, str]]:
 
 def print_examination(rows: list[tuple[str, str, str]]) -> None:
     """Print the rows as a table."""
-    from rich.console import Console
     from rich.table import Table
 
     table = Table(show_header=True)
@@ -68,4 +67,4 @@ def print_examination(rows: list[tuple[str, str, str]]) -> None:
         table.add_column(column, overflow="fold")
     for what, state, remedy in rows:
         table.add_row(what, state, f"[bold]{remedy}[/]" if remedy else "[green]✔[/]")
-    Console().print(table)
+    report.console().print(table)

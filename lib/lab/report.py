@@ -50,27 +50,34 @@ def markdown(profile: str) -> str:
     return "\n".join(lines)
 
 
+def console():
+    """Terminal to print tables on; wide enough for them where it is a pipe or a log."""
+    from rich.console import Console
+
+    found = Console()
+    return found if found.is_terminal else Console(width=140)
+
+
 def print_verdicts(profile: str, only: list[str] | None = None) -> None:
     """Print the verdict table of a profile."""
-    from rich.console import Console
+    from rich.markup import escape
     from rich.table import Table
 
     table = Table(title=f"verdicts, profile {profile}", title_justify="left")
     for column in ("paper", "claim", "estimate [95 % interval]", "holds if", "n", "verdict"):
-        table.add_column(column, overflow="fold")
+        table.add_column(escape(column), overflow="fold")
     for record in results(profile):
         if only and record["paper"] not in only:
             continue
         for claim in record["claims"]:
             mark = f"[{COLOURS[claim['verdict']]}]{MARKS[claim['verdict']]} {claim['verdict']}[/]"
-            table.add_row(record["paper"], claim["id"], interval(claim), claim["rule"], claim["n"], mark)
+            table.add_row(record["paper"], claim["id"], escape(interval(claim)), claim["rule"], claim["n"], mark)
         table.add_section()
-    Console().print(table if table.row_count else "No results yet: run `make reproduce`.")
+    console().print(table if table.row_count else "No results yet: run `make reproduce`.")
 
 
 def print_outcomes(outcomes) -> None:
     """Print papers × verdicts × minutes at the end of `make reproduce`."""
-    from rich.console import Console
     from rich.table import Table
 
     table = Table(title="papers", title_justify="left")
@@ -84,7 +91,7 @@ def print_outcomes(outcomes) -> None:
             verdicts = ", ".join(f"{count} {verdict}" for verdict, count in counted.items())
         where = outcome.reason or _relative(outcome.job.results)
         table.add_row(outcome.job.paper, outcome.state, f"{outcome.minutes:.1f}", verdicts, where)
-    Console().print(table)
+    console().print(table)
 
 
 def _relative(path: Path) -> str:

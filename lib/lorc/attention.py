@@ -1,0 +1,207 @@
+"""Attention over cached latents (arXiv:2410.03111): keys reconstructed and rotated on use, values never while decoding.
+
+Symbols: q [B, H, n, d]; C_k [B, T, r_k] and C_v [B, T, r_v] the latents; K = C_k U_k^T; the output of head h is
+(A_h C_v) U_v,h^T W_o,h, where A_h are the attention weights: the right factor of W_v is applied to one weighted latent
+a query, not to T values.
+"""
+
+from typing import Any, cast
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn import functional
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+from transformers.models.llama.modeling_llama import eager_attention_forward
+
+from lib.lorc.architecture import geometry
+from lib.lorc.cache import LatentLayer, LowRankCache
+from lib.lorc.latents import LowRankProjection
+from lib.lorc.rotary import RotaryTable, rotate, rotate_columns_
+from lib.lorc.sinks import Sinks
+from lib.lorc.spec import LowRankSpec
+
+# Up to this many new tokens it is cheaper to weigh latents than to reconstruct the values that they stand for.
+SHORT = 16
+
+
+class LowRankAttention(nn.Module):
+    """The attention of one layer of a compressed model, in place of the Llama family's.
+
+    A projection at full rank is kept as it is: its keys are cached rotated, its values as they are.
+    """
+
+    def __init__(self, config: Any, layer_idx: int, spec: LowRankSpec) -> None:
+        super().__init__()
+        sizes = geometry(config)
+        self.config, self.layer_idx, self.spec = config, layer_idx, spec
+        self.head_dim, self.kv_heads, self.query_heads = sizes.head_dim, sizes.kv_heads, sizes.query_heads
+        self.num_key_value_groups = sizes.query_heads // sizes.kv_heads
+        self.scaling, self.is_causal = sizes.head_dim**-0.5, True
+        self.attention_dropout = config.attention_dropout
+        self.rotary = cast(RotaryTable, None)  # shared by the layers; set by the model
+        rank_k, rank_v = spec.plan.ranks_k[layer_idx], spec.plan.ranks_v[layer_idx]
+        hidden, width, groups, sinks = sizes.hidden, sizes.width, spec.groups(sizes), spec.sink_tokens > 0
+        self.q_proj = nn.Linear(hidden, sizes.query_heads * sizes.head_dim, bias="q" in spec.biases)
+        self.keys = self.values = self.k_proj = self.v_proj = self.q_norm = self.k_norm = None
+        if rank_k < width:
+            self.keys = LowRankProjection(
+                hidden,
+                width,
+                rank_k,
+                groups=groups,
+                bias="k" in spec.biases,
+                rest=sinks,
+                absorbed=False,
+            )
+        else:
+            self.k_proj = nn.Linear(hidden, width, bias="k" in spec.biases)
+        # Deviation: U_v is folded into W_o only per head. For a joint basis that would make W_o [D, H r_v] instead of
+        # [D, H d], larger as r_v > d; applying U_v to the weighted latent is the same product, in cheaper order.
+        self.absorbed = rank_v < width and spec.granularity == "head"
+        if rank_v < width:
+            self.values = LowRankProjection(
+                hidden, width, rank_v, groups=groups, bias="v" in spec.biases, rest=sinks, absorbed=self.absorbed
+            )
+        else:
+            self.v_proj = nn.Linear(hidden, width, bias="v" in spec.biases)
+        out_dim = sizes.head_dim if sinks or not self.absorbed else rank_v // groups
+        # The weights of a query sum to one, so a bias of V that W_o absorbs becomes a bias of W_o.
+        self.o_proj = nn.Linear(
+            sizes.query_heads * out_dim, hidden, bias="o" in spec.biases or (self.absorbed and "v" in spec.biases)
+        )
+
+    def forward(
+        self,
+        hidden_states: Float[Tensor, "batch tokens hidden"],
+        position_embeddings: Any = None,
+        attention_mask: Tensor | None = None,
+        cache: LowRankCache | None = None,
+        **kwargs: Any,
+    ) -> tuple[Float[Tensor, "batch tokens hidden"], Tensor | None]:
+        """Attend from the new tokens to all tokens, and cache the latents of the new ones."""
+        layer = LatentLayer(int8=self.spec.int8) if cache is None else cache.layer(self.layer_idx)
+        past, new = layer.get_seq_length(), hidden_states.shape[1]
+        cos, sin = self.rotary.at(past + new, hidden_states)
+        query = rotate(self._queries(hidden_states), cos[:, past:], sin[:, past:])
+        layer.append(self._key_latents(hidden_states, cos[:, past:], sin[:, past:]), self._value_latents(hidden_states))
+        sinks = Sinks.update(self, layer, hidden_states, kwargs.get("row_starts"), past=past)
+        if past and new <= SHORT and not torch.is_grad_enabled():
+            output, weights = self._attend_latents(query, layer, attention_mask, sinks)
+        else:
+            output, weights = self._attend_reconstructed(query, layer, attention_mask, sinks)
+        return self.o_proj(output.flatten(2)), weights
+
+    def _queries(self, hidden: Tensor) -> Tensor:
+        query = self.q_proj(hidden).unflatten(-1, (self.query_heads, self.head_dim))
+        return (query if self.q_norm is None else self.q_norm(query)).transpose(1, 2)
+
+    def _key_latents(self, hidden: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        if self.keys is not None:
+            return self.keys.latents(hidden)
+        keys = cast(nn.Linear, self.k_proj)(hidden).unflatten(-1, (self.kv_heads, self.head_dim))
+        keys = keys if self.k_norm is None else self.k_norm(keys)
+        return rotate(keys.transpose(1, 2), cos, sin).transpose(1, 2).flatten(2)
+
+    def _value_latents(self, hidden: Tensor) -> Tensor:
+        return cast(nn.Linear, self.v_proj)(hidden) if self.values is None else self.values.latents(hidden)
+
+    def _attend_latents(
+        self, query: Tensor, layer: LatentLayer, mask: Tensor | None, sinks: Sinks | None
+    ) -> tuple[Tensor, Tensor]:
+        """Attend page by page: one block of keys at a time, and no values at all."""
+        batch, _, new, _ = query.shape
+        # [B, KV heads, group x n, d]: the queries that share a KV head are one matrix.
+        grouped = (query * self.scaling).reshape(batch, self.kv_heads, -1, self.head_dim)
+        scores = self._scores(grouped, layer)
+        if sinks is not None:
+            sinks.correct_scores(self, scores, grouped, layer)
+        scores = _mask(scores.view(batch, self.query_heads, new, -1), mask)
+        weights = functional.softmax(scores, dim=-1, dtype=torch.float32).to(query.dtype)
+        return self._weigh_values(weights, layer, sinks).transpose(1, 2), weights
+
+    def _scores(self, grouped: Tensor, layer: LatentLayer) -> Tensor:
+        cos, sin = self.rotary.at(len(layer.k), grouped)
+        parts = []
+        for page in layer.k:
+            if self.keys is None:
+                heads = page.latents().unflatten(-1, (self.kv_heads, self.head_dim)).permute(0, 2, 3, 1)
+            else:
+                span = slice(page.start, page.start + page.tokens)
+                columns = self.keys.expand_columns(page.latents()).unflatten(1, (self.kv_heads, self.head_dim))
+                heads = rotate_columns_(columns, cos[:, span], sin[:, span])
+            parts.append(torch.matmul(grouped, heads))
+        return parts[0] if len(parts) == 1 else torch.cat(parts, dim=-1)
+
+    def _weigh_values(self, weights: Tensor, layer: LatentLayer, sinks: Sinks | None) -> Tensor:
+        """Return sum_t A_t C_v,t taken through U_v: [B, H, n, d], or [B, H, n, r] where W_o holds U_v."""
+        heads = 1 if self.values is not None and not self.absorbed else self.kv_heads
+        batch, _, new, _ = weights.shape
+        rows = weights.reshape(batch, heads, -1, weights.shape[-1])
+        total = None
+        for page in layer.v:
+            latents = page.latents().unflatten(-1, (heads, -1)).transpose(1, 2)
+            part = torch.matmul(rows[..., page.start : page.start + page.tokens], latents)
+            total = part if total is None else total + part
+        assert total is not None
+        weighted = total.view(batch, self.kv_heads, -1, total.shape[-1])
+        if self.values is not None and not self.absorbed:
+            up = cast(Tensor, self.values.up).view(self.kv_heads, self.head_dim, -1)
+            weighted = torch.matmul(weighted, up.transpose(1, 2))
+            if self.values.bias is not None:
+                # The weights of a query sum to one, so a bias of V passes through attention unchanged.
+                weighted = weighted + self.values.bias.view(self.kv_heads, 1, self.head_dim)
+        if sinks is not None:
+            weighted = sinks.add_values(self, weighted, rows, layer)
+        return weighted.reshape(batch, self.query_heads, new, -1)
+
+    def _attend_reconstructed(
+        self, query: Tensor, layer: LatentLayer, mask: Tensor | None, sinks: Sinks | None
+    ) -> tuple[Tensor, Tensor | None]:
+        """Attend with the model's own kernel over this layer's keys and values, freed again after the layer.
+
+        For many new tokens that is cheaper: n H (r_v - d) T multiply-adds saved for r_v m T spent.
+        """
+        keys, values = self._all_keys(layer, sinks), self._all_values(layer, sinks)
+        width = values.shape[-1]
+        values = functional.pad(values, (0, self.head_dim - width))  # fused kernels want one head size
+        attend = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention_forward)
+        dropout = self.attention_dropout if self.training else 0.0
+        output, weights = attend(self, query, keys, values, mask, dropout=dropout, scaling=self.scaling)
+        return output[..., :width], weights
+
+    def _all_keys(self, layer: LatentLayer, sinks: Sinks | None) -> Tensor:
+        keys = layer.k.read()
+        if self.keys is None:
+            return keys.unflatten(-1, (self.kv_heads, self.head_dim)).transpose(1, 2)
+        keys = self.keys.expand(keys)
+        if sinks is not None and layer.rest_k is not None:
+            keys = sinks.add_rows(keys, self.keys.expand_rest(layer.rest_k))
+        cos, sin = self.rotary.at(len(layer.k), keys)
+        return rotate(keys.unflatten(-1, (self.kv_heads, self.head_dim)).transpose(1, 2), cos, sin)
+
+    def _all_values(self, layer: LatentLayer, sinks: Sinks | None) -> Tensor:
+        values = layer.v.read()
+        if self.values is not None and not self.absorbed:
+            values = self.values.expand(values)
+        if sinks is None or layer.rest_v is None or self.values is None:
+            return values.unflatten(-1, (self.kv_heads, -1)).transpose(1, 2)
+        if not self.absorbed:
+            values = sinks.add_rows(values, self.values.expand_rest(layer.rest_v))
+            return values.unflatten(-1, (self.kv_heads, -1)).transpose(1, 2)
+        rest = sinks.add_rows(values.new_zeros(*values.shape[:2], layer.rest_v.shape[-1]), layer.rest_v)
+        pair = [part.unflatten(-1, (self.kv_heads, -1)) for part in (values, rest)]
+        return torch.cat(pair, dim=-1).transpose(1, 2)
+
+
+def _mask(
+    scores: Float[Tensor, "batch heads new total"], mask: Tensor | None
+) -> Float[Tensor, "batch heads new total"]:
+    lowest = torch.finfo(scores.dtype).min
+    if mask is None:
+        new, total = scores.shape[-2:]
+        if new == 1:
+            return scores
+        seen = torch.ones(new, total, dtype=torch.bool, device=scores.device).tril(total - new)
+        return scores.masked_fill(~seen, lowest)
+    return scores.masked_fill(~mask, lowest) if mask.dtype == torch.bool else scores + mask

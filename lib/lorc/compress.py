@@ -1,0 +1,153 @@
+"""One call that compresses a model's KV cache (arXiv:2410.03111), and the plan that it would follow."""
+
+from collections.abc import Iterable, Sequence
+from typing import Any, cast
+
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from transformers import PreTrainedConfig
+
+from lib.lorc import budget as budgets
+from lib.lorc.architecture import MATRICES, Matrix, check_matrices, geometry, require_uncompressed
+from lib.lorc.budget import Plan
+from lib.lorc.calibrate import Calibration, calibrate
+from lib.lorc.convert import biases_of, converted_attentions
+from lib.lorc.decompose import Granularity, check_granularity
+from lib.lorc.decomposition import Decomposition, check_groups, check_plan, decompose_model
+from lib.lorc.modeling import become_compressed
+from lib.lorc.rotary import require_fixed_rope
+from lib.lorc.spec import LowRankSpec
+from lib.lorc.spectra import Spectra, singular_values
+
+BUDGETS = ("uniform", "progressive", "energy", "sensitivity")
+KERNELS = ("sdpa", "eager")
+
+
+def plan(
+    model_or_config: nn.Module | PreTrainedConfig,
+    keep: float = 0.6,
+    *,
+    budget: str = "progressive",
+    granularity: str = "joint",
+    matrices: Sequence[str] = MATRICES,
+    log_conditions: Float[Tensor, " layers"] | None = None,
+    decomposition: Decomposition | None = None,
+) -> Plan:
+    """Choose the ranks of every layer without touching the model (the rank budgets of arXiv:2410.03111).
+
+    `keep` is the fraction of the cache to keep, over the `matrices` named. A uniform plan needs sizes only, so a config
+    or a model on the `meta` device will do; a progressive one needs weights, or `log_conditions` (log kappa_k + log
+    kappa_v per layer); a sensitivity plan needs a `decomposition` made with gradients.
+    Raises ValueError for a bad `keep`, an unsupported family, or a budget whose numbers are not at hand.
+    """
+    sizes, chosen = geometry(model_or_config), check_matrices(matrices)
+    step = sizes.kv_heads if check_granularity(granularity) == "head" else 1
+    if budget not in BUDGETS:
+        raise ValueError(f"budget must be one of {', '.join(BUDGETS)}, got {budget!r}")
+    if budget == "uniform":
+        return budgets.uniform(sizes.layers, sizes.width, keep=keep, matrices=chosen, step=step)
+    if budget == "progressive":
+        if log_conditions is None:
+            log_conditions = _spectra(model_or_config, budget).log_condition_numbers()
+        if len(log_conditions) != sizes.layers:
+            raise ValueError(f"log_conditions has {len(log_conditions)} values for {sizes.layers} layers")
+        return budgets.progressive(log_conditions, sizes.width, keep=keep, matrices=chosen, step=step)
+    if budget == "energy":
+        spectra = decomposition.spectra if decomposition else _spectra(model_or_config, budget)
+        return budgets.energy(spectra, keep=keep, matrices=chosen, step=step)
+    if decomposition is None or not decomposition.weighted:
+        raise ValueError("the sensitivity budget needs gradients: whiten with batches, or calibrate(sensitivity=True)")
+    gains: dict[Matrix, Tensor] = {matrix: decomposition.spectra.of(matrix).square() for matrix in chosen}
+    return budgets.by_gain(gains, keep=keep, step=step)
+
+
+def compress(
+    model: nn.Module,
+    keep: float = 0.6,
+    *,
+    budget: str = "progressive",
+    granularity: Granularity = "joint",
+    matrices: Sequence[str] = MATRICES,
+    ranks: Plan | tuple[Sequence[int], Sequence[int]] | None = None,
+    whiten: Calibration | Iterable[Int[Tensor, "batch tokens"]] | None = None,
+    scale_by_norm: bool = False,
+    sink_tokens: int = 0,
+    int8: bool = False,
+) -> nn.Module:
+    """Compress the KV cache of a Llama-family model in place and return it (arXiv:2410.03111).
+
+    Attention then caches latents of r_k + r_v numbers a token and layer in a `LowRankCache`, which `generate` makes by
+    itself. No calibration and no training by default. `ranks` (a plan, or the k and the v ranks) overrides `keep` and
+    `budget`.
+
+    Extensions beyond the paper, all off by default: `whiten` (token id batches, or a `Calibration`) weighs errors by
+    real inputs, and by the loss where gradients were measured; `budget="sensitivity"` spends one budget over all
+    matrices by them; `scale_by_norm` weighs inputs by the RMSNorm gain instead; `sink_tokens` first positions keep full
+    rank; `int8` rounds latents to bytes.
+
+    Raises ValueError for a bad `keep` or ranks, an unsupported or already compressed model, QK-norm with K named, or
+    `meta` weights; the model is untouched then.
+    """
+    require_uncompressed(model)
+    require_supported(model, check_matrices(matrices))
+    if sink_tokens < 0:
+        raise ValueError(f"sink_tokens is a number of positions and cannot be negative, got {sink_tokens}")
+    given = plan_of_ranks(model, ranks, granularity) if ranks is not None else None
+    calibration = _calibration(model, whiten, skip=sink_tokens, sensitivity=budget == "sensitivity")
+    bases = decompose_model(model, granularity=granularity, calibration=calibration, scale_by_norm=scale_by_norm)
+    options: dict[str, Any] = {"budget": budget, "granularity": granularity, "matrices": matrices}
+    followed = given or plan(model, keep, decomposition=bases, **options)
+    spec = LowRankSpec(
+        plan=followed,
+        granularity=granularity,
+        biases=biases_of(model),
+        sink_tokens=sink_tokens,
+        int8=int8,
+        made_with={
+            "keep": None if given else keep,
+            "budget": None if given else budget,
+            "calibration_tokens": calibration.tokens if calibration else 0,
+            "sensitivity": bases.weighted,
+            "scale_by_norm": scale_by_norm,
+        },
+    )
+    return become_compressed(model, spec, converted_attentions(model, spec, bases))
+
+
+def plan_of_ranks(model: nn.Module, ranks: Plan | tuple[Sequence[int], Sequence[int]], granularity: str) -> Plan:
+    """Return a plan of the ranks given; raises ValueError where they do not fit the model."""
+    sizes = geometry(model)
+    step = sizes.kv_heads if check_granularity(granularity) == "head" else 1
+    if isinstance(ranks, Plan):
+        given = ranks
+    else:
+        ranks_k, ranks_v = ranks
+        given = Plan(tuple(ranks_k), tuple(ranks_v), width=sizes.width, step=step)
+    check_plan(model, given)
+    check_groups(given, step)
+    if any(rank < given.width for rank in given.ranks_k):
+        require_supported(model, MATRICES)
+    return given
+
+
+def require_supported(model: nn.Module, matrices: Sequence[Matrix]) -> None:
+    """Raise ValueError where attention cannot be replaced: QK-norm or length-dependent RoPE on K, other kernels."""
+    config = cast(Any, model).config
+    if "k" in matrices and geometry(config).key_norm:
+        raise ValueError(f"{config.model_type} normalises its keys, so only V can be compressed: use matrices=('v',)")
+    # Keys that keep their rank are still rotated by their index in the cache.
+    require_fixed_rope(config)
+    if config._attn_implementation not in KERNELS:
+        raise ValueError(f"load the model with attn_implementation='sdpa', not {config._attn_implementation!r}")
+
+
+def _calibration(model: nn.Module, given: Any, *, skip: int, sensitivity: bool) -> Calibration | None:
+    if given is None or isinstance(given, Calibration):
+        return given
+    return calibrate(model, given, skip=skip, sensitivity=sensitivity)
+
+
+def _spectra(model_or_config: nn.Module | PreTrainedConfig, budget: str) -> Spectra:
+    if isinstance(model_or_config, PreTrainedConfig):
+        raise ValueError(f"a {budget} plan needs the weights: pass the model, log_conditions, or budget='uniform'")
+    return singular_values(model_or_config)
