@@ -1,7 +1,7 @@
 """Downstream measure for a compressed model: does it still rank the right answer of a real task above wrong ones?
 
-An item is one row of an instruction task with its own answer and the answers of other rows of the same task, so that form
-and style give nothing away. Chance is 1 / candidates.
+An item is one row of an instruction task with its own answer and the answers of other rows of the same task, so that
+form and style give nothing away. Chance is 1 / candidates.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -38,8 +38,8 @@ def ranking_items(
 ) -> list[RankingItem]:
     """Make up to `limit` items, one a task in turn, from rows `{task, instruction, input, ideals}`.
 
-    Answers are single lines of at most `longest_answer` characters, prompts with their answer at most `max_tokens` tokens.
-    Raises ValueError where no task has as many different answers as there are candidates.
+    Answers are single lines of at most `longest_answer` characters, prompts with their answer at most `max_tokens`
+    tokens. Raises ValueError where no task has as many different answers as there are candidates.
     """
     tasks: dict[str, list[Mapping[str, Any]]] = {}
     for row in rows:
@@ -49,7 +49,7 @@ def ranking_items(
     rng = np.random.default_rng(seed)
     found: list[RankingItem] = []
     for turn in range(max(map(len, tasks.values()), default=0)):
-        for task, members in tasks.items():
+        for members in tasks.values():
             if turn < len(members) and len(found) < limit:
                 item = _item(members[turn], members, tokenizer, candidates, max_tokens, rng)
                 found += [item] if item else []
