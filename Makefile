@@ -42,7 +42,6 @@ assets: $(STAMP) ## bring the models and data (250 MB)
 	@$(RUN) assets
 
 reproduce: $(STAMP) ## run all notebooks (or PAPERS="…") and judge their claims
-	@$(if $(filter-out 0,$(DRY_RUN)),true,$(RUN) reproduce $(OPTIONS) --dry-run >/dev/null && $(RUN) assets)
 	@$(RUN) reproduce $(OPTIONS)
 
 $(addprefix reproduce-,$(PAPER_NAMES)): reproduce-%:

@@ -58,6 +58,7 @@ def reproduce(options) -> int:
     if options.dry_run:
         _print_plan(jobs)
         return 0
+    _fetch_what_they_need(jobs)
     outcomes = run(jobs, force=options.force)
     done = [outcome.job.paper for outcome in outcomes if outcome.state != "failed"]
     if all(outcome.state == "unchanged" for outcome in outcomes):
@@ -68,6 +69,12 @@ def reproduce(options) -> int:
     if options.profile == "cpu" and any(outcome.state == "ran" for outcome in outcomes):
         report.update_readme()
     return int(any(outcome.state == "failed" for outcome in outcomes))
+
+
+def _fetch_what_they_need(jobs) -> None:
+    from lib import zoo
+
+    zoo.fetch_all({name for job in jobs if not job.up_to_date() for name in job.models_and_data()})
 
 
 def _overrides(settings: list[str]) -> dict:
@@ -95,8 +102,7 @@ def _print_plan(jobs) -> None:
     for column in ("paper", "notebook", "minutes", "memory", "models and data"):
         table.add_column(column, overflow="fold")
     for job in jobs:
-        names = {v for k, v in job.parameters.items() if k.endswith(("model", "dataset")) and isinstance(v, str)}
-        needs = "\n".join(zoo.describe(name) for name in sorted(names))
+        needs = "\n".join(zoo.describe(name) for name in job.models_and_data())
         state = " (unchanged)" if job.up_to_date() else ""
         minutes, memory = job.cost.get("minutes", "?"), job.cost.get("memory_gib", "?")
         table.add_row(job.paper + state, job.notebook.name, f"{minutes}", f"{memory} GiB", needs)
@@ -112,7 +118,7 @@ def assets(_options) -> int:
     """Fetch, check and unpack every asset."""
     from lib import zoo
 
-    zoo.fetch_all()
+    print("fetched" if zoo.fetch_all() else "all assets are here")
     return 0
 
 

@@ -28,6 +28,11 @@ class Job:
         """Folder of the finished run."""
         return paths.results_dir(self.profile, self.paper)
 
+    def models_and_data(self) -> list[str]:
+        """Names of the models and data sets among the parameters: those whose name ends in `model` or `dataset`."""
+        found = {v for k, v in self.parameters.items() if k.endswith(("model", "dataset")) and isinstance(v, str)}
+        return sorted(found)
+
     def inputs(self) -> str:
         """Hash of everything the run is made from: notebook, our code it may import, parameters, pinned versions."""
         digest = hashlib.sha256(json.dumps([self.profile, self.parameters], sort_keys=True).encode())

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import uuid
 import zipfile
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -129,19 +130,18 @@ def require(name: str) -> Path:
     return found
 
 
-def fetch_all() -> None:
-    """Fetch every asset that is missing, with a progress bar over megabytes."""
+def fetch_all(names: Collection[str] | None = None) -> list[str]:
+    """Fetch the assets among `names` (all where None) that are missing, with a progress bar over megabytes; returns what was fetched."""
     from tqdm import tqdm
 
-    wanted = [ASSETS[name] for name in missing()]
-    if not wanted:
-        print(f"All {len(ASSETS)} assets are here.")
-        return
-    with tqdm(total=sum(a.megabytes for a in wanted), unit="MB", desc="assets") as bar:
-        for asset in wanted:
-            bar.set_postfix_str(asset.name)
-            fetch(asset)
-            bar.update(asset.megabytes)
+    wanted = [asset for name, asset in ASSETS.items() if (names is None or name in names) and not is_here(asset)]
+    if wanted:
+        with tqdm(total=sum(asset.megabytes for asset in wanted), unit="MB", desc="assets") as bar:
+            for asset in wanted:
+                bar.set_postfix_str(asset.name)
+                fetch(asset)
+                bar.update(asset.megabytes)
+    return [asset.name for asset in wanted]
 
 
 def fetch(asset: Asset) -> None:
