@@ -9,7 +9,9 @@ import pytest
 import yaml
 
 from lib import root
-from lib.lab import doctor, paths, report, structure
+from lib.lab import doctor, paths, profiles, report, structure
+from lib.zoo.assets import ASSETS
+from lib.zoo.shapes import SHAPES
 
 PYPROJECT = tomllib.loads((root() / "pyproject.toml").read_text())
 
@@ -97,6 +99,13 @@ def test_every_room_is_named_in_the_import_contracts():
     layers = PYPROJECT["tool"]["importlinter"]["contracts"][0]["layers"][0]
     for paper in paths.paper_notebooks():
         assert f"lib.{paper})" in layers, f"add (lib.{paper}) to the papers' layer in pyproject.toml"
+
+
+@pytest.mark.parametrize("paper", paths.paper_notebooks())
+def test_the_gpu_profile_can_be_planned_without_a_hub(paper):
+    for name, value in profiles.load("gpu").parameters(paper).items():
+        if name.endswith("model") and isinstance(value, str):
+            assert value in ASSETS or value in SHAPES, f"add the shape of {value!r} to lib/zoo/shapes.py"
 
 
 def seconds_to_import(module):
