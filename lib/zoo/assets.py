@@ -131,7 +131,7 @@ def require(name: str) -> Path:
 
 
 def fetch_all(names: Collection[str] | None = None) -> list[str]:
-    """Fetch the assets among `names` (all where None) that are missing, with a progress bar; returns what was fetched."""
+    """Fetch the assets among `names` (all where None) that are missing, with a progress bar; returns their names."""
     from tqdm import tqdm
 
     wanted = [asset for name, asset in ASSETS.items() if (names is None or name in names) and not is_here(asset)]
