@@ -8,7 +8,7 @@ from lib.zoo.assets import fetch_all, fingerprint, missing
 if TYPE_CHECKING:
     from lib.zoo.datasets import load_dataset
     from lib.zoo.models import describe, load_encoder, load_lm
-    from lib.zoo.shapes import meta_lm
+    from lib.zoo.shapes import SHAPES, meta_lm
 
 PLACES = {
     "load_lm": "models",
@@ -16,8 +16,19 @@ PLACES = {
     "describe": "models",
     "load_dataset": "datasets",
     "meta_lm": "shapes",
+    "SHAPES": "shapes",
 }
-__all__ = ["describe", "fetch_all", "fingerprint", "load_dataset", "load_encoder", "load_lm", "meta_lm", "missing"]
+__all__ = [
+    "SHAPES",
+    "describe",
+    "fetch_all",
+    "fingerprint",
+    "load_dataset",
+    "load_encoder",
+    "load_lm",
+    "meta_lm",
+    "missing",
+]
 
 
 def __getattr__(name: str) -> Any:
