@@ -17,9 +17,11 @@ from transformers.models.llama.modeling_llama import eager_attention_forward
 from lib.lorc.architecture import geometry
 from lib.lorc.cache import LatentLayer, LowRankCache
 from lib.lorc.latents import LowRankProjection
-from lib.lorc.rotary import RotaryTable, rotate, rotate_columns_
+from lib.lorc.pages import Page
+from lib.lorc.rotary import Angles, rotate, rotate_columns_
 from lib.lorc.sinks import Sinks
 from lib.lorc.spec import LowRankSpec
+from lib.lorc.workspace import Workspace
 
 # Up to this many new tokens it is cheaper to weigh latents than to reconstruct the values that they stand for.
 SHORT = 16
@@ -39,7 +41,7 @@ class LowRankAttention(nn.Module):
         self.num_key_value_groups = sizes.query_heads // sizes.kv_heads
         self.scaling, self.is_causal = sizes.head_dim**-0.5, True
         self.attention_dropout = config.attention_dropout
-        self.rotary = cast(RotaryTable, None)  # shared by the layers; set by the model
+        self.workspace = cast(Workspace, None)  # shared by the layers; set by the model
         rank_k, rank_v = spec.plan.ranks_k[layer_idx], spec.plan.ranks_v[layer_idx]
         hidden, width, groups, sinks = sizes.hidden, sizes.width, spec.groups(sizes), spec.sink_tokens > 0
         self.q_proj = nn.Linear(hidden, sizes.query_heads * sizes.head_dim, bias="q" in spec.biases)
@@ -82,14 +84,15 @@ class LowRankAttention(nn.Module):
         """Attend from the new tokens to all tokens, and cache the latents of the new ones."""
         layer = LatentLayer(int8=self.spec.int8) if cache is None else cache.layer(self.layer_idx)
         past, new = layer.get_seq_length(), hidden_states.shape[1]
-        cos, sin = self.rotary.at(past + new, hidden_states)
-        query = rotate(self._queries(hidden_states), cos[:, past:], sin[:, past:])
-        layer.append(self._key_latents(hidden_states, cos[:, past:], sin[:, past:]), self._value_latents(hidden_states))
+        angles = self.workspace.angles.at_least(past + new, hidden_states)
+        cos, sin = angles.rows(past, past + new)
+        query = rotate(self._queries(hidden_states), cos, sin)
+        layer.append(self._key_latents(hidden_states, cos, sin), self._value_latents(hidden_states))
         sinks = Sinks.update(self, layer, hidden_states, kwargs.get("row_starts"), past=past)
         if past and new <= SHORT and not torch.is_grad_enabled():
-            output, weights = self._attend_latents(query, layer, attention_mask, sinks)
+            output, weights = self._attend_latents(query, layer, attention_mask, sinks, angles)
         else:
-            output, weights = self._attend_reconstructed(query, layer, attention_mask, sinks)
+            output, weights = self._attend_reconstructed(query, layer, attention_mask, sinks, angles)
         return self.o_proj(output.flatten(2)), weights
 
     def _queries(self, hidden: Tensor) -> Tensor:
@@ -107,43 +110,44 @@ class LowRankAttention(nn.Module):
         return cast(nn.Linear, self.v_proj)(hidden) if self.values is None else self.values.latents(hidden)
 
     def _attend_latents(
-        self, query: Tensor, layer: LatentLayer, mask: Tensor | None, sinks: Sinks | None
+        self, query: Tensor, layer: LatentLayer, mask: Tensor | None, sinks: Sinks | None, angles: Angles
     ) -> tuple[Tensor, Tensor]:
         """Attend page by page: one block of keys at a time, and no values at all."""
         batch, _, new, _ = query.shape
         # [B, KV heads, group x n, d]: the queries that share a KV head are one matrix.
         grouped = (query * self.scaling).reshape(batch, self.kv_heads, -1, self.head_dim)
-        scores = self._scores(grouped, layer)
+        parts = [torch.matmul(grouped, self._page_keys(page, angles)) for page in layer.k]
+        scores = parts[0] if len(parts) == 1 else torch.cat(parts, dim=-1)
         if sinks is not None:
-            sinks.correct_scores(self, scores, grouped, layer)
+            sinks.correct_scores(self, scores, grouped, layer, angles)
         scores = _mask(scores.view(batch, self.query_heads, new, -1), mask)
         weights = functional.softmax(scores, dim=-1, dtype=torch.float32).to(query.dtype)
         return self._weigh_values(weights, layer, sinks).transpose(1, 2), weights
 
-    def _scores(self, grouped: Tensor, layer: LatentLayer) -> Tensor:
-        cos, sin = self.rotary.at(len(layer.k), grouped)
-        parts = []
-        for page in layer.k:
-            if self.keys is None:
-                heads = page.latents().unflatten(-1, (self.kv_heads, self.head_dim)).permute(0, 2, 3, 1)
-            else:
-                span = slice(page.start, page.start + page.tokens)
-                columns = self.keys.expand_columns(page.latents()).unflatten(1, (self.kv_heads, self.head_dim))
-                heads = rotate_columns_(columns, cos[:, span], sin[:, span])
-            parts.append(torch.matmul(grouped, heads))
-        return parts[0] if len(parts) == 1 else torch.cat(parts, dim=-1)
+    def _page_keys(self, page: Page, angles: Angles) -> Float[Tensor, "batch heads dim tokens"]:
+        """Return the rotated keys of one page, in memory that the next page takes over."""
+        latents = page.latents()
+        batch, tokens, _ = latents.shape
+        if self.keys is None:
+            return latents.view(batch, tokens, self.kv_heads, self.head_dim).permute(0, 2, 3, 1)
+        shape = (batch, self.kv_heads, self.head_dim, tokens)
+        keys = self.workspace.scratch("keys", shape, latents)
+        self.keys.expand_columns(latents, out=keys.view(batch, -1, tokens))
+        half = self.workspace.scratch("half", (batch, self.kv_heads, self.head_dim // 2, tokens), latents)
+        cos, sin = angles.columns(page.start, page.start + tokens)
+        return rotate_columns_(keys, cos, sin, scratch=half)
 
     def _weigh_values(self, weights: Tensor, layer: LatentLayer, sinks: Sinks | None) -> Tensor:
         """Return sum_t A_t C_v,t taken through U_v: [B, H, n, d], or [B, H, n, r] where W_o holds U_v."""
         heads = 1 if self.values is not None and not self.absorbed else self.kv_heads
         batch, _, new, _ = weights.shape
         rows = weights.reshape(batch, heads, -1, weights.shape[-1])
-        total = None
+        parts = []
         for page in layer.v:
-            latents = page.latents().unflatten(-1, (heads, -1)).transpose(1, 2)
-            part = torch.matmul(rows[..., page.start : page.start + page.tokens], latents)
-            total = part if total is None else total + part
-        assert total is not None
+            latents = page.latents().view(batch, page.tokens, heads, -1).transpose(1, 2)
+            parts.append(torch.matmul(rows[..., page.start : page.start + page.tokens], latents))
+        # Pages are added up in float32, as one long product would be.
+        total = parts[0] if len(parts) == 1 else torch.stack(parts).sum(0, dtype=torch.float32).to(weights.dtype)
         weighted = total.view(batch, self.kv_heads, -1, total.shape[-1])
         if self.values is not None and not self.absorbed:
             up = cast(Tensor, self.values.up).view(self.kv_heads, self.head_dim, -1)
@@ -156,13 +160,13 @@ class LowRankAttention(nn.Module):
         return weighted.reshape(batch, self.query_heads, new, -1)
 
     def _attend_reconstructed(
-        self, query: Tensor, layer: LatentLayer, mask: Tensor | None, sinks: Sinks | None
+        self, query: Tensor, layer: LatentLayer, mask: Tensor | None, sinks: Sinks | None, angles: Angles
     ) -> tuple[Tensor, Tensor | None]:
         """Attend with the model's own kernel over this layer's keys and values, freed again after the layer.
 
         For many new tokens that is cheaper: n H (r_v - d) T multiply-adds saved for r_v m T spent.
         """
-        keys, values = self._all_keys(layer, sinks), self._all_values(layer, sinks)
+        keys, values = self._all_keys(layer, sinks, angles), self._all_values(layer, sinks)
         width = values.shape[-1]
         values = functional.pad(values, (0, self.head_dim - width))  # fused kernels want one head size
         attend = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention_forward)
@@ -170,14 +174,14 @@ class LowRankAttention(nn.Module):
         output, weights = attend(self, query, keys, values, mask, dropout=dropout, scaling=self.scaling)
         return output[..., :width], weights
 
-    def _all_keys(self, layer: LatentLayer, sinks: Sinks | None) -> Tensor:
+    def _all_keys(self, layer: LatentLayer, sinks: Sinks | None, angles: Angles) -> Tensor:
         keys = layer.k.read()
         if self.keys is None:
             return keys.unflatten(-1, (self.kv_heads, self.head_dim)).transpose(1, 2)
         keys = self.keys.expand(keys)
         if sinks is not None and layer.rest_k is not None:
             keys = sinks.add_rows(keys, self.keys.expand_rest(layer.rest_k))
-        cos, sin = self.rotary.at(len(layer.k), keys)
+        cos, sin = angles.rows(0, len(layer.k))
         return rotate(keys.unflatten(-1, (self.kv_heads, self.head_dim)).transpose(1, 2), cos, sin)
 
     def _all_values(self, layer: LatentLayer, sinks: Sinks | None) -> Tensor:

@@ -63,16 +63,20 @@ class LowRankProjection(nn.Module):
         assert self.rest_up is not None
         return _expand(self.rest_up, rest)
 
-    def expand_columns(self, latents: Float[Tensor, "batch tokens rank"]) -> Float[Tensor, "batch width tokens"]:
-        """Return keys by channel, with the bias: the layout in which RoPE and scores read memory in order."""
+    def expand_columns(
+        self, latents: Float[Tensor, "batch tokens rank"], *, out: Float[Tensor, "batch width tokens"]
+    ) -> Float[Tensor, "batch width tokens"]:
+        """Write keys by channel, with the bias, into `out`: the layout in which RoPE and scores read memory in order."""
         assert self.up is not None
         batch, tokens, _ = latents.shape
-        if self.groups == 1:
-            columns = torch.matmul(self.up[0], latents.transpose(1, 2))
+        size = self.width // self.groups
+        parts = latents.view(batch, tokens, self.groups, -1).permute(0, 2, 3, 1)
+        if batch * self.groups == 1:
+            torch.mm(self.up[0], parts[0, 0], out=out[0])
         else:
-            parts = latents.view(batch, tokens, self.groups, -1).permute(0, 2, 3, 1)
-            columns = torch.matmul(self.up, parts).view(batch, self.width, tokens)
-        return columns if self.bias is None else columns + self.bias[:, None]
+            up = self.up.expand(batch, -1, -1, -1).flatten(0, 1)
+            torch.bmm(up, parts.flatten(0, 1), out=out.view(batch * self.groups, size, tokens))
+        return out if self.bias is None else out.add_(self.bias[:, None])
 
 
 def _expand(up: Tensor, latents: Tensor) -> Tensor:

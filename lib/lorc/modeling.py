@@ -17,8 +17,8 @@ from transformers.models.qwen3 import modeling_qwen3
 from lib.lorc.architecture import COMPRESSED_PREFIX
 from lib.lorc.attention import LowRankAttention
 from lib.lorc.cache import LowRankCache
-from lib.lorc.rotary import RotaryTable
 from lib.lorc.spec import LowRankSpec, spec_of
+from lib.lorc.workspace import Workspace
 
 
 class LowRankDecoder:
@@ -83,9 +83,9 @@ class LowRankCausalLM:
 def install(model: nn.Module, attentions: list[LowRankAttention]) -> None:
     """Put low-rank attention into every layer of a model and turn its decoder into a low-rank one, in place."""
     decoder = cast(Any, model).get_decoder()
-    table = RotaryTable(decoder.rotary_emb)
+    workspace = Workspace(decoder.rotary_emb)
     for layer, attention in zip(decoder.layers, attentions, strict=True):
-        attention.rotary = table
+        attention.workspace = workspace
         layer.self_attn = attention
     if not isinstance(decoder, LowRankDecoder):
         decoder.__class__ = _DECODERS[type(decoder)]

@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-PAGE_TOKENS = 512
+PAGE_TOKENS = 1024
 INT8_LARGEST = 127
 
 

@@ -5,6 +5,7 @@ cannot be absorbed: latents are cached before RoPE, and keys are rotated after r
 positions matter, so both sides are rotated by their index in the cache, which needs one table for all rows and layers.
 """
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -14,26 +15,44 @@ from torch import Tensor
 FIXED_ROPE = ("default", "linear", "llama3", "yarn")
 
 
+@dataclass(frozen=True)
+class Angles:
+    """Cosines and sines of cache indices in two layouts: by channel for cached keys, by token for new states."""
+
+    cos: Float[Tensor, "half length"]
+    sin: Float[Tensor, "half length"]
+    cos_rows: Float[Tensor, "length half"]
+    sin_rows: Float[Tensor, "length half"]
+
+    def columns(self, start: int, stop: int) -> tuple[Float[Tensor, "half tokens"], Float[Tensor, "half tokens"]]:
+        """Return cosine and sine by channel of the indices from `start` to `stop`."""
+        return self.cos[:, start:stop], self.sin[:, start:stop]
+
+    def rows(self, start: int, stop: int) -> tuple[Float[Tensor, "tokens half"], Float[Tensor, "tokens half"]]:
+        """Return cosine and sine by token of the indices from `start` to `stop`."""
+        return self.cos_rows[start:stop], self.sin_rows[start:stop]
+
+
 class RotaryTable:
-    """Cosines and sines by cache index, grown on demand and shared by all layers of a model."""
+    """The angles of a model by cache index, grown on demand and shared by all its layers."""
 
     def __init__(self, rotary_embedding: Any) -> None:
         self.rotary = rotary_embedding
-        self.tables: dict[tuple[torch.device, torch.dtype], tuple[Tensor, Tensor]] = {}
+        self.tables: dict[tuple[torch.device, torch.dtype], Angles] = {}
 
-    def at(self, length: int, like: Tensor) -> tuple[Float[Tensor, "half length"], Float[Tensor, "half length"]]:
-        """Return cosine and sine of the first `length` indices, in the dtype and on the device of `like`."""
+    def at_least(self, length: int, like: Tensor) -> Angles:
+        """Return the angles of `length` indices or more, in the dtype and on the device of `like`."""
         key = (like.device, like.dtype)
-        if key not in self.tables or self.tables[key][0].shape[1] < length:
-            self.tables[key] = self._make(max(2 * length, 1024), like)
-        cos, sin = self.tables[key]
-        return cos[:, :length], sin[:, :length]
+        found = self.tables.get(key)
+        if found is None or found.cos.shape[1] < length:
+            found = self.tables[key] = self._make(max(2 * length, 1024), like)
+        return found
 
-    def _make(self, length: int, like: Tensor) -> tuple[Tensor, Tensor]:
+    def _make(self, length: int, like: Tensor) -> Angles:
         frequencies = self.rotary.inv_freq.float().to(like.device)
         angles = frequencies[:, None] * torch.arange(length, device=like.device, dtype=torch.float32)
-        scaling = self.rotary.attention_scaling
-        return (angles.cos() * scaling).to(like.dtype), (angles.sin() * scaling).to(like.dtype)
+        cos, sin = ((each * self.rotary.attention_scaling).to(like.dtype) for each in (angles.cos(), angles.sin()))
+        return Angles(cos=cos, sin=sin, cos_rows=cos.T.contiguous(), sin_rows=sin.T.contiguous())
 
 
 def require_fixed_rope(config: Any) -> None:
@@ -48,12 +67,11 @@ def require_fixed_rope(config: Any) -> None:
 
 def rotate(
     states: Float[Tensor, "batch heads tokens dim"],
-    cos: Float[Tensor, "half tokens"],
-    sin: Float[Tensor, "half tokens"],
+    cos: Float[Tensor, "tokens half"],
+    sin: Float[Tensor, "tokens half"],
 ) -> Float[Tensor, "batch heads tokens dim"]:
     """Rotate queries or keys laid out by token (the half-split RoPE of the Llama family)."""
     first, second = states.chunk(2, dim=-1)
-    cos, sin = cos.T, sin.T
     return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)
 
 
@@ -61,10 +79,12 @@ def rotate_columns_(
     states: Float[Tensor, "batch heads dim tokens"],
     cos: Float[Tensor, "half tokens"],
     sin: Float[Tensor, "half tokens"],
+    *,
+    scratch: Float[Tensor, "batch heads half tokens"],
 ) -> Float[Tensor, "batch heads dim tokens"]:
-    """Rotate keys laid out by channel, in place: four passes over contiguous halves and no copy of the page."""
+    """Rotate keys laid out by channel, in place: passes over contiguous halves, and no copy of the page."""
     first, second = states.chunk(2, dim=2)
-    crossed = first * sin
+    crossed = torch.mul(first, sin, out=scratch)
     first.mul_(cos).addcmul_(second, sin, value=-1)
     second.mul_(cos).add_(crossed)
     return states
@@ -73,10 +93,9 @@ def rotate_columns_(
 def rotate_at(
     states: Float[Tensor, "batch tokens heads dim"],
     index: Int[Tensor, "batch tokens"],
-    cos: Float[Tensor, "half length"],
-    sin: Float[Tensor, "half length"],
+    angles: Angles,
 ) -> Float[Tensor, "batch tokens heads dim"]:
     """Rotate states whose indices differ from row to row."""
     first, second = states.chunk(2, dim=-1)
-    cos, sin = (table.T[index].unsqueeze(2) for table in (cos, sin))
+    cos, sin = (table[index].unsqueeze(2) for table in (angles.cos_rows, angles.sin_rows))
     return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from lib.lorc.cache import LatentLayer
 from lib.lorc.latents import LowRankProjection
-from lib.lorc.rotary import rotate_at
+from lib.lorc.rotary import Angles, rotate_at
 
 
 @dataclass(frozen=True)
@@ -61,15 +61,19 @@ class Sinks:
         return states.scatter_add(1, self.index.unsqueeze(-1).expand_as(missing), missing)
 
     def correct_scores(
-        self, attention: Any, scores: Float[Tensor, "batch kv rows total"], query: Tensor, layer: LatentLayer
+        self,
+        attention: Any,
+        scores: Float[Tensor, "batch kv rows total"],
+        query: Tensor,
+        layer: LatentLayer,
+        angles: Angles,
     ) -> None:
         """Add q . R_i (what is missing from key i) to the scores of the sinks, in place."""
         if layer.rest_k is None:
             return
         missing = attention.keys.expand_rest(layer.rest_k) * self.present.unsqueeze(-1)
-        cos, sin = attention.rotary.at(scores.shape[-1], query)
         heads = missing.unflatten(-1, (attention.kv_heads, attention.head_dim))
-        rotated = rotate_at(heads, self.index, cos, sin)
+        rotated = rotate_at(heads, self.index, angles)
         added = torch.matmul(query, rotated.permute(0, 2, 3, 1))
         scores.scatter_add_(-1, self._along(added), added)
 
