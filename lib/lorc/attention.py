@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.models.llama.modeling_llama import eager_attention_forward
+from transformers.models.qwen3.modeling_qwen3 import Qwen3RMSNorm
 
 from lib.lorc.architecture import geometry
 from lib.lorc.cache import LatentLayer, LowRankCache
@@ -46,6 +47,9 @@ class LowRankAttention(nn.Module):
         hidden, width, groups, sinks = sizes.hidden, sizes.width, spec.groups(sizes), spec.sink_tokens > 0
         self.q_proj = nn.Linear(hidden, sizes.query_heads * sizes.head_dim, bias="q" in spec.biases)
         self.keys = self.values = self.k_proj = self.v_proj = self.q_norm = self.k_norm = None
+        if sizes.key_norm:
+            norms = [Qwen3RMSNorm(sizes.head_dim, eps=config.rms_norm_eps) for _ in range(2)]
+            self.q_norm, self.k_norm = norms
         if rank_k < width:
             self.keys = LowRankProjection(
                 hidden,

@@ -76,7 +76,7 @@ class Plan:
         return {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()}
 
 
-def uniform(layers: int, width: int, *, keep: float, matrices: Sequence[str] = MATRICES, step: int = 1) -> Plan:
+def uniform(layers: int, width: int, *, keep: float | int, matrices: Sequence[str] = MATRICES, step: int = 1) -> Plan:
     """Keep the same rank in every layer (the baseline of arXiv:2410.03111).
 
     Where `keep` is no whole rank, the first layers take one `step` more, so that the total is exact.
@@ -89,7 +89,7 @@ def progressive(
     log_conditions: Float[Tensor, " layers"],
     width: int,
     *,
-    keep: float,
+    keep: float | int,
     reverse: bool = False,
     matrices: Sequence[str] = MATRICES,
     step: int = 1,
@@ -107,7 +107,7 @@ def progressive(
     return _assemble(ranks[::-1] if reverse else ranks, width, matrices, step)
 
 
-def energy(spectra: Spectra, *, keep: float, matrices: Sequence[str] = MATRICES, step: int = 1) -> Plan:
+def energy(spectra: Spectra, *, keep: float | int, matrices: Sequence[str] = MATRICES, step: int = 1) -> Plan:
     """Keep the same share eta of the squared singular values in every matrix (energy criterion).
 
     eta is the one at which the total rank meets `keep`: the values with the least energy above them go in first.
@@ -119,7 +119,9 @@ def energy(spectra: Spectra, *, keep: float, matrices: Sequence[str] = MATRICES,
     return _from_keys(before.cpu().numpy(), chosen, keep=keep, step=step)
 
 
-def by_gain(gains: dict[Matrix, Float[Tensor, "layers values"]], *, keep: float, step: int = 1, floor: int = 1) -> Plan:
+def by_gain(
+    gains: dict[Matrix, Float[Tensor, "layers values"]], *, keep: float | int, step: int = 1, floor: int = 1
+) -> Plan:
     """Spend one budget over all K and V matrices where a dimension is worth most (an extension of arXiv:2410.03111).
 
     `gains[matrix][l, i]` is what the (i+1)-th dimension of that layer saves, non-increasing in i; one `keep` is spent
@@ -136,7 +138,7 @@ def only_layers(
     width: int,
     *,
     compressed: Collection[int],
-    keep: float,
+    keep: float | int,
     matrices: Sequence[str] = MATRICES,
     step: int = 1,
 ) -> Plan:
@@ -161,7 +163,7 @@ def fall_of_cumulative_condition(log_conditions: Float[Tensor, " layers"]) -> np
     return (cumulative.max() - cumulative) / span if span > 0 else np.zeros_like(cumulative)
 
 
-def spread(targets: np.ndarray, *, width: int, step: int, keep: float) -> list[int]:
+def spread(targets: np.ndarray, *, width: int, step: int, keep: float | int) -> list[int]:
     """Round real ranks to multiples of `step` so that their sum is the multiple nearest to keep x layers x width.
 
     Largest remainders go up first and earlier layers win ties, so a non-increasing list stays non-increasing.
@@ -179,12 +181,12 @@ def spread(targets: np.ndarray, *, width: int, step: int, keep: float) -> list[i
     return [int(unit) * step for unit in whole]
 
 
-def _check_keep(keep: float) -> None:
+def _check_keep(keep: float | int) -> None:
     if not 0 < keep <= 1:
         raise ValueError(f"keep is the fraction of the cache to keep and must be in (0, 1], got {keep}")
 
 
-def _ends(fall: np.ndarray, *, width: int, keep: float, step: int) -> tuple[float, float]:
+def _ends(fall: np.ndarray, *, width: int, keep: float | int, step: int) -> tuple[float, float]:
     # The mean rank d_max - mean(t) (d_max - d_min) is linear in both ends, so the target is met in closed form.
     mean_fall, target = float(fall.mean()), keep * width
     if mean_fall == 0:
@@ -195,7 +197,7 @@ def _ends(fall: np.ndarray, *, width: int, keep: float, step: int) -> tuple[floa
     return (target - mean_fall * step) / (1 - mean_fall), float(step)
 
 
-def _from_keys(keys: np.ndarray, matrices: tuple[Matrix, ...], *, keep: float, step: int) -> Plan:
+def _from_keys(keys: np.ndarray, matrices: tuple[Matrix, ...], *, keep: float | int, step: int) -> Plan:
     """Take dimensions in ascending order of `keys` [matrices, layers, width] until the budget is spent."""
     _check_keep(keep)
     count, layers, width = keys.shape

@@ -46,7 +46,7 @@ class Calibration:
 
 def calibrate(
     model: nn.Module,
-    batches: Iterable[Int[Tensor, "batch tokens"]],
+    batches: Iterable[Int[Tensor, "_ _"]],
     *,
     skip: int = 0,
     sensitivity: bool = False,

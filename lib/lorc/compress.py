@@ -12,7 +12,7 @@ from lib.lorc.architecture import MATRICES, Matrix, check_matrices, geometry, re
 from lib.lorc.budget import Plan
 from lib.lorc.calibrate import Calibration, calibrate
 from lib.lorc.convert import biases_of, converted_attentions
-from lib.lorc.decompose import Granularity, check_granularity
+from lib.lorc.decompose import check_granularity
 from lib.lorc.decomposition import Decomposition, check_groups, check_plan, decompose_model
 from lib.lorc.modeling import become_compressed
 from lib.lorc.rotary import require_fixed_rope
@@ -25,7 +25,7 @@ KERNELS = ("sdpa", "eager")
 
 def plan(
     model_or_config: nn.Module | PreTrainedConfig,
-    keep: float = 0.6,
+    keep: float | int = 0.6,
     *,
     budget: str = "progressive",
     granularity: str = "joint",
@@ -63,13 +63,13 @@ def plan(
 
 def compress(
     model: nn.Module,
-    keep: float = 0.6,
+    keep: float | int = 0.6,
     *,
     budget: str = "progressive",
-    granularity: Granularity = "joint",
+    granularity: str = "joint",
     matrices: Sequence[str] = MATRICES,
     ranks: Plan | tuple[Sequence[int], Sequence[int]] | None = None,
-    whiten: Calibration | Iterable[Int[Tensor, "batch tokens"]] | None = None,
+    whiten: Calibration | Iterable[Int[Tensor, "_ _"]] | None = None,
     scale_by_norm: bool = False,
     sink_tokens: int = 0,
     int8: bool = False,
@@ -99,7 +99,7 @@ def compress(
     followed = given or plan(model, keep, decomposition=bases, **options)
     spec = LowRankSpec(
         plan=followed,
-        granularity=granularity,
+        granularity=check_granularity(granularity),
         biases=biases_of(model),
         sink_tokens=sink_tokens,
         int8=int8,

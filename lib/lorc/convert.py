@@ -40,20 +40,19 @@ def _convert(old: Any, index: int, spec: LowRankSpec, decomposition: Decompositi
 def _absorb(old: Any, new: LowRankAttention, index: int, spec: LowRankSpec, decomposition: Decomposition) -> nn.Linear:
     """Fold U_v into W_o head by head, and the bias of V into a bias of W_o (arXiv:2410.03111)."""
     weight = cast(Tensor, old.o_proj.weight).detach()
-    up = decomposition.v[index].up.to(weight.device)
+    # In float64, so that a float64 model equals its replaced weights to float64's rounding.
+    up = decomposition.v[index].up.double().to(weight.device)
     # Sinks need the whole basis; without them W_o keeps the columns of the rank alone.
     up = up if spec.sink_tokens else up[:, :, : spec.plan.ranks_v[index] // up.shape[0]]
-    heads = weight.float().unflatten(1, (new.query_heads, new.head_dim))
+    heads = weight.double().unflatten(1, (new.query_heads, new.head_dim))
     folded = torch.einsum("Dhd,hdr->Dhr", heads, up.repeat_interleave(new.num_key_value_groups, dim=0)).flatten(1)
     with torch.device("meta"):
         output = nn.Linear(folded.shape[1], folded.shape[0], bias=new.o_proj.bias is not None)
     output.weight = nn.Parameter(folded.to(weight))
     if output.bias is not None:
-        shift = (
-            torch.zeros(weight.shape[0], device=weight.device) if old.o_proj.bias is None else old.o_proj.bias.float()
-        )
+        shift = torch.zeros(weight.shape[0]).to(up) if old.o_proj.bias is None else old.o_proj.bias.double()
         if old.v_proj.bias is not None:
-            values = old.v_proj.bias.float().unflatten(0, (new.kv_heads, new.head_dim))
-            shift = shift + weight.float() @ values.repeat_interleave(new.num_key_value_groups, dim=0).flatten()
+            values = old.v_proj.bias.double().unflatten(0, (new.kv_heads, new.head_dim))
+            shift = shift + weight.double() @ values.repeat_interleave(new.num_key_value_groups, dim=0).flatten()
         output.bias = nn.Parameter(shift.detach().to(weight))
     return output

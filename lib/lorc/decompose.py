@@ -88,7 +88,7 @@ def decompose(
     weight: Float[Tensor, "out in"],
     rank: int,
     *,
-    granularity: Granularity = "joint",
+    granularity: str = "joint",
     heads: int = 1,
 ) -> Factors:
     """Return the truncated SVD of a projection in its dtype (arXiv:2410.03111; computed in float64).

@@ -42,14 +42,14 @@ class Decomposition:
         return Spectra(k=k, v=v)
 
     def low_rank_weight(self, matrix: Matrix, layer: int, rank: int) -> Float[Tensor, "width hidden"]:
-        """Return the low-rank stand-in of one weight, in float32."""
-        return self.of(matrix)[layer].factors(rank).product()
+        """Return the low-rank stand-in of one weight, multiplied out in float64."""
+        return self.of(matrix)[layer].factors(rank, dtype=torch.float64).product()
 
 
 def decompose_model(
     model: nn.Module,
     *,
-    granularity: Granularity = "joint",
+    granularity: str = "joint",
     calibration: Calibration | None = None,
     scale_by_norm: bool = False,
 ) -> Decomposition:
@@ -61,7 +61,8 @@ def decompose_model(
     """
     if calibration is not None and scale_by_norm:
         raise ValueError("calibration already weighs the inputs: leave scale_by_norm out")
-    groups = geometry(model).kv_heads if check_granularity(granularity) == "head" else 1
+    kind = check_granularity(granularity)
+    groups = geometry(model).kv_heads if kind == "head" else 1
     found: dict[Matrix, list[Basis]] = {"k": [], "v": []}
     for layer, attention in enumerate(attentions(model)):
         root = calibration.input_root(layer) if calibration else _norm_root(model, layer) if scale_by_norm else None
@@ -74,7 +75,7 @@ def decompose_model(
     return Decomposition(
         k=tuple(found["k"]),
         v=tuple(found["v"]),
-        granularity=granularity,
+        granularity=kind,
         weighted=calibration is not None and calibration.gradients is not None,
     )
 

@@ -66,7 +66,7 @@ class LowRankProjection(nn.Module):
     def expand_columns(
         self, latents: Float[Tensor, "batch tokens rank"], *, out: Float[Tensor, "batch width tokens"]
     ) -> Float[Tensor, "batch width tokens"]:
-        """Write keys by channel, with the bias, into `out`: the layout in which RoPE and scores read memory in order."""
+        """Write keys by channel, with the bias, into `out`: RoPE and scores then read memory in order."""
         assert self.up is not None
         batch, tokens, _ = latents.shape
         size = self.width // self.groups

@@ -36,7 +36,8 @@ class LowRankSpec:
 
     def as_dict(self) -> dict[str, Any]:
         """Return plain values for a config file."""
-        return {**asdict(self), "plan": self.plan.as_dict(), "made_with": dict(self.made_with)}
+        lists = {"plan": self.plan.as_dict(), "biases": list(self.biases), "made_with": dict(self.made_with)}
+        return {**asdict(self), **lists}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "LowRankSpec":
