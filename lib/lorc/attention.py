@@ -15,7 +15,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.models.llama.modeling_llama import eager_attention_forward
 from transformers.models.qwen3.modeling_qwen3 import Qwen3RMSNorm
 
-from lib.lorc.architecture import geometry
+from lib.lorc.architecture import Geometry, Matrix, geometry
 from lib.lorc.cache import LatentLayer, LowRankCache
 from lib.lorc.latents import LowRankProjection
 from lib.lorc.pages import Page
@@ -43,38 +43,31 @@ class LowRankAttention(nn.Module):
         self.scaling, self.is_causal = sizes.head_dim**-0.5, True
         self.attention_dropout = config.attention_dropout
         self.workspace = cast(Workspace, None)  # shared by the layers; set by the model
-        rank_k, rank_v = spec.plan.ranks_k[layer_idx], spec.plan.ranks_v[layer_idx]
-        hidden, width, groups, sinks = sizes.hidden, sizes.width, spec.groups(sizes), spec.sink_tokens > 0
-        self.q_proj = nn.Linear(hidden, sizes.query_heads * sizes.head_dim, bias="q" in spec.biases)
-        self.keys = self.values = self.k_proj = self.v_proj = self.q_norm = self.k_norm = None
-        if sizes.key_norm:
-            norms = [Qwen3RMSNorm(sizes.head_dim, eps=config.rms_norm_eps) for _ in range(2)]
-            self.q_norm, self.k_norm = norms
-        if rank_k < width:
-            self.keys = LowRankProjection(
-                hidden,
-                width,
-                rank_k,
-                groups=groups,
-                bias="k" in spec.biases,
-                rest=sinks,
-                absorbed=False,
-            )
-        else:
-            self.k_proj = nn.Linear(hidden, width, bias="k" in spec.biases)
+        self.q_proj = nn.Linear(sizes.hidden, sizes.query_heads * sizes.head_dim, bias="q" in spec.biases)
+        norms = (Qwen3RMSNorm(sizes.head_dim, eps=config.rms_norm_eps) if sizes.key_norm else None for _ in range(2))
+        self.q_norm, self.k_norm = norms
         # Deviation: U_v is folded into W_o only per head. For a joint basis that would make W_o [D, H r_v] instead of
-        # [D, H d], larger as r_v > d; applying U_v to the weighted latent is the same product, in cheaper order.
-        self.absorbed = rank_v < width and spec.granularity == "head"
-        if rank_v < width:
-            self.values = LowRankProjection(
-                hidden, width, rank_v, groups=groups, bias="v" in spec.biases, rest=sinks, absorbed=self.absorbed
-            )
-        else:
-            self.v_proj = nn.Linear(hidden, width, bias="v" in spec.biases)
-        out_dim = sizes.head_dim if sinks or not self.absorbed else rank_v // groups
+        # [D, H d], mostly larger; applying U_v to the weighted latent is the same product, in cheaper order.
+        rank_v = spec.plan.ranks_v[layer_idx]
+        self.absorbed = rank_v < sizes.width and spec.granularity == "head"
+        self.k_proj, self.keys = self._projection(sizes, "k", absorbed=False)
+        self.v_proj, self.values = self._projection(sizes, "v", absorbed=self.absorbed)
+        out_dim = rank_v // sizes.kv_heads if self.absorbed and not spec.sink_tokens else sizes.head_dim
         # The weights of a query sum to one, so a bias of V that W_o absorbs becomes a bias of W_o.
         self.o_proj = nn.Linear(
-            sizes.query_heads * out_dim, hidden, bias="o" in spec.biases or (self.absorbed and "v" in spec.biases)
+            sizes.query_heads * out_dim, sizes.hidden, bias="o" in spec.biases or (self.absorbed and "v" in spec.biases)
+        )
+
+    def _projection(
+        self, sizes: Geometry, matrix: Matrix, *, absorbed: bool
+    ) -> tuple[nn.Linear | None, LowRankProjection | None]:
+        """Return one of the two: the projection as it was at full rank, its factors otherwise."""
+        rank, bias = self.spec.plan.ranks(matrix)[self.layer_idx], matrix in self.spec.biases
+        if rank == sizes.width:
+            return nn.Linear(sizes.hidden, sizes.width, bias=bias), None
+        groups, rest = self.spec.groups(sizes), self.spec.sink_tokens > 0
+        return None, LowRankProjection(
+            sizes.hidden, sizes.width, rank, groups=groups, bias=bias, rest=rest, absorbed=absorbed
         )
 
     def forward(

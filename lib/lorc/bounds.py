@@ -1,8 +1,8 @@
 """How large the error of truncated projections can get, beside what it is (the error bounds of arXiv:2410.03111).
 
 Symbols: W the weight, W~ its truncation to rank r, sigma_{r+1} the first singular value left out, phi an activation
-with Lipschitz constant L and phi(0) = 0. One matrix: |(W - W~) x| <= sigma_{r+1} |x|, and the squared Frobenius error is
-the sum of the squared values left out (Eckart-Young). One layer: L times that. In depth, for x_l = phi(W_l x_{l-1}),
+with Lipschitz constant L and phi(0) = 0. One matrix: |(W - W~) x| <= sigma_{r+1} |x|, and the squared Frobenius error
+is the sum of the squared values left out (Eckart-Young). One layer: L times that. In depth, for x_l = phi(W_l x_{l-1}),
 each layer adds L sigma_{r_l+1} |x_{l-1}| and multiplies what came before by L |W_l|: errors of shallow layers pass
 through all later ones, which is why the progressive strategy spares them.
 """

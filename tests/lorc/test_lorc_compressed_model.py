@@ -40,7 +40,7 @@ def fake_compressed(
     for index, layer in enumerate(fake.get_submodule("model.layers").children()):
         for matrix in matrices:
             linear = layer.get_submodule(f"self_attn.{matrix}_proj")
-            low = bases.low_rank_weight(matrix, index, followed.ranks(matrix)[index])
+            low = bases.low_rank_weight(matrix, index, followed.ranks(matrix)[index]).to(linear.weight)
 
             def truncate(module: Any, given: Any, exact: torch.Tensor, low: torch.Tensor = low) -> torch.Tensor:
                 cut = nn.functional.linear(given[0], low, module.bias)
