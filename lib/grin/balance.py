@@ -1,0 +1,114 @@
+"""Load balancing over the global batch, the z-loss, and what a router did to a batch.
+
+Symbols (arXiv:2409.12136, section 2.3): n experts, f_i = the share of all dispatches that went to expert i, counted
+over every data-parallel worker and micro-batch, and P_i = the mean of the full, unmasked softmax(z)_i.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from lib.grin.experts import tokens_per_expert
+from lib.grin.routing import Routing
+
+
+@torch.no_grad()
+def dispatch_counts(routing: Routing, *, mask: Bool[Tensor, "tokens"] | None = None) -> Int[Tensor, "experts"]:
+    """Return how many dispatches each expert gets from this worker, of the tokens in `mask` where one is given."""
+    indices = routing.indices if mask is None else routing.indices[mask]
+    return tokens_per_expert(indices, routing.scores.shape[-1])
+
+
+@torch.no_grad()
+def over_workers(value: Tensor, *, group: Any = None) -> Tensor:
+    """Return the sum of a tensor over the data-parallel group; the tensor itself where nothing is distributed."""
+    if not (dist.is_available() and dist.is_initialized()):
+        return value
+    total = value.clone()
+    dist.all_reduce(total, group=group)
+    return total
+
+
+def balance_loss(
+    routing: Routing,
+    *,
+    counts: Int[Tensor, "experts"] | None = None,
+    mask: Bool[Tensor, "tokens"] | None = None,
+    shards: int = 1,
+    group: Any = None,
+) -> Float[Tensor, ""]:
+    """Return n sum_i f_i P_i of arXiv:2409.12136, section 2.3 (read): 1 where balanced, n where one expert gets all.
+
+    f is counted over the whole data-parallel `group`; pass `counts`, already summed over workers and over all
+    micro-batches of a step, to make it global over gradient accumulation too. The mean of the workers' values (what
+    DDP's averaged gradients follow) is exactly the single-process loss. `shards` > 1 is the conventional local loss:
+    each of so many equal parts of the batch balances on its own. Raises ValueError for shards that do not divide it,
+    and for local shards of a masked batch or with given counts.
+    """
+    if shards != 1:
+        return _local_loss(routing, shards, mask, counts)
+    probs = routing.scores.float().softmax(dim=-1)
+    probs = probs if mask is None else probs[mask]
+    given = dispatch_counts(routing, mask=mask) if counts is None else counts
+    totals = given if counts is not None else over_workers(given, group=group)
+    share = totals / totals.sum().clamp(min=1)
+    # Workers may hold unequal numbers of real tokens: divide by the global number, times the workers averaged over.
+    tokens = over_workers(torch.tensor(float(len(probs)), device=probs.device), group=group)
+    workers = over_workers(torch.ones((), device=probs.device), group=group)
+    mean_probs = probs.sum(0) * (workers / tokens.clamp(min=1))
+    return share.numel() * (share * mean_probs).sum()
+
+
+def _local_loss(routing: Routing, shards: int, mask: Tensor | None, counts: Tensor | None) -> Tensor:
+    if mask is not None or counts is not None:
+        raise ValueError("a local balance loss takes neither a mask nor counts: leave them out, or use shards=1")
+    if shards < 1 or len(routing.scores) % shards:
+        raise ValueError(f"{len(routing.scores)} tokens cannot be split into {shards} equal shards")
+    experts = routing.scores.shape[-1]
+    probs = routing.scores.float().softmax(dim=-1).unflatten(0, (shards, -1)).mean(1)
+    owner = torch.arange(shards, device=probs.device).repeat_interleave(routing.indices.numel() // shards)
+    counted = torch.bincount(owner * experts + routing.indices.flatten(), minlength=shards * experts)
+    share = counted.view(shards, experts) / (routing.indices.numel() // shards)
+    return experts * (share * probs).sum(-1).mean()
+
+
+def z_loss(scores: Float[Tensor, "tokens experts"]) -> Float[Tensor, ""]:
+    """Return the mean squared log-partition of the scores, which keeps them small (ST-MoE, arXiv:2202.08906, Eq. 5)."""
+    # Not part of the paper; offered because users expect it, with coefficient 0 by default.
+    return scores.float().logsumexp(dim=-1).square().mean()
+
+
+@dataclass(frozen=True)
+class RoutingStatistics:
+    """What one router did: each expert's share of the dispatches, and how often there was anything to choose.
+
+    `max_load` is the largest share (1/n where balanced), `choice` the fraction of tokens whose first draw had at least
+    two surviving experts: all other tokens send the router no gradient.
+    """
+
+    load: Float[Tensor, "experts"]
+    max_load: float
+    choice: float
+    entropy: float
+
+
+@torch.no_grad()
+def routing_statistics(routings: Sequence[Routing]) -> list[RoutingStatistics]:
+    """Return the statistics of each layer's routing; entropy of the load in nats."""
+    found = []
+    for routing in routings:
+        load = dispatch_counts(routing).float() / routing.indices.numel()
+        found.append(
+            RoutingStatistics(
+                load=load,
+                max_load=float(load.max()),
+                choice=float((routing.survivors[:, 0] > 1).float().mean()),
+                entropy=float(torch.special.entr(load).sum()),
+            )
+        )
+    return found

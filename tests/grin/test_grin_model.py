@@ -1,0 +1,190 @@
+"""The language model: PhiMoE's logits by name, saving, generating, upcycling, losses, training."""
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, PhimoeConfig, PhimoeForCausalLM
+
+from lib import grin
+from lib.grin import training
+
+SIZES = {
+    "vocab_size": 61, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
+    "num_key_value_heads": 2, "max_position_embeddings": 128, "pad_token_id": None, "bos_token_id": 1,
+    "eos_token_id": None,
+}  # fmt: skip
+MOE = SIZES | {"num_local_experts": 6}
+
+
+def large(model):
+    """Weights large enough that attention and routing are far from uniform."""
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            if weight.ndim > 1:
+                weight.normal_(std=weight.shape[-1] ** -0.5 * (3 if "router" in name else 1))
+    return model
+
+
+def tokens(batch=3, length=19, seed=0):
+    return torch.randint(0, 61, (batch, length), generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.fixture(scope="module")
+def phimoe():
+    torch.manual_seed(0)
+    return large(PhimoeForCausalLM(PhimoeConfig(**MOE, router_jitter_noise=0.2))).eval()
+
+
+@pytest.mark.parametrize("place", ["memory", "folder"])
+def test_phimoe_weights_load_by_name_with_equal_logits(phimoe, place, tmp_path):
+    if place == "folder":
+        phimoe.save_pretrained(tmp_path)
+    model = grin.from_phimoe(str(tmp_path) if place == "folder" else phimoe).eval()
+    with torch.no_grad():
+        torch.testing.assert_close(model(tokens()).logits, phimoe(tokens()).logits, atol=1e-5, rtol=1e-5)
+    choice = [stats.choice for stats in grin.routing_statistics(model.routings())]
+    assert min(choice) > 0.2  # the masked softmax mattered
+
+
+def test_padding_on_the_left_and_the_cache_change_nothing(phimoe):
+    model, ids = grin.from_phimoe(phimoe).eval(), tokens(batch=2)
+    mask = torch.ones_like(ids)
+    mask[0, :4] = 0
+    with torch.no_grad():
+        padded = model(ids, attention_mask=mask, position_ids=(mask.cumsum(-1) - 1).clamp(min=0)).logits
+        alone = model(ids[:1, 4:]).logits
+    torch.testing.assert_close(padded[0, 4:], alone[0], atol=1e-5, rtol=1e-4)
+    quick = model.generate(ids, max_new_tokens=6, do_sample=False, use_cache=True)
+    slow = model.generate(ids, max_new_tokens=6, do_sample=False, use_cache=False)
+    assert torch.equal(quick, slow)
+
+
+def test_a_saved_model_comes_back_through_auto_classes(tmp_path):
+    model = large(grin.GrinForCausalLM(grin.GrinConfig(**MOE, router="sparsemixer_v1", norm="rms"))).eval()
+    model.save_pretrained(tmp_path)
+    again = AutoModelForCausalLM.from_pretrained(tmp_path).eval()
+    assert isinstance(again, grin.GrinForCausalLM)
+    assert again.config.router == "sparsemixer_v1"
+    with torch.no_grad():
+        assert torch.equal(again(tokens()).logits, model(tokens()).logits)
+
+
+@pytest.mark.parametrize("top_k", [1, 2, 3])
+def test_an_upcycled_model_is_the_dense_one_where_one_expert_survives(top_k):
+    torch.manual_seed(0)
+    dense = large(LlamaForCausalLM(LlamaConfig(**SIZES, tie_word_embeddings=True))).eval()
+    moe = grin.upcycle(dense, 4, top_k=top_k, router_jitter_noise=0.0)
+    with torch.no_grad():
+        torch.testing.assert_close(moe(tokens()).logits, dense(tokens()).logits, atol=1e-5, rtol=1e-4)
+    feed_forward = 3 * 32 * 48 * SIZES["num_hidden_layers"]
+    extra = moe.num_parameters() - dense.num_parameters()
+    assert extra == 3 * feed_forward + 4 * 32 * SIZES["num_hidden_layers"]
+
+
+def test_losses_in_training_and_evaluation():
+    torch.manual_seed(0)
+    model = large(grin.GrinForCausalLM(grin.GrinConfig(**MOE, router_aux_loss_coef=0.5))).eval()
+    ids = tokens()
+    calm = model(ids, labels=ids)
+    logits = calm.logits[:, :-1].flatten(0, 1)
+    torch.testing.assert_close(calm.loss, torch.nn.functional.cross_entropy(logits, ids[:, 1:].flatten()))
+    torch.testing.assert_close(
+        calm.aux_loss, torch.stack([grin.balance_loss(routing) for routing in model.routings()]).mean()
+    )
+    model.train()
+    torch.manual_seed(1)
+    noisy = model(ids, labels=ids, output_router_logits=True)
+    cross_entropy = torch.nn.functional.cross_entropy(noisy.logits[:, :-1].flatten(0, 1), ids[:, 1:].flatten())
+    torch.testing.assert_close(noisy.loss, cross_entropy + 0.5 * noisy.aux_loss)
+    assert [tuple(scores.shape) for scores in noisy.router_logits] == [(57, 6)] * 2
+    noisy.loss.backward()
+    assert all(p.grad is not None and torch.isfinite(p.grad).all() for p in model.parameters())
+
+
+def test_the_published_radius_gives_most_tokens_no_router_gradient():
+    torch.manual_seed(0)
+    choice = {}
+    for radius in (0.01, 0.3):
+        model = large(grin.GrinForCausalLM(grin.GrinConfig(**MOE, router_jitter_noise=radius)))
+        model(tokens(batch=20))
+        choice[radius] = grin.routing_statistics(model.routings())[0].choice
+    assert choice[0.01] < 0.15 < choice[0.3]
+
+
+@pytest.mark.parametrize("router", sorted(grin.ROUTES))
+def test_every_route_learns_a_repeated_text(router):
+    torch.manual_seed(0)
+    config = grin.GrinConfig(**MOE, router=router, initializer_range=0.1, tie_word_embeddings=True)
+    model = grin.GrinForCausalLM(config)
+    windows = tokens(batch=4, length=16).repeat(4, 1)
+    before = training.window_losses(model, windows).mean()
+    plan = training.TrainingPlan(steps=25, batch_size=8, learning_rate=1e-2, warmup=3)
+    points = training.train(
+        model, windows, plan, measure=lambda m: training.window_losses(m, windows).mean(), measure_at=[25],
+        progress=False,
+    )  # fmt: skip
+    assert points[0].measured < before - 0.5
+    assert points[0].tokens == 25 * 8 * 16
+
+
+def test_micro_batches_give_the_whole_batchs_balance_and_gradient():
+    torch.manual_seed(0)
+    # one expert survives, so that there is no sampling noise between the two ways
+    config = grin.GrinConfig(**MOE, router_jitter_noise=0.0, router_aux_loss_coef=1.0)
+    model, ids = large(grin.GrinForCausalLM(config)).double().train(), tokens(batch=6)
+    model(ids, labels=ids).loss.backward()
+    wanted = [p.grad.clone() for p in model.parameters()]
+    model.zero_grad()
+    micro = list(ids.split(2))
+    counts = training.step_counts(model, micro)
+    for rows in micro:
+        (model(rows, labels=rows, balance_counts=counts).loss / 3).backward()
+    for parameter, gradient in zip(model.parameters(), wanted, strict=True):
+        torch.testing.assert_close(parameter.grad, gradient, atol=1e-7, rtol=1e-5)
+
+
+def test_counting_first_leaves_the_draws_of_the_training_pass_alone():
+    torch.manual_seed(0)
+    model, ids = large(grin.GrinForCausalLM(grin.GrinConfig(**MOE, router_jitter_noise=0.4))).train(), tokens(batch=4)
+    micro = list(ids.split(2))
+    torch.manual_seed(5)
+    counts = training.step_counts(model, micro)
+    drawn = []
+    for rows in micro:
+        model(rows)
+        drawn.append([grin.dispatch_counts(routing) for routing in model.routings()])
+    for layer, count in enumerate(counts):
+        assert torch.equal(count, sum(d[layer] for d in drawn))
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: grin.GrinConfig(**MOE, router="switch"), "router must be one of"),
+        (lambda: grin.GrinConfig(**MOE, norm="batch"), "norm must be"),
+        (lambda: grin.GrinConfig(**MOE, num_experts_per_tok=9), "num_experts_per_tok must be"),
+        (lambda: grin.GrinForCausalLM(grin.GrinConfig(**MOE)).routings(), "has not routed anything yet"),
+        (lambda: grin.from_phimoe(LlamaForCausalLM(LlamaConfig(**SIZES))), "only PhiMoE weights"),
+        (lambda: grin.upcycle(PhimoeForCausalLM(PhimoeConfig(**MOE)), 4), "only llama and mistral"),
+        (lambda: training.TrainingPlan(steps=1, batch_size=3, learning_rate=1e-3, accumulation=2), "divide the batch"),
+        (
+            lambda: training.train(
+                grin.GrinForCausalLM(grin.GrinConfig(**MOE)),
+                tokens(batch=2),
+                training.TrainingPlan(steps=1, batch_size=4, learning_rate=1e-3),
+            ),
+            "do not fill one batch",
+        ),
+    ],
+)
+def test_bad_input_is_one_sentence(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()
+
+
+def test_the_papers_model_has_its_size_on_the_meta_device():
+    with torch.device("meta"):
+        model = grin.GrinForCausalLM(grin.GrinConfig(head_dim=128, attention_bias=True, lm_head_bias=True))
+    total = sum(p.numel() for p in model.parameters())
+    experts = sum(p.numel() for n, p in model.named_parameters() if ".experts." in n)
+    assert total / 1e9 == pytest.approx(42, abs=0.5)  # the paper: 16 x 3.8B, 42B in all, 6.6B active
+    assert (total - experts * 14 / 16) / 1e9 == pytest.approx(6.6, abs=0.1)
