@@ -9,7 +9,7 @@ from typing import Any
 from lib import __version__, root
 
 PACKAGES = ("torch", "transformers", "datasets", "trl", "peft", "diffusers", "accelerate", "numpy", "papermill")
-MADE_BY_RUNS = (":!figures", ":!README.md")  # a run's own outputs do not make its source dirty
+MADE_BY_RUNS = (":!figures", ":!README.md", ":!tests/golden")  # a run's own outputs do not make its source dirty
 
 
 def git_state() -> dict[str, Any]:
