@@ -12,6 +12,8 @@ from lib.lab.run import RESULTS, write_json
 SEEDS = (0, 1, 2)
 RELATIVE_FLOOR = 2e-3  # two processors differ by this much even at one seed (float32 sums in another order)
 
+ROUNDING = 1e-3  # differences of logits below this are sums in another order, amplified by the model
+
 
 def path_of(paper: str) -> Path:
     """Golden file of a paper."""
@@ -19,9 +21,18 @@ def path_of(paper: str) -> Path:
 
 
 def numbers(results: dict[str, Any]) -> dict[str, float]:
-    """All numbers of a results.json that a regression test compares: metrics, and estimates of claims."""
-    estimates = {f"claim {c['id']}": c["estimate"] for c in results["claims"] if c["estimate"] is not None}
+    """All numbers of a results.json that a regression test compares: metrics, and estimates of claims.
+
+    Errors at the level of rounding are left to their claim's own rule: their size changes with threads and processor.
+    One that grows past that level appears here as a new number, and so fails the comparison.
+    """
+    estimates = {f"claim {c['id']}": c["estimate"] for c in results["claims"] if not _untold(c)}
     return results["metrics"] | estimates
+
+
+def _untold(claim: dict[str, Any]) -> bool:
+    estimate = claim["estimate"]
+    return estimate is None or (claim["rule"].startswith("<") and 0 <= estimate < ROUNDING)
 
 
 def run_smoke(paper: str, seed: int, folder: Path, *, echo: bool = False) -> dict[str, Any]:

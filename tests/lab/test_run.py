@@ -95,3 +95,15 @@ def test_start_checks_the_namespace_against_the_cell(house, write_notebook, monk
 def test_an_unknown_paper_is_refused(house):
     with pytest.raises(TenfoldError, match=r"lib/lorcc/paper.toml is missing"):
         lab.start("lorcc", {})
+
+
+def test_rounding_errors_are_left_to_their_rule_until_they_grow():
+    from lib.lab import golden
+
+    def told(estimate, rule="< 0.0001 logits"):
+        return golden.numbers({"metrics": {}, "claims": [{"id": "c", "estimate": estimate, "rule": rule}]})
+
+    assert told(6e-5) == {}
+    assert told(2e-3) == {"claim c": 2e-3}
+    assert told(6e-5, rule="> 0") == {"claim c": 6e-5}
+    assert told(None) == {}
