@@ -1,0 +1,112 @@
+"""Drafting from the target's own hidden states, after EAGLE (arXiv:2401.15077, 2503.01840): an extension.
+
+One decoder layer reads, at each position, the token's embedding and the target's hidden states at the newest verified
+token before it. Within a block these grow stale: `lag` says by how many tokens, and training sees lags from 1 on.
+"""
+
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from transformers import LlamaConfig, LlamaModel
+
+from lib.tempspec.context import Context
+from lib.tempspec.drafters import Autoregressive
+from lib.tempspec.drafting import Prefix
+from lib.tempspec.heads import ReducedHead
+
+
+class FeatureModel(nn.Module):
+    """The network of a `FeatureDrafter`: embeddings and features fused into one decoder layer, and a reduced head.
+
+    `layers` are the target's hidden states it sees. Embeddings and head start as the target's; the former stay so.
+    """
+
+    def __init__(
+        self, target: Any, *, layers: tuple[int, ...], token_ids: Int[Tensor, " kept"], longest_lag: int = 8
+    ) -> None:
+        super().__init__()
+        config, width = target.config, target.config.hidden_size
+        self.layers, self.longest_lag = layers, longest_lag
+        self.embeddings = nn.Embedding.from_pretrained(target.get_input_embeddings().weight.detach().float())
+        self.norms = nn.ModuleList([nn.RMSNorm(width, eps=config.rms_norm_eps) for _ in layers])
+        self.embedding_norm = nn.RMSNorm(width, eps=config.rms_norm_eps)
+        self.fuse = nn.Linear(width * (len(layers) + 1), width, bias=False)
+        self.lag = nn.Embedding(longest_lag + 1, width)
+        nn.init.zeros_(self.lag.weight)
+        self.decoder = LlamaModel(_one_layer(config))
+        del self.decoder.embed_tokens
+        weight = target.get_output_embeddings().weight.detach().float()
+        self.head = ReducedHead(weight[token_ids], token_ids, config.vocab_size)
+
+    def inputs(
+        self,
+        tokens: Int[Tensor, "batch length"],
+        features: Float[Tensor, "batch length features"],
+        lag: Int[Tensor, "*lag"],
+    ) -> Float[Tensor, "batch length hidden"]:
+        """Inputs of the decoder layer: token i beside the features at token i - lag."""
+        parts = features.to(self.fuse.weight.dtype).chunk(len(self.layers), dim=-1)
+        seen = [norm(part) for norm, part in zip(self.norms, parts, strict=True)]
+        embedded = self.embedding_norm(self.embeddings(tokens))
+        return self.fuse(torch.cat([embedded, *seen], dim=-1)) + self.lag(lag.clamp(max=self.longest_lag))
+
+    def forward(
+        self, tokens: Int[Tensor, "batch length"], features: Float[Tensor, "batch length features"], *, lag: int = 1
+    ) -> Float[Tensor, "batch length hidden"]:
+        """Hidden states before the head, all positions seeing features `lag` tokens old (zeros before the first)."""
+        older = nn.functional.pad(features, (0, 0, lag, 0))[:, : features.shape[1]]
+        embedded = self.inputs(tokens, older, torch.full_like(tokens, lag))
+        return self.decoder(inputs_embeds=embedded, use_cache=False).last_hidden_state
+
+
+def _one_layer(config: Any) -> LlamaConfig:
+    return LlamaConfig(
+        hidden_size=config.hidden_size,
+        intermediate_size=config.intermediate_size,
+        num_hidden_layers=1,
+        num_attention_heads=config.num_attention_heads,
+        num_key_value_heads=config.num_key_value_heads,
+        max_position_embeddings=config.max_position_embeddings,
+        rms_norm_eps=config.rms_norm_eps,
+        vocab_size=1,
+    )
+
+
+class FeatureDrafter(Autoregressive):
+    """Draft with a `FeatureModel`, reading the target's hidden states of every verified token."""
+
+    def __init__(self, model: FeatureModel) -> None:
+        self.model = model.eval()
+        self.head, self.layers = model.head, model.layers
+
+    def begin(self, target: Any, batch: int) -> None:
+        """Start with an empty cache."""
+        self._vocab = target.config.vocab_size
+        self._context = Context(self.model.decoder, batch)
+        self._drafted = 0
+
+    def _read(self, prefix: Prefix) -> Tensor:
+        """Read the verified tokens with fresh features; drafted ones were read with stale ones and are taken back."""
+        assert prefix.features is not None
+        self._context.forget(torch.full_like(self._context.lengths, self._drafted))
+        self._drafted = 0
+        positions = prefix.since(self._context.lengths)
+        older = (positions - 1).clamp(min=0)
+        width = prefix.features.shape[-1]
+        features = prefix.features.gather(1, older[..., None].expand(-1, -1, width))
+        features = torch.where((positions > 0)[..., None], features, 0)
+        tokens = prefix.tokens.gather(1, positions.clamp(min=0))
+        self._features = features[:, -1:]
+        embedded = self.model.inputs(tokens, features, torch.ones_like(tokens))
+        return self._extend(embedded, positions >= 0)
+
+    def _feed(self, tokens: Tensor, depth: int) -> Tensor:
+        self._drafted += 1
+        lag = torch.full_like(tokens[:, None], depth + 1)
+        return self._extend(self.model.inputs(tokens[:, None], self._features, lag))
+
+    def _extend(self, embedded: Tensor, valid: Tensor | None = None) -> Tensor:
+        tokens = torch.zeros(embedded.shape[:2], dtype=torch.long, device=embedded.device)
+        return self._context.extend(tokens, valid, inputs_embeds=embedded).hidden[:, -1]

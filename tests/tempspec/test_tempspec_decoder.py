@@ -1,0 +1,165 @@
+"""Speculative decoding: the law of what comes out, rollback, padding, ends, and statistics that add up."""
+
+import itertools
+
+import numpy as np
+import pytest
+import torch
+from scipy import stats
+
+from lib.tempspec import ModelDrafter, SpeculativeDecoder, Warping
+from lib.tempspec.context import Context
+from tests.tempspec.conftest import VOCAB, llama
+
+PROMPT = torch.tensor([[1, 4, 2, 1, 4]])
+ROWS, NEW = 6_000, 3
+KINDS = ("model", "truncated", "lookup", "feature", "lookup then model")
+
+
+@torch.inference_mode()
+def exact_law(target, warping: Warping, prompt: torch.Tensor = PROMPT) -> np.ndarray:
+    """Probability of every continuation of NEW tokens, by running the target over all of them."""
+    continuations = torch.tensor(list(itertools.product(range(VOCAB), repeat=NEW)))
+    rows = torch.cat([prompt.expand(len(continuations), -1), continuations], dim=1)
+    probs = warping.probs(target(rows).logits[:, prompt.shape[1] - 1 : -1])
+    return probs.gather(-1, continuations[..., None]).squeeze(-1).prod(dim=1).double().numpy()
+
+
+def p_value(sequences: torch.Tensor, law: np.ndarray) -> float:
+    weights = VOCAB ** torch.arange(NEW - 1, -1, -1)
+    counts = np.bincount((sequences[:, -NEW:] * weights).sum(1), minlength=VOCAB**NEW)
+    assert counts[law < 1e-12].sum() == 0
+    expected = law / law.sum() * counts.sum()
+    rare = expected < 5  # joined into one cell, as the chi-square test needs
+    joined = [np.append(x[~rare], x[rare].sum()) for x in (counts, expected)]
+    keep = joined[1] > 0
+    return stats.chisquare(joined[0][keep], joined[1][keep]).pvalue
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    "warping",
+    [Warping(0.5), Warping(1.0), Warping(1.5), Warping(1.2, top_k=3), Warping(1.0, top_p=0.7)],
+    ids=lambda w: f"T={w.temperature:g} k={w.top_k} p={w.top_p:g}",
+)
+def test_output_law_is_the_targets(kind, warping, target, drafters):
+    decoder = SpeculativeDecoder(target, drafters[kind], gamma=2, **vars(warping))
+    generator = torch.Generator().manual_seed(7)
+    found = decoder.generate(PROMPT.expand(ROWS, -1), max_new_tokens=NEW, generator=generator)
+    assert p_value(found.sequences, exact_law(target, warping)) > 1e-3
+    assert found.stats.tokens == ROWS * NEW
+
+
+@pytest.mark.parametrize("gamma", [1, 3, "auto"])
+def test_output_law_holds_at_any_block_length_and_with_padding(gamma, target, drafters):
+    short = PROMPT[:, 2:]
+    rows = torch.cat([torch.cat([torch.zeros_like(PROMPT[:, :2]), short], 1), PROMPT]).repeat(ROWS, 1)
+    mask = torch.ones_like(rows)
+    mask[::2, :2] = 0
+    decoder = SpeculativeDecoder(target, drafters["model"], gamma=gamma, temperature=1.0)
+    found = decoder.generate(rows, mask, max_new_tokens=NEW, generator=torch.Generator().manual_seed(8))
+    assert p_value(found.sequences[::2], exact_law(target, Warping(1.0), short)) > 1e-3
+    assert p_value(found.sequences[1::2], exact_law(target, Warping(1.0))) > 1e-3
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("gamma", [0, 1, 4, "auto"])
+def test_greedy_output_is_generates(kind, gamma, target, drafters):
+    prompts = torch.randint(1, VOCAB, (5, 7), generator=torch.Generator().manual_seed(0))
+    mask = torch.ones_like(prompts)
+    mask[0, :3] = mask[3, :5] = 0
+    wanted = target.generate(prompts, attention_mask=mask, do_sample=False, max_new_tokens=24)
+    found = SpeculativeDecoder(target, drafters[kind], gamma=gamma, temperature=0).generate(prompts, mask, 24)
+    assert torch.equal(found.sequences, wanted)
+
+
+def test_ends_as_generate_does(target, drafters):
+    prompts = torch.randint(1, VOCAB, (6, 4), generator=torch.Generator().manual_seed(1))
+    for eos in range(VOCAB):
+        wanted = target.generate(prompts, do_sample=False, max_new_tokens=12, eos_token_id=eos, pad_token_id=0)
+        decoder = SpeculativeDecoder(target, drafters["model"], gamma=3, temperature=0)
+        found = decoder.generate(prompts, max_new_tokens=12, eos_token_id=eos)
+        assert torch.equal(found.sequences, wanted)
+
+
+def test_a_drafter_equal_to_the_target_is_always_accepted(target):
+    decoder = SpeculativeDecoder(target, ModelDrafter(target), gamma=3, temperature=1.0)
+    found = decoder.generate(PROMPT, max_new_tokens=21, generator=torch.Generator().manual_seed(0))
+    assert found.stats.acceptance == 1.0
+    assert found.stats.blocks == 5  # one token from the prompt, then blocks of four
+
+
+def test_statistics_add_up(target, drafters):
+    decoder = SpeculativeDecoder(target, drafters["model"], gamma=3, temperature=1.0)
+    stats_ = decoder.generate(PROMPT.expand(8, -1), max_new_tokens=30).stats
+    assert stats_.drafted[0] == stats_.tested[0] <= stats_.blocks  # the last block may have no room to draft
+    assert all(seen <= hits for seen, hits in zip(stats_.tested[1:], stats_.accepted[:-1], strict=True))
+    assert sum(count * drafted for drafted, count in stats_.lengths.items()) * 8 >= sum(stats_.drafted)
+    assert stats_.acceptance <= stats_.conditional_acceptance <= 1
+    assert stats_.tokens <= 8 + stats_.blocks * stats_.block_efficiency + 1e-6
+    assert stats_.seconds >= stats_.draft_seconds + stats_.target_seconds
+
+
+def test_streams_the_tokens_it_returns(target, drafters):
+    class Streamer:
+        def __init__(self):
+            self.pieces, self.ended = [], False
+
+        def put(self, tokens):
+            self.pieces.append(tokens.flatten())
+
+        def end(self):
+            self.ended = True
+
+    streamer = Streamer()
+    decoder = SpeculativeDecoder(target, drafters["model"], gamma=3, temperature=0)
+    found = decoder.generate(PROMPT, max_new_tokens=10, streamer=streamer)
+    assert torch.equal(torch.cat(streamer.pieces), found.sequences[0])
+    assert streamer.ended
+    assert len(streamer.pieces) > 2
+
+
+def test_a_context_that_took_back_and_packed_reads_like_a_fresh_one(target, monkeypatch):
+    monkeypatch.setattr("lib.tempspec.context.WASTE", 4)
+    generator = torch.Generator().manual_seed(2)
+    context, rows = Context(target, 3), [[], [], []]
+    with torch.inference_mode():
+        for _ in range(12):
+            tokens = torch.randint(0, VOCAB, (3, 4), generator=generator)
+            valid = torch.arange(4) < torch.randint(1, 5, (3, 1), generator=generator)
+            context.extend(tokens, valid)
+            refused = torch.minimum(torch.randint(0, 4, (3,), generator=generator), valid.sum(1) - 1)
+            context.forget(refused)
+            for row, kept in zip(rows, zip(tokens, valid.sum(1) - refused, strict=True), strict=True):
+                row += kept[0][: int(kept[1])].tolist()
+        last = torch.tensor([[1], [2], [3]])
+        found = context.extend(last).hidden[:, -1]
+        for row, hidden, token in zip(rows, found, last, strict=True):
+            fresh = target.get_decoder()(torch.tensor([row + token.tolist()])).last_hidden_state[0, -1]
+            torch.testing.assert_close(hidden, fresh, rtol=1e-4, atol=1e-5)
+    assert context.lengths.tolist() == [len(row) + 1 for row in rows]
+    assert context.mask.shape[1] <= int(context.lengths.max()) + 4 + 4
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda d, t: d.generate(t, max_new_tokens=0), "at least 1"),
+        (lambda d, t: d.generate(t, torch.tensor([[1, 1, 1, 1, 0]])), "pad on the left"),
+        (lambda d, t: d.generate(t.expand(2, -1), streamer=object()), "one prompt"),
+    ],
+)
+def test_bad_input_says_what_to_do(call, message, target, drafters):
+    with pytest.raises(ValueError, match=message):
+        call(SpeculativeDecoder(target, drafters["model"]), PROMPT)
+
+
+def test_refuses_a_drafter_of_another_vocabulary_and_an_unknown_gamma(target):
+    other = llama(3)
+    other.config.vocab_size = VOCAB + 1
+    with pytest.raises(ValueError, match="tokenizer"):
+        SpeculativeDecoder(target, ModelDrafter(other)).generate(PROMPT)
+    with pytest.raises(ValueError, match="gamma"):
+        SpeculativeDecoder(target, ModelDrafter(other), gamma="some")
+    with pytest.raises(ValueError, match="gamma"):
+        SpeculativeDecoder(target, ModelDrafter(other), gamma=-1)

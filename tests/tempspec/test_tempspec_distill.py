@@ -1,0 +1,203 @@
+"""Lessons hold the target's answers and opinions; every loss is its textbook value; teaching raises acceptance."""
+
+import copy
+
+import pytest
+import torch
+
+from lib.tempspec import Example, FeatureModel, Warping, answer, distill, load_drafter, save_drafter, teach, truncate
+from lib.tempspec.heads import ReducedHead, frequent_tokens
+from lib.tempspec.lessons import collate, log_probs, observe
+from lib.tempspec.losses import LOSSES, divergence, draft_log_probs, with_rest
+from lib.tempspec.metrics import acceptance, best_gamma, block_efficiency, speedup
+from tests.tempspec.conftest import VOCAB, llama
+
+PROMPTS = [[1, 2, 3], [4, 5], [2, 2, 4, 1], [3]]
+
+
+def test_answers_keep_prompt_order_temperature_and_end(target):
+    found = answer(target, PROMPTS, 0.0, max_new_tokens=6, batch_size=3, progress=False)
+    for prompt, example in zip(PROMPTS, found, strict=True):
+        wanted = target.generate(torch.tensor([prompt]), do_sample=False, max_new_tokens=6)[0]
+        assert torch.equal(example.tokens, wanted)
+        assert (example.start, example.temperature) == (len(prompt), 0.0)
+
+
+def test_only_answers_are_scored_and_each_target_is_the_next_token():
+    examples = [Example(torch.tensor([1, 2, 3, 4]), 2, 1.0), Example(torch.tensor([5, 0, 5]), 1, 0.5)]
+    batch = collate(examples)
+    assert batch.scored.tolist() == [[False, True, True, False], [True, True, False, False]]
+    assert batch.targets.tolist() == [3, 4, 0, 5]
+    assert batch.temperature.tolist() == [1.0, 1.0, 0.5, 0.5]
+
+
+@pytest.mark.parametrize("temperature", [0.0, 0.5, 1.0, 1.7])
+def test_the_targets_opinion_is_its_own_law_at_the_answers_temperature(target, temperature):
+    examples = answer(target, PROMPTS, temperature, max_new_tokens=5, progress=False)
+    (batch,) = observe(target, [examples], top=VOCAB, layers=(1,))
+    logits = target(batch.tokens).logits[batch.scored]
+    law = Warping(temperature).probs(logits)
+    found = torch.zeros_like(law).scatter_(-1, batch.top_ids, batch.top_log_probs.exp())
+    torch.testing.assert_close(found, law)
+    assert batch.features.shape == (*batch.tokens.shape, target.config.hidden_size)
+
+
+def test_losses_are_their_definitions_on_the_coarsened_law():
+    generator = torch.Generator().manual_seed(0)
+    p, q = (torch.randn(5, 7, generator=generator).softmax(-1) for _ in range(2))
+    kept = 3
+    joined = [torch.cat([x[:, :kept], x[:, kept:].sum(-1, keepdim=True)], -1) for x in (p, q)]
+    a, b = (x.double() for x in joined)
+    middle = (a + b) / 2
+    wanted = {
+        "fkl": (a * (a / b).log()).sum(-1),
+        "rkl": (b * (b / a).log()).sum(-1),
+        "jsd": ((a * (a / middle).log()).sum(-1) + (b * (b / middle).log()).sum(-1)) / 2,
+        "tvd": 1 - torch.minimum(a, b).sum(-1),
+    }
+    for name, value in wanted.items():
+        found = divergence(name, p[:, :kept].log(), q[:, :kept].log())
+        torch.testing.assert_close(found, value.float(), rtol=1e-4, atol=1e-5)
+    with pytest.raises(ValueError, match="use one of ce, fkl"):
+        divergence("kl", p.log(), q.log())
+    assert with_rest(p[:, :kept].log()).exp().sum(-1).tolist() == pytest.approx([1.0] * 5)
+
+
+def test_a_reduced_head_gives_the_missing_tokens_no_probability():
+    kept = torch.tensor([0, 3, 4])
+    found = draft_log_probs(torch.zeros(2, 3), kept, torch.tensor([[3, 1], [0, 5]]), torch.ones(2), VOCAB)
+    assert found.exp().tolist() == [pytest.approx([1 / 3, 0.0]), pytest.approx([1 / 3, 0.0])]
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+def test_every_loss_raises_acceptance(target, loss):
+    student = llama(5, layers=1)
+    examples = answer(target, PROMPTS * 24, 1.0, max_new_tokens=12, progress=False)
+
+    @torch.inference_mode()
+    def rate() -> float:
+        batch = collate(examples[:32])
+        logits = [model(batch.tokens).logits[batch.scored] for model in (target, student)]
+        return float(acceptance(*logits, Warping(1.0)).mean())
+
+    before = rate()
+    teach(student, examples, target=target, loss=loss, top=4, epochs=6, learning_rate=1e-2, progress=False)
+    assert rate() > before + 0.03
+    assert not student.training
+
+
+def test_distilling_a_feature_drafter_shares_prompts_among_temperatures(target, monkeypatch):
+    network = FeatureModel(target, layers=(1, 2), token_ids=torch.arange(VOCAB))
+    seen = []
+    monkeypatch.setattr("lib.tempspec.teaching.teach", lambda drafter, examples, **options: seen.extend(examples))
+    distill(target, network, PROMPTS * 3, temperatures=(0.7, 1.0, 1.3), max_new_tokens=4)
+    assert sorted(example.temperature for example in seen) == [0.7] * 4 + [1.0] * 4 + [1.3] * 4
+    with pytest.raises(ValueError, match="cannot be shared"):
+        distill(target, network, PROMPTS[:1], temperatures=(0.7, 1.0))
+
+
+def test_teaching_continues_from_its_last_checkpoint(target, tmp_path):
+    examples = answer(target, PROMPTS * 8, 1.0, max_new_tokens=8, progress=False)
+    options = {"batch_size": 4, "learning_rate": 1e-2, "progress": False}
+    whole = teach(llama(6, layers=1), examples, epochs=2, output_dir=tmp_path / "whole", **options)
+
+    class Killed(Exception):
+        pass
+
+    def killed(self, *args, **kwargs):
+        raise Killed
+
+    torch.manual_seed(0)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("transformers.trainer_callback.CallbackHandler.on_epoch_begin", _second(killed))
+        with pytest.raises(Killed):
+            teach(llama(6, layers=1), examples, epochs=2, output_dir=tmp_path / "cut", **options)
+    again = teach(llama(6, layers=1), examples, epochs=2, output_dir=tmp_path / "cut", **options)
+    for ours, theirs in zip(again.parameters(), whole.parameters(), strict=True):
+        torch.testing.assert_close(ours, theirs)
+
+
+def _second(stop):
+    from transformers.trainer_callback import CallbackHandler
+
+    original, calls = CallbackHandler.on_epoch_begin, []
+
+    def patched(self, *args, **kwargs):
+        calls.append(1)
+        return stop(self) if len(calls) == 2 else original(self, *args, **kwargs)
+
+    return patched
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"loss": "mse"}, "use one of"),
+        ({"examples": []}, "no examples"),
+        ({"loss": "fkl", "target": None}, "needs the target"),
+    ],
+)
+def test_bad_teaching_says_what_to_do(target, options, message):
+    call = {"examples": [Example(torch.tensor([1, 2, 3]), 1)], "target": target} | options
+    with pytest.raises(ValueError, match=message):
+        teach(llama(7), **call)
+
+
+def test_truncated_models_share_the_targets_layers_and_survive_saving(target, tmp_path):
+    kept = torch.tensor([1, 3, 5])
+    small = truncate(target, [-1], token_ids=kept)
+    weight = small.model.layers[0].mlp.up_proj.weight
+    assert torch.equal(weight, target.model.layers[1].mlp.up_proj.weight)
+    ids = torch.tensor([[1, 2, 3]])
+    logits = small(ids).logits
+    assert logits.shape[-1] == VOCAB
+    assert torch.isneginf(logits[..., [0, 2, 4]]).all()
+    save_drafter(small, tmp_path)
+    torch.testing.assert_close(load_drafter(tmp_path)(ids).logits, logits)
+    assert torch.equal(truncate(target, [0, 1])(ids).logits, target(ids).logits)
+    with pytest.raises(ValueError, match="choose some of 0 to 1"):
+        truncate(target, [2])
+
+
+def test_frequent_tokens_and_heads_refuse_nonsense():
+    assert frequent_tokens([[5, 5, 1], [5, 2, 2]], 2, VOCAB).tolist() == [2, 5]
+    with pytest.raises(ValueError, match="between 1 and"):
+        frequent_tokens([], 0, VOCAB)
+    with pytest.raises(ValueError, match="none twice"):
+        ReducedHead(torch.zeros(2, 4), torch.tensor([1, 1]), VOCAB)
+    with pytest.raises(ValueError, match="outside the vocabulary"):
+        ReducedHead(torch.zeros(1, 4), torch.tensor([VOCAB]), VOCAB)
+
+
+def test_acceptance_is_what_verification_accepts():
+    p, q = torch.randn(3, 5), torch.randn(3, 5)
+    expected = torch.minimum(p.softmax(-1), q.softmax(-1)).sum(-1)
+    torch.testing.assert_close(acceptance(p, q, Warping(1.0)), expected)
+    assert acceptance(p, p, Warping(0.0)).tolist() == [1.0] * 3
+    kept = torch.tensor([0, 2])
+    reduced = acceptance(p, q[:, kept], Warping(1.0), kept=kept)
+    torch.testing.assert_close(reduced, torch.minimum(p.softmax(-1)[:, kept], q[:, kept].softmax(-1)).sum(-1))
+
+
+def test_formulas_have_their_hand_values():
+    assert block_efficiency(0.5, 2) == pytest.approx(1.75)
+    assert block_efficiency(1.0, 4) == 5
+    assert speedup(0.8, 5, 0.1) == pytest.approx((1 - 0.8**6) / 0.2 / 1.5)
+    assert speedup(0.5, 0, 0.3) == 1.0
+    assert best_gamma(0.1, 0.2) == 0
+    assert best_gamma(0.8, 0.05) == max(range(17), key=lambda g: speedup(0.8, g, 0.05))
+    with pytest.raises(ValueError, match="between 0 and 1"):
+        block_efficiency(1.2, 3)
+
+
+def test_log_probs_are_each_rows_own_temperature():
+    logits = torch.randn(3, 6)
+    found = log_probs(logits, torch.tensor([0.0, 0.5, 2.0]))
+    for row, temperature in enumerate((0, 0.5, 2)):
+        torch.testing.assert_close(found[row].exp(), Warping(temperature).probs(logits[row]))
+
+
+def test_a_student_is_not_its_teacher(target):
+    before = copy.deepcopy(target.state_dict())
+    teach(truncate(target, [0]), answer(target, PROMPTS, 1.0, max_new_tokens=4, progress=False), progress=False)
+    assert all(torch.equal(weight, before[name]) for name, weight in target.state_dict().items())
