@@ -4,7 +4,7 @@ A document is a prompt and its answer; only the answer's tokens are scored. Sums
 that an interval over documents can be made from them.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -12,6 +12,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from tqdm import tqdm
+
+from lib.zoo.chat import exchanges, prompt_ids
 
 LOGIT_ROWS = 1024
 
@@ -89,10 +91,8 @@ def answer_documents(
     Raises ValueError where no record is usable.
     """
     found: list[Document] = []
-    for question, answer in _first_turns(records):
-        messages = [{"role": "user", "content": question}]
-        prompt = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
-        context = tokenizer(prompt, add_special_tokens=False).input_ids
+    for question, answer in exchanges(records):
+        context = prompt_ids(tokenizer, question)
         reply = tokenizer(answer, add_special_tokens=False).input_ids[: max(max_tokens - len(context), 0)]
         if len(reply) < min_answer:
             continue
@@ -103,11 +103,3 @@ def answer_documents(
     if not found:
         raise ValueError("no record holds a question with an answer long enough: raise max_tokens or lower min_answer")
     return found
-
-
-def _first_turns(records: Iterable[Mapping[str, Any]]) -> Iterator[tuple[str, str]]:
-    for record in records:
-        turns = record["conversations"]
-        speakers = [turn["from"] for turn in turns[:2]]
-        if len(speakers) == 2 and speakers[0] in ("human", "user") and speakers[1] in ("gpt", "assistant", "chatgpt"):
-            yield turns[0]["value"], turns[1]["value"]

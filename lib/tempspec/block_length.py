@@ -2,7 +2,8 @@
 
 The rule compares what one more drafted token costs (the drafter's step and the target's longer block) with what it is
 worth: the chance that it and all before it are accepted, times the seconds that a token takes at present. Chances come
-from the drafter's confidence, calibrated on what was accepted so far; costs are measured while decoding.
+from the drafter's confidence, calibrated on what was accepted so far. Costs are measured while decoding: of the target
+the smallest seconds seen of late for each block length, since everything that disturbs a clock only adds to it.
 """
 
 from dataclasses import dataclass, field
@@ -14,6 +15,8 @@ from torch import Tensor
 BINS = 10
 PRIOR = 4.0  # a bin starts as if it had seen this many tokens accepted as often as the drafter is confident
 MEMORY = 0.95  # share of a running mean that survives a block
+FORGET = 1.01  # by which a smallest time grows each time its block length is met again
+FIRST = 2  # tokens drafted in the first block, before anything is known
 EXPLORE = 8  # blocks without drafting after which one token is tried
 
 
@@ -49,12 +52,13 @@ class AutoGamma:
     recent: float = 0.5  # running mean of acceptance, where tested
     draft_seconds: float = 0.0  # one step of the drafter
     target_seconds: dict[int, float] = field(default_factory=dict)  # by tokens fed to the target
-    token_seconds: float = 0.0
+    block_seconds: float = 0.0  # running mean of a block's seconds
+    gained: float = 0.0  # and of its tokens
     skipped: int = 0
 
     def begin(self) -> int:
         """Longest block to draft now: 0 where the drafter does not pay, but for a trial now and then."""
-        if not self.token_seconds or self._pays(self.recent, 0):
+        if not self.gained or self._pays(self.recent, 0):
             self.skipped = 0
             return self.longest
         self.skipped += 1
@@ -65,6 +69,8 @@ class AutoGamma:
 
     def keep_going(self, confidence: list[float]) -> bool:
         """Whether the next token is worth drafting after tokens of this confidence."""
+        if not self.gained:
+            return len(confidence) < FIRST
         chances = self.accepted / self.tested
         reach = 1.0
         for value in confidence:
@@ -73,7 +79,7 @@ class AutoGamma:
 
     def _pays(self, chance: float, drafted: int) -> bool:
         longer = max(self._target(drafted + 2) - self._target(drafted + 1), 0.0)
-        return chance * self.token_seconds > self.draft_seconds + longer
+        return chance * self.block_seconds / self.gained > self.draft_seconds + longer
 
     def _target(self, fed: int) -> float:
         """Seconds of the target for that many tokens: measured, or the nearest count that was."""
@@ -102,10 +108,10 @@ class AutoGamma:
             self.recent = _mean(self.recent, float(hits.sum()) / float(tested.sum()))
         if drafted:
             self.draft_seconds = _mean(self.draft_seconds, draft_seconds / drafted)
-        known = self.target_seconds.get(drafted + 1, 0.0)
-        self.target_seconds[drafted + 1] = _mean(known, target_seconds)
-        gained = float(accepted.float().mean()) + 1
-        self.token_seconds = _mean(self.token_seconds, (draft_seconds + target_seconds) / gained)
+        known = FORGET * self.target_seconds.get(drafted + 1, target_seconds)
+        self.target_seconds[drafted + 1] = min(known, target_seconds)
+        self.gained = _mean(self.gained, float(accepted.float().mean()) + 1)
+        self.block_seconds = _mean(self.block_seconds, drafted * self.draft_seconds + self.target_seconds[drafted + 1])
 
 
 def _mean(old: float, new: float) -> float:

@@ -4,12 +4,16 @@ One decoder layer reads, at each position, the token's embedding and the target'
 token before it. Within a block these grow stale: `lag` says by how many tokens, and training sees lags from 1 on.
 """
 
+import json
+from pathlib import Path
 from typing import Any
 
 import torch
 from jaxtyping import Float, Int
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaModel
+from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 
 from lib.tempspec.context import Context
 from lib.tempspec.drafters import Autoregressive
@@ -20,14 +24,16 @@ from lib.tempspec.heads import ReducedHead
 class FeatureModel(nn.Module):
     """The network of a `FeatureDrafter`: embeddings and features fused into one decoder layer, and a reduced head.
 
-    `layers` are the target's hidden states it sees. Embeddings and head start as the target's; the former stay so.
+    `layers` are the target's hidden states it sees. Embeddings, last layer and head start as the target's; the first
+    stay so.
     """
 
     def __init__(
         self, target: Any, *, layers: tuple[int, ...], token_ids: Int[Tensor, " kept"], longest_lag: int = 8
     ) -> None:
         super().__init__()
-        config, width = target.config, target.config.hidden_size
+        config: Any = target.config
+        width = config.hidden_size
         self.layers, self.longest_lag = layers, longest_lag
         self.embeddings = nn.Embedding.from_pretrained(target.get_input_embeddings().weight.detach().float())
         self.norms = nn.ModuleList([nn.RMSNorm(width, eps=config.rms_norm_eps) for _ in layers])
@@ -35,10 +41,10 @@ class FeatureModel(nn.Module):
         self.fuse = nn.Linear(width * (len(layers) + 1), width, bias=False)
         self.lag = nn.Embedding(longest_lag + 1, width)
         nn.init.zeros_(self.lag.weight)
-        self.decoder = LlamaModel(_one_layer(config))
-        del self.decoder.embed_tokens
+        self.decoder = _one_layer(target)
         weight = target.get_output_embeddings().weight.detach().float()
         self.head = ReducedHead(weight[token_ids], token_ids, config.vocab_size)
+        self.to(target.device)
 
     def inputs(
         self,
@@ -61,17 +67,28 @@ class FeatureModel(nn.Module):
         return self.decoder(inputs_embeds=embedded, use_cache=False).last_hidden_state
 
 
-def _one_layer(config: Any) -> LlamaConfig:
-    return LlamaConfig(
-        hidden_size=config.hidden_size,
-        intermediate_size=config.intermediate_size,
+def _one_layer(target: Any) -> LlamaModel:
+    """A decoder of one layer without embeddings, which starts as a Llama target's last layer (others: at random)."""
+    config = LlamaConfig(
+        hidden_size=target.config.hidden_size,
+        intermediate_size=target.config.intermediate_size,
         num_hidden_layers=1,
-        num_attention_heads=config.num_attention_heads,
-        num_key_value_heads=config.num_key_value_heads,
-        max_position_embeddings=config.max_position_embeddings,
-        rms_norm_eps=config.rms_norm_eps,
+        num_attention_heads=target.config.num_attention_heads,
+        num_key_value_heads=target.config.num_key_value_heads,
+        max_position_embeddings=target.config.max_position_embeddings,
+        rms_norm_eps=target.config.rms_norm_eps,
+        rope_parameters=getattr(target.config, "rope_parameters", None),
         vocab_size=1,
+        bos_token_id=None,
+        eos_token_id=None,
     )
+    decoder = LlamaModel(config)
+    del decoder.embed_tokens
+    source = target.get_decoder()
+    if isinstance(source.layers[-1], LlamaDecoderLayer):
+        decoder.layers[0].load_state_dict(source.layers[-1].state_dict())
+        decoder.norm.load_state_dict(source.norm.state_dict())
+    return decoder
 
 
 class FeatureDrafter(Autoregressive):
@@ -110,3 +127,23 @@ class FeatureDrafter(Autoregressive):
     def _extend(self, embedded: Tensor, valid: Tensor | None = None) -> Tensor:
         tokens = torch.zeros(embedded.shape[:2], dtype=torch.long, device=embedded.device)
         return self._context.extend(tokens, valid, inputs_embeds=embedded).hidden[:, -1]
+
+
+def save_feature_model(model: FeatureModel, folder: Path | str) -> None:
+    """Write a feature model without the embeddings, which are the target's."""
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    weights = {name: w.contiguous() for name, w in model.state_dict().items() if not name.startswith("embeddings.")}
+    save_file(weights, folder / "model.safetensors")
+    (folder / "feature.json").write_text(json.dumps({"layers": model.layers, "longest_lag": model.longest_lag}))
+
+
+def load_feature_model(folder: Path | str, target: Any) -> FeatureModel:
+    """Read a feature model made for a target (or one of its shape)."""
+    folder = Path(folder)
+    weights = load_file(folder / "model.safetensors")
+    options = json.loads((folder / "feature.json").read_text())
+    kept = weights["head.token_ids"].to(target.device)
+    model = FeatureModel(target, layers=tuple(options["layers"]), token_ids=kept, longest_lag=options["longest_lag"])
+    model.load_state_dict(weights, strict=False)
+    return model.eval()

@@ -54,7 +54,7 @@ def reduced_logits(head: Any, hidden: Tensor) -> tuple[Tensor, Tensor | None]:
     return head(hidden), None
 
 
-def frequent_tokens(texts: Iterable[Sequence[int]], count: int, vocab_size: int) -> Int[Tensor, " count"]:
+def frequent_tokens(texts: Iterable[Sequence[int] | Tensor], count: int, vocab_size: int) -> Int[Tensor, " count"]:
     """Ids of the `count` most frequent tokens, in ascending order; those never met fill up by smallest id.
 
     Raises ValueError where `count` is not between 1 and the vocabulary's size.

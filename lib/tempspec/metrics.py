@@ -4,19 +4,24 @@ Symbols: alpha = acceptance of one drafted token = sum_x min(p_T(x), q_T(x)); ga
 c = seconds of a drafter's step over seconds of a target's step; tau = tokens gained a block.
 """
 
+from collections.abc import Hashable, Mapping, Sequence
+from typing import Any
+
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
+from lib.tempspec.heads import reduced_logits
+from lib.tempspec.lessons import Batch, Example, collate
 from lib.tempspec.warping import Warping
 
 
 def acceptance(
     target_logits: Float[Tensor, "tokens vocab"],
     draft_logits: Float[Tensor, "tokens kept"],
-    warping: Warping,
+    kept: Int[Tensor, " kept"] | None = None,
     *,
-    kept: Tensor | None = None,
+    warping: Warping,
 ) -> Float[Tensor, " tokens"]:
     """Return the chance that a drafted token is accepted after each given prefix; at T = 0, whether both choices agree.
 
@@ -24,6 +29,38 @@ def acceptance(
     """
     p, q = warping.probs(target_logits), warping.probs(draft_logits)
     return torch.minimum(p if kept is None else p[..., kept], q).sum(-1)
+
+
+@torch.inference_mode()
+def teacher_forced_acceptance(
+    target: Any,
+    drafters: Mapping[Hashable, Any],
+    examples: Sequence[Example],
+    temperature: float,
+    *,
+    batch_size: int = 8,
+) -> dict[Hashable, Float[Tensor, " examples"]]:
+    """Return each drafter's mean acceptance over the answer tokens of each example, the target running once for all.
+
+    Drafters are causal language models. The answers should be the target's own at that temperature: then the mean is
+    the acceptance of a block's first token.
+    """
+    warping = Warping(temperature)
+    found: dict[Hashable, list[Tensor]] = {name: [] for name in drafters}
+    for place in range(0, len(examples), batch_size):
+        batch = collate(examples[place : place + batch_size], target.device)
+        owner = batch.scored.nonzero()[:, 0]
+        logits, _ = _logits(target, batch)
+        for name, drafter in drafters.items():
+            alpha = acceptance(logits, *_logits(drafter, batch), warping=warping)
+            total = alpha.new_zeros(len(batch.tokens)).index_add(0, owner, alpha)
+            found[name].append((total / batch.scored.sum(1)).cpu())
+    return {name: torch.cat(parts) for name, parts in found.items()}
+
+
+def _logits(model: Any, batch: Batch) -> tuple[Tensor, Tensor | None]:
+    hidden = model.get_decoder()(batch.tokens, use_cache=False).last_hidden_state[batch.scored]
+    return reduced_logits(model.get_output_embeddings(), hidden)
 
 
 def block_efficiency(alpha: float, gamma: int) -> float:

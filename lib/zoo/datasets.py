@@ -23,8 +23,8 @@ def load_dataset(name: str, split: str = "train", limit: int | None = None) -> d
 
     `sharegpt`: {id, conversations: [{from, value}]}. `evals`: {task, instruction, input, ideals}, at most 2,000 rows a
     task. Their split `test` holds one conversation (one row) in ten, chosen by a hash that no seed moves; `all` is
-    both. Any other name goes to the hub. Raises TenfoldError for an unknown name or split, or where the data is neither
-    here nor to be fetched.
+    both. Any other name goes to the hub, as `owner/name` or `owner/name:configuration`. Raises TenfoldError for an
+    unknown name or split, or where the data is neither here nor to be fetched.
     """
     if limit is not None and limit < 1:
         raise TenfoldError(f"limit = {limit} keeps nothing: give a positive number of rows, or None for all.")
@@ -43,7 +43,8 @@ def load_dataset(name: str, split: str = "train", limit: int | None = None) -> d
 
 
 def _from_hub(name: str, split: str) -> datasets.Dataset:
-    return datasets.load_dataset(name, split=split)
+    path, _, config = name.partition(":")
+    return datasets.load_dataset(path, config or None, split=split)
 
 
 def in_split(identity: str, split: str) -> bool:

@@ -9,7 +9,7 @@ from lib.tempspec import Example, FeatureModel, Warping, answer, distill, load_d
 from lib.tempspec.heads import ReducedHead, frequent_tokens
 from lib.tempspec.lessons import collate, log_probs, observe
 from lib.tempspec.losses import LOSSES, divergence, draft_log_probs, with_rest
-from lib.tempspec.metrics import acceptance, best_gamma, block_efficiency, speedup
+from lib.tempspec.metrics import acceptance, best_gamma, block_efficiency, speedup, teacher_forced_acceptance
 from tests.tempspec.conftest import VOCAB, llama
 
 PROMPTS = [[1, 2, 3], [4, 5], [2, 2, 4, 1], [3]]
@@ -78,7 +78,7 @@ def test_every_loss_raises_acceptance(target, loss):
     def rate() -> float:
         batch = collate(examples[:32])
         logits = [model(batch.tokens).logits[batch.scored] for model in (target, student)]
-        return float(acceptance(*logits, Warping(1.0)).mean())
+        return float(acceptance(*logits, warping=Warping(1.0)).mean())
 
     before = rate()
     teach(student, examples, target=target, loss=loss, top=4, epochs=6, learning_rate=1e-2, progress=False)
@@ -172,10 +172,10 @@ def test_frequent_tokens_and_heads_refuse_nonsense():
 def test_acceptance_is_what_verification_accepts():
     p, q = torch.randn(3, 5), torch.randn(3, 5)
     expected = torch.minimum(p.softmax(-1), q.softmax(-1)).sum(-1)
-    torch.testing.assert_close(acceptance(p, q, Warping(1.0)), expected)
-    assert acceptance(p, p, Warping(0.0)).tolist() == [1.0] * 3
+    torch.testing.assert_close(acceptance(p, q, warping=Warping(1.0)), expected)
+    assert acceptance(p, p, warping=Warping(0.0)).tolist() == [1.0] * 3
     kept = torch.tensor([0, 2])
-    reduced = acceptance(p, q[:, kept], Warping(1.0), kept=kept)
+    reduced = acceptance(p, q[:, kept], kept, warping=Warping(1.0))
     torch.testing.assert_close(reduced, torch.minimum(p.softmax(-1)[:, kept], q[:, kept].softmax(-1)).sum(-1))
 
 
@@ -201,3 +201,17 @@ def test_a_student_is_not_its_teacher(target):
     before = copy.deepcopy(target.state_dict())
     teach(truncate(target, [0]), answer(target, PROMPTS, 1.0, max_new_tokens=4, progress=False), progress=False)
     assert all(torch.equal(weight, before[name]) for name, weight in target.state_dict().items())
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.3])
+def test_teacher_forced_acceptance_is_the_mean_over_each_answer(target, temperature):
+    drafter = truncate(target, [0], token_ids=torch.tensor([0, 1, 4]))
+    examples = answer(target, PROMPTS, temperature, max_new_tokens=5, progress=False)
+    found = teacher_forced_acceptance(target, {"small": drafter, "same": target}, examples, temperature, batch_size=3)
+    torch.testing.assert_close(found["same"], torch.ones(len(PROMPTS)))
+    for example, value in zip(examples, found["small"], strict=True):
+        p, q = (
+            Warping(temperature).probs(model(example.tokens[None]).logits[0, example.start - 1 : -1])
+            for model in (target, drafter)
+        )
+        torch.testing.assert_close(value, torch.minimum(p, q).sum(-1).mean())
