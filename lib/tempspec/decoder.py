@@ -28,8 +28,8 @@ class SpeculativeOutput:
     """
 
     sequences: Int[Tensor, "batch length"]
-    new_tokens: Int[Tensor, " batch"]
     stats: DecodingStats
+    new_tokens: Int[Tensor, " batch"]
 
 
 class SpeculativeDecoder:
@@ -79,7 +79,7 @@ class SpeculativeDecoder:
             decoding.block()
         decoding.stats.seconds = time.perf_counter() - began
         new_tokens = decoding.prefix.lengths - decoding.starts
-        return SpeculativeOutput(decoding.sequences(input_ids), new_tokens, decoding.stats)
+        return SpeculativeOutput(decoding.sequences(input_ids), decoding.stats, new_tokens)
 
 
 class _Decoding:

@@ -28,7 +28,6 @@ def untuned_drafter(
     It stands for the paper's 68 M Llama: a model of the same vocabulary that knows text, but not its target.
     """
     drafter = truncate(target, layers, token_ids=token_ids).float()
-    drafter.get_input_embeddings().requires_grad_(False)
     return teach(drafter, texts, loss="ce", epochs=epochs, learning_rate=learning_rate, seed=seed)
 
 

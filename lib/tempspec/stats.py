@@ -70,6 +70,15 @@ class DecodingStats:
         """Seconds of the same rounds by the cost model: `draft` a drafted token, `target[n]` a pass of n tokens."""
         return sum(count * (drafted * draft + target[drafted + 1]) for drafted, count in self.lengths.items())
 
+    def modelled_speedup(self, draft: float, target: dict[int, float]) -> float:
+        """Speed over plain decoding by the cost model, for one row: what plain steps would take over these rounds."""
+        gained = self.rounds + sum(self.accepted)
+        return gained * target[1] / self.modelled_seconds(draft, target)
+
+    def measured_speedup(self, plain: float) -> float:
+        """Speed over plain decoding on the clock, given the seconds that plain decoding takes for a token."""
+        return plain * self.tokens / self.seconds
+
     def as_dict(self) -> dict[str, Any]:
         """All counts and rates as plain values, for a JSON report."""
         rates = ("acceptance", "conditional_acceptance", "by_position", "block_efficiency")

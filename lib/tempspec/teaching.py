@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
-from transformers import Trainer, TrainingArguments
+from transformers import PrinterCallback, Trainer, TrainingArguments
 from transformers.trainer_utils import get_last_checkpoint
 
 from lib.tempspec.feature import FeatureModel
@@ -100,6 +100,7 @@ def teach(
         dataloader_pin_memory=False,
     )
     trainer = Trainer(model=student, args=arguments, train_dataset=_Items(batches), data_collator=_only)
+    trainer.remove_callback(PrinterCallback)
     last = get_last_checkpoint(str(folder)) if folder.is_dir() and output_dir is not None else None
     trainer.train(resume_from_checkpoint=last)
     return drafter.eval()
@@ -165,5 +166,5 @@ def _batches(examples: Sequence[Example], size: int, target: Any, top: int, laye
     groups = [order[i : i + size] for i in range(0, len(order), size)]
     if target is None:
         return [collate(group) for group in groups]
-    watched = tqdm(groups, desc="the target's opinion", unit="batch", leave=False)
+    watched = tqdm(groups, desc="the target's opinion", unit="batch", mininterval=5, leave=False)
     return list(observe(target, watched, top=top, layers=layers))

@@ -15,6 +15,7 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from lib.tempspec.heads import ReducedHead
+from lib.zoo.models import quiet
 
 HEAD = "drafter.json"
 
@@ -24,6 +25,7 @@ def truncate(
 ) -> Any:
     """Make a causal language model of some of the target's layers, in the target's dtype, sharing nothing with it.
 
+    Its embeddings are frozen: they are most of its weights, and good already.
     `token_ids` are the tokens that its head keeps (see `frequent_tokens`); `vocab_size` alone keeps the smallest ids,
     which are the most frequent ones of a byte-pair vocabulary. Raises ValueError for layers that the target lacks.
     """
@@ -44,6 +46,7 @@ def truncate(
         weight = target.get_output_embeddings().weight.detach()
         kept = token_ids.to(weight.device)
         drafter.set_output_embeddings(ReducedHead(weight[kept], kept, config.vocab_size))
+    drafter.get_input_embeddings().requires_grad_(False)
     return drafter.to(target.device).eval()
 
 
@@ -67,7 +70,8 @@ def _chosen_weights(target: Any, chosen: list[int]) -> dict[str, Tensor]:
 def save_drafter(drafter: Any, folder: Path | str) -> None:
     """Write a truncated model with its reduced head, to be read by `load_drafter`."""
     head = drafter.get_output_embeddings()
-    drafter.save_pretrained(folder)
+    with quiet():
+        drafter.save_pretrained(folder)
     kept = head.token_ids.tolist() if isinstance(head, ReducedHead) else None
     (Path(folder) / HEAD).write_text(json.dumps({"token_ids": kept}))
 
@@ -83,4 +87,5 @@ def load_drafter(folder: Path | str, *, dtype: torch.dtype = torch.float32) -> A
         blank = torch.zeros(len(kept), drafter.config.hidden_size, dtype=dtype)
         drafter.set_output_embeddings(ReducedHead(blank, torch.tensor(kept), drafter.config.vocab_size))
     drafter.load_state_dict({name: w for file in folder.glob("*.safetensors") for name, w in load_file(file).items()})
+    drafter.get_input_embeddings().requires_grad_(False)
     return drafter.eval()

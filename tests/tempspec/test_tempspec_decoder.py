@@ -100,6 +100,16 @@ def test_statistics_add_up(target, drafters):
     assert stats_.seconds >= stats_.draft_seconds + stats_.target_seconds
 
 
+def test_speedups_are_those_of_the_rounds(target):
+    decoder = SpeculativeDecoder(target, ModelDrafter(target), gamma=1, temperature=0)
+    stats_ = decoder.generate(PROMPT, max_new_tokens=9).stats  # one token, then four blocks of two
+    assert stats_.lengths == {1: 4}
+    assert stats_.modelled_seconds(0.25, {1: 1.0, 2: 1.5}) == pytest.approx(4 * 1.75)
+    assert stats_.modelled_speedup(0.25, {1: 1.0, 2: 1.5}) == pytest.approx(8 / 7)
+    assert stats_.measured_speedup(1.0) == pytest.approx(9 / stats_.seconds)
+    assert stats_.as_dict()["block_efficiency"] == 2.0
+
+
 def test_streams_the_tokens_it_returns(target, drafters):
     class Streamer:
         def __init__(self):
