@@ -1,7 +1,8 @@
 """Benchmarks: two things measured in turn in one process, so that the ratio holds when the machine's speed drifts.
 
 A room's `bench.py` yields `cases()`: dicts of `name`, `unit`, `ours` and `peer` (zero-argument callables), `peer_name`,
-`goal` (the ratio ours/peer hoped for). Unit `s` times the callables; any other unit takes the number they return.
+`goal` (the ratio ours/peer hoped for). Unit `s` times the callables; any other unit takes the number they return, or a
+sequence of them, one a sample (a prompt) and paired with the peer's: the ratio is then that of their means.
 """
 
 import importlib
@@ -25,20 +26,27 @@ def has_bench(paper: str) -> bool:
 
 
 def measure(case: dict[str, Any], pairs: int = PAIRS) -> dict[str, Any]:
-    """Median of ours, of the peer and of the paired ratio ours/peer, with the ratio's 95 % bootstrap interval."""
-    timed = case["unit"] == "s"
-    read = _seconds if timed else lambda call: float(call())
-    if timed:
+    """Ours, the peer's and the ratio ours/peer with its 95 % bootstrap interval over pairs.
+
+    Times are summed up by their medians over pairs taken in turn, samples that a case returns by their means.
+    """
+    if case["unit"] == "s":
         case["ours"](), case["peer"]()  # warm-up: caches, lazy initialisation
-    couples = np.array([(read(case["ours"]), read(case["peer"])) for _ in range(pairs if timed else 1)])
-    ratios = couples[:, 0] / couples[:, 1]
-    rng = np.random.default_rng(0)
-    medians = np.median(rng.choice(ratios, (2000, len(ratios))), axis=1)
-    low, high = np.quantile(medians, [0.025, 0.975])
+        couples = np.array([(_seconds(case["ours"]), _seconds(case["peer"])) for _ in range(pairs)])
+    else:
+        couples = np.stack([np.atleast_1d(case["ours"]()), np.atleast_1d(case["peer"]())], axis=1).astype(float)
+    rows = np.random.default_rng(0).integers(len(couples), size=(2000, len(couples)))
+    if case["unit"] == "s":
+        middle, ratios = np.median(couples, axis=0), couples[:, 0] / couples[:, 1]
+        ratio, resampled = np.median(ratios), np.median(ratios[rows], axis=1)
+    else:
+        middle, means = couples.mean(axis=0), couples[rows].mean(axis=1)
+        ratio, resampled = middle[0] / middle[1], means[:, 0] / means[:, 1]
+    low, high = np.quantile(resampled, [0.025, 0.975])
     return {
-        "case": case["name"], "unit": case["unit"], "ours": float(np.median(couples[:, 0])),
-        "peer": float(np.median(couples[:, 1])), "peer_name": case["peer_name"], "ratio": float(np.median(ratios)),
-        "low": float(low), "high": float(high), "goal": case.get("goal"), "pairs": len(couples),
+        "case": case["name"], "unit": case["unit"], "ours": float(middle[0]), "peer": float(middle[1]),
+        "peer_name": case["peer_name"], "ratio": float(ratio), "low": float(low), "high": float(high),
+        "goal": case.get("goal"), "pairs": len(couples),
     }  # fmt: skip
 
 

@@ -27,12 +27,13 @@ from lib.tempspec.truncate import load_drafter, save_drafter
 MODEL = "smollm2-135m-instruct"
 VOCABULARY, PLAIN_LAYERS, FEATURE_LAYERS = 8192, (0, 1, 29), (8, 20, 30)
 TEMPERATURES = (0.0, 1.0)
+PROMPTS = 64
 GOALS = {0.0: 1 / 1.3, 1.0: 1 / 1.1}
 
 
 def cases(*, quick: bool = False) -> Iterator[dict[str, Any]]:
     """Yield the cases: our ways against `generate`, `assisted_generate` and the cost model, at T = 0 and T = 1."""
-    sizes = (2, 8) if quick else (64, 96)
+    sizes = (2, 8) if quick else (PROMPTS, 96)
     for temperature in TEMPERATURES:
         measured = _Measured(temperature, *sizes, quick=quick)
         pairs = [
@@ -96,17 +97,16 @@ class _Measured:
 
         return way
 
-    def milliseconds(self, way: str) -> float:
-        """Milliseconds a token, mean over prompts."""
-        seconds = self._seconds()[way]
-        return 1e3 * sum(seconds) / len(seconds)
+    def milliseconds(self, way: str) -> list[float]:
+        """Milliseconds a token on each prompt."""
+        return [1e3 * seconds for seconds in self._seconds()[way]]
 
-    def blocks_milliseconds(self) -> float:
-        """Milliseconds a token of the blocks alone, without reading the prompts."""
+    def blocks_milliseconds(self) -> list[float]:
+        """Milliseconds a token of the blocks alone, without reading the prompt, on each prompt."""
         self._seconds()
-        return 1e3 * sum(s.seconds - s.prefill_seconds for s in self.stats) / sum(s.tokens - 1 for s in self.stats)
+        return [1e3 * (s.seconds - s.prefill_seconds) / (s.tokens - 1) for s in self._timed()]
 
-    def modelled_milliseconds(self) -> float:
+    def modelled_milliseconds(self) -> list[float]:
         """Milliseconds a token of the same blocks by the cost model, its parts timed alone."""
         self._seconds()
         target, tokenizer = _target()
@@ -114,8 +114,11 @@ class _Measured:
         prompt = corpus.chat_prompts(_records("test"), tokenizer, limit=1)[0]
         tokens = torch.tensor((prompt * 99)[:100])
         costs = measure_costs(target, FeatureDrafter(feature), tokens, repeats=3 if self.quick else 15)
-        seconds = sum(s.modelled_seconds(costs.draft, costs.target) for s in self.stats)
-        return 1e3 * seconds / sum(s.tokens - 1 for s in self.stats)
+        return [1e3 * s.modelled_seconds(costs.draft, costs.target) / (s.tokens - 1) for s in self._timed()]
+
+    def _timed(self) -> list[DecodingStats]:
+        """Statistics of the prompts that were timed (the first was the warm-up) and went past their first token."""
+        return [stats for stats in self.stats[1:] if stats.tokens > 1]
 
 
 @cache
