@@ -158,6 +158,37 @@ def test_clipped_training_steps_equal_one_process(results, world, index):
     assert results[world][0][index, "names"] == sorted(n for n, _ in model.named_parameters())
 
 
+def accelerated(rank, folder):
+    environment = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2, "ACCELERATE_USE_CPU": "yes"}
+    environment |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": 1}  # asked for; the group is joined already
+    os.environ.update({name: str(value) for name, value in environment.items()})
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
+    torch.save(two_steps_by_accelerate(), f"{folder}/{rank}.pt")
+    dist.destroy_process_group()
+
+
+def two_steps_by_accelerate(accumulation=2):
+    # one expert survives, so that workers draw the same experts as one process
+    model = tiny(router_jitter_noise=0.0, router_z_loss_coef=0.0)
+    plan = training.TrainingPlan(steps=2, batch_size=8, learning_rate=1e-2, accumulation=accumulation)
+    points = training.train(
+        model, windows(), plan, progress=False, measure_at=[2], measure=lambda m: {**m.state_dict()}
+    )
+    return points[0].measured
+
+
+def test_training_by_accelerate_on_two_workers_equals_one(tmp_path):
+    mp.start_processes(accelerated, args=(str(tmp_path),), nprocs=2, start_method="forkserver")
+    wanted = two_steps_by_accelerate()
+    for rank in range(2):
+        found = torch.load(tmp_path / f"{rank}.pt")
+        for name, weight in wanted.items():
+            assert float((found[name] - weight).abs().mean()) < 1e-5
+    whole = two_steps_by_accelerate(accumulation=1)
+    assert all(float((whole[name] - weight).abs().mean()) < 1e-5 for name, weight in wanted.items())
+
+
 def test_a_local_balance_loss_would_not_have_passed():
     model = tiny()
     parallel.WindowDraws(model, seed=SEED).at(5, range(8))
