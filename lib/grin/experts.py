@@ -4,6 +4,8 @@ Tokens are sorted by expert, one grouped matrix product runs all experts at once
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -12,6 +14,8 @@ from torch.nn import functional as F
 from transformers.activations import ACT2FN
 
 from lib.grin.routing import Routing
+
+FEW_SHAPES = 64  # a multiple of rows that leaves few shapes, and few filling rows
 
 
 class Experts(nn.Module):
@@ -57,12 +61,78 @@ def dispatch(
     if experts == 1 and k == 1:  # a dense feed-forward layer needs no sorting
         rows = swiglu(hidden @ gate_up[0].T, activation) @ down[0].T
         return _weighted(rows.unsqueeze(1), routing).sum(1)
-    order = routing.indices.flatten().argsort(stable=True)
-    ends = tokens_per_expert(routing.indices, experts).cumsum(0, dtype=torch.int32)
-    rows = hidden[order.div(k, rounding_mode="floor")]
-    rows = grouped_linear(swiglu(grouped_linear(rows, gate_up, ends), activation), down, ends)
-    back = torch.empty_like(order).scatter_(0, order, torch.arange(len(order), device=order.device))
-    return _weighted(rows[back].view(tokens, k, -1), routing).sum(1)
+    plan = plan_dispatch(routing.indices, experts, multiple=_row_multiple(hidden))
+    rows = grouped_linear(_Taken.apply(hidden, plan), gate_up, plan.ends)
+    rows = grouped_linear(swiglu(rows, activation), down, plan.ends)
+    return _weighted(_Returned.apply(rows, plan).view(tokens, k, -1), routing).sum(1)
+
+
+@dataclass(frozen=True)
+class DispatchPlan:
+    """Where every dispatch goes: row r holds token `source[r]`, choice c of a token comes back from row `rows[token, c]`.
+
+    Expert e has the rows `ends[e-1]` to `ends[e]`. Rows that fill an expert's share up hold token 0 and are not read.
+    """
+
+    source: Int[Tensor, "rows"]
+    rows: Int[Tensor, "tokens k"]
+    ends: Int[Tensor, "experts"]
+
+
+@torch.no_grad()
+def plan_dispatch(indices: Int[Tensor, "tokens k"], experts: int, *, multiple: int = 1) -> DispatchPlan:
+    """Return rows sorted by expert, each expert's number of rows rounded up to a multiple."""
+    k, expert = indices.shape[1], indices.flatten()
+    order = expert.argsort(stable=True)
+    counts = tokens_per_expert(indices, experts)
+    room = counts if multiple == 1 else (counts + multiple - 1).div(multiple, rounding_mode="floor") * multiple
+    ends = room.cumsum(0)
+    ahead = (ends - room) - (counts.cumsum(0) - counts)  # filling rows before each expert's first
+    at = torch.arange(len(order), device=order.device) + ahead[expert[order]]
+    rows = torch.empty_like(order).scatter_(0, order, at)
+    total = len(order) if multiple == 1 else int(ends[-1])
+    source = order.new_zeros(total).scatter_(0, at, order.div(k, rounding_mode="floor"))
+    return DispatchPlan(source=source, rows=rows.view_as(indices), ends=ends.to(torch.int32))
+
+
+def _row_multiple(hidden: Tensor) -> int:
+    """Rows of an expert come in multiples of this.
+
+    On CPUs oneDNN compiles a bfloat16 product for every new shape, and routing makes new shapes all the time.
+    """
+    return FEW_SHAPES if hidden.device.type == "cpu" and hidden.dtype == torch.bfloat16 else 1
+
+
+class _Taken(torch.autograd.Function):
+    """Rows of the tokens that a plan dispatches; the gradient is gathered too, where indexing would scatter and add."""
+
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor, plan: DispatchPlan) -> Tensor:
+        ctx.plan = plan
+        return hidden.index_select(0, plan.source)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        first, *others = ctx.plan.rows.unbind(1)
+        total = gradients[0].index_select(0, first)
+        for rows in others:
+            total = total + gradients[0].index_select(0, rows)
+        return total, None
+
+
+class _Returned(torch.autograd.Function):
+    """Rows back in the order of tokens and choices; no row is read twice, so the gradient adds nothing up."""
+
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor, plan: DispatchPlan) -> Tensor:
+        ctx.plan = plan
+        return rows.index_select(0, plan.rows.flatten())
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        given, plan = gradients[0], ctx.plan
+        filled = given.new_zeros if len(plan.source) > plan.rows.numel() else given.new_empty
+        return filled(len(plan.source), given.shape[1]).index_copy(0, plan.rows.flatten(), given), None
 
 
 def swiglu(both: Float[Tensor, "*rows both"], activation: Callable[[Tensor], Tensor]) -> Float[Tensor, "*rows inner"]:
