@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 from transformers.activations import ACT2FN
 
@@ -56,20 +57,21 @@ def dispatch(
 
     The sum is linear in slices of the inner size, so that processes may each hold a slice and add up their results.
     """
-    tokens, k = routing.indices.shape
     experts = len(gate_up)
-    if experts == 1 and k == 1:  # a dense feed-forward layer needs no sorting
+    if experts == 1 and routing.indices.shape[1] == 1:  # a dense feed-forward layer needs no sorting
+        every = torch.arange(len(hidden), device=hidden.device).unsqueeze(1)
+        plan = DispatchPlan(source=every[:, 0], rows=every, ends=tokens_per_expert(routing.indices, 1).to(torch.int32))
         rows = swiglu(hidden @ gate_up[0].T, activation) @ down[0].T
-        return _weighted(rows.unsqueeze(1), routing).sum(1)
+        return _Combined.apply(rows, routing.weights, routing.output_scale, plan)
     plan = plan_dispatch(routing.indices, experts, multiple=_row_multiple(hidden))
     rows = grouped_linear(_Taken.apply(hidden, plan), gate_up, plan.ends)
     rows = grouped_linear(swiglu(rows, activation), down, plan.ends)
-    return _weighted(_Returned.apply(rows, plan).view(tokens, k, -1), routing).sum(1)
+    return _Combined.apply(rows, routing.weights, routing.output_scale, plan)
 
 
 @dataclass(frozen=True)
 class DispatchPlan:
-    """Where every dispatch goes: row r holds token `source[r]`, choice c of a token comes back from row `rows[token, c]`.
+    """Where every dispatch goes: row r holds token `source[r]`, and choice c of token t is row `rows[t, c]`.
 
     Expert e has the rows `ends[e-1]` to `ends[e]`. Rows that fill an expert's share up hold token 0 and are not read.
     """
@@ -120,32 +122,41 @@ class _Taken(torch.autograd.Function):
         return total, None
 
 
-class _Returned(torch.autograd.Function):
-    """Rows back in the order of tokens and choices; no row is read twice, so the gradient adds nothing up."""
+class _Combined(torch.autograd.Function):
+    """Each token's sum of its weighted rows; `scale` acts in the forward pass only (Algorithm 1).
+
+    No row belongs to two choices, so the gradient of the rows is written, not added up.
+    """
 
     @staticmethod
-    def forward(ctx: Any, rows: Tensor, plan: DispatchPlan) -> Tensor:
+    def forward(ctx: Any, rows: Tensor, weights: Tensor, scale: Tensor | None, plan: DispatchPlan) -> Tensor:
+        ctx.save_for_backward(rows, weights)
         ctx.plan = plan
-        return rows.index_select(0, plan.rows.flatten())
+        scaled = weights if scale is None else weights * scale
+        parts = [rows.index_select(0, at) * w for at, w in _choices(plan, scaled)]
+        return sum(parts[1:], start=parts[0])
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
-        given, plan = gradients[0], ctx.plan
-        filled = given.new_zeros if len(plan.source) > plan.rows.numel() else given.new_empty
-        return filled(len(plan.source), given.shape[1]).index_copy(0, plan.rows.flatten(), given), None
+    @once_differentiable
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, None, None]:
+        (given,), (rows, weights), plan = gradients, ctx.saved_tensors, ctx.plan
+        filled = torch.zeros_like if len(plan.source) > plan.rows.numel() else torch.empty_like
+        to_rows, to_weights = filled(rows), []
+        for at, weight in _choices(plan, weights):
+            to_rows.index_copy_(0, at, (given * weight).to(rows.dtype))
+            to_weights.append((given * rows.index_select(0, at)).sum(-1))
+        return to_rows, torch.stack(to_weights, -1).to(weights.dtype), None, None
+
+
+def _choices(plan: DispatchPlan, weights: Tensor) -> list[tuple[Tensor, Tensor]]:
+    """Rows [tokens] and weights [tokens, 1] of each choice."""
+    return list(zip(plan.rows.unbind(1), weights.unsqueeze(-1).unbind(1), strict=True))
 
 
 def swiglu(both: Float[Tensor, "*rows both"], activation: Callable[[Tensor], Tensor]) -> Float[Tensor, "*rows inner"]:
     """Return activation(gate) x up for rows that hold both, one after the other."""
     gate, up = both.chunk(2, dim=-1)
     return activation(gate) * up
-
-
-def _weighted(rows: Float[Tensor, "tokens k width"], routing: Routing) -> Float[Tensor, "tokens k width"]:
-    weighted = rows * routing.weights.unsqueeze(-1)
-    if routing.output_scale is None:
-        return weighted
-    return weighted + ((routing.output_scale.unsqueeze(-1) - 1) * weighted).detach()  # Algorithm 1
 
 
 def tokens_per_expert(indices: Int[Tensor, "tokens k"], experts: int) -> Int[Tensor, "experts"]:
