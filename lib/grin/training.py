@@ -76,14 +76,7 @@ def train(
     """
     if len(windows) < plan.batch_size:
         raise ValueError(f"{len(windows)} windows do not fill one batch of {plan.batch_size}")
-    accelerator = Accelerator()
-    if plan.batch_size // plan.accumulation % accelerator.num_processes:
-        raise ValueError(
-            f"micro-batches of {plan.batch_size // plan.accumulation} windows cannot be shared by "
-            f"{accelerator.num_processes} workers"
-        )
-    if accelerator.num_processes > 1:  # workers must not draw the same noise for different tokens
-        torch.manual_seed(seed * accelerator.num_processes + accelerator.process_index)
+    accelerator = _joined(plan, seed)
     optimizer = torch.optim.AdamW(parameter_groups(model, plan.weight_decay), lr=plan.learning_rate, betas=(0.9, 0.95))
     wrapped, optimizer = accelerator.prepare(model, optimizer)
     order = batches(len(windows), plan, seed=seed)
@@ -99,6 +92,16 @@ def train(
             points.append(Point(step + 1, (step + 1) * plan.batch_size * windows.shape[1], loss, measure(model)))
     model.eval()
     return points
+
+
+def _joined(plan: TrainingPlan, seed: int) -> Accelerator:
+    """Return the accelerator of all workers, each with draws of its own."""
+    accelerator, each = Accelerator(), plan.batch_size // plan.accumulation
+    if each % accelerator.num_processes:
+        raise ValueError(f"micro-batches of {each} windows cannot be shared by {accelerator.num_processes} workers")
+    if accelerator.num_processes > 1:  # workers must not draw the same noise for different tokens
+        torch.manual_seed(seed * accelerator.num_processes + accelerator.process_index)
+    return accelerator
 
 
 def launched(function: Callable[..., None], *arguments: Any, processes: int = 1) -> None:
