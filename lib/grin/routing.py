@@ -5,10 +5,11 @@ A sparse mixer samples D and evaluates the loss at a shrunk or the full output, 
 expectation the chain rule integrates f along the ray from 0 to h: f(h) - f(0), which plain gating leaves out.
 """
 
-from collections.abc import Callable
+import dataclasses
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float, Int
@@ -138,6 +139,15 @@ def route_named(name: str, *, expert_gradient: str = "code") -> Route:
     if expert_gradient not in ("code", "algorithm"):
         raise ValueError(f"expert_gradient must be 'code' or 'algorithm', got {expert_gradient!r}")
     return ROUTES[name] if name == "gshard" else partial(ROUTES[name], expert_gradient=expert_gradient)
+
+
+def joined(parts: Sequence[Routing]) -> Routing:
+    """Return routings of several groups of tokens as one, in their order."""
+    fields: dict[str, Any] = {}
+    for name in (field.name for field in dataclasses.fields(Routing)):
+        values = [getattr(part, name) for part in parts]
+        fields[name] = None if values[0] is None else torch.cat(values)
+    return Routing(**fields)
 
 
 def _sparsemixer(

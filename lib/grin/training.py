@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, notebook_launcher
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 from tqdm import tqdm
@@ -71,11 +71,12 @@ def train(
     """Train a model in place on windows drawn in an order that only the seed decides; return its curve.
 
     `measure` is called with the model in evaluation mode after each number of steps in `measure_at`. The same seed
-    gives every model the same batches. Raises ValueError for fewer windows than one batch.
+    gives every model the same batches. Raises ValueError for a batch that the windows do not fill or the workers do
+    not divide.
     """
     if len(windows) < plan.batch_size:
         raise ValueError(f"{len(windows)} windows do not fill one batch of {plan.batch_size}")
-    accelerator = Accelerator()
+    accelerator = _joined(plan, seed)
     optimizer = torch.optim.AdamW(parameter_groups(model, plan.weight_decay), lr=plan.learning_rate, betas=(0.9, 0.95))
     wrapped, optimizer = accelerator.prepare(model, optimizer)
     order = batches(len(windows), plan, seed=seed)
@@ -91,6 +92,28 @@ def train(
             points.append(Point(step + 1, (step + 1) * plan.batch_size * windows.shape[1], loss, measure(model)))
     model.eval()
     return points
+
+
+def _joined(plan: TrainingPlan, seed: int) -> Accelerator:
+    """Return the accelerator of all workers, each with draws of its own."""
+    accelerator, each = Accelerator(), plan.batch_size // plan.accumulation
+    if each % accelerator.num_processes:
+        raise ValueError(f"micro-batches of {each} windows cannot be shared by {accelerator.num_processes} workers")
+    if accelerator.num_processes > 1:  # workers must not draw the same noise for different tokens
+        torch.manual_seed(seed * accelerator.num_processes + accelerator.process_index)
+    return accelerator
+
+
+def launched(function: Callable[..., None], *arguments: Any, processes: int = 1) -> None:
+    """Call a function that trains: here, or on so many GPUs by accelerate's launcher.
+
+    With several processes it runs in each of them and must leave its results in files, written by the main process
+    (`accelerate.PartialState().is_main_process`); nothing may have touched a GPU before.
+    """
+    if processes == 1:
+        function(*arguments)
+    else:
+        notebook_launcher(function, arguments, num_processes=processes)
 
 
 def _step(model: Any, accelerator: Accelerator, optimizer: Any, micro: list[Tensor], clip: float) -> float:

@@ -7,6 +7,8 @@ from transformers import PhimoeConfig
 from transformers.models.phimoe.modeling_phimoe import PhimoeExperts
 
 from lib import grin
+from lib.grin import experts as experts_module
+from lib.grin.experts import plan_dispatch
 from lib.grin.routing import Routing
 
 
@@ -88,6 +90,36 @@ def test_the_two_expert_gradients_have_one_forward_and_one_router_gradient():
     assert scales[0] is None
     assert (scales[1] < 1).any()
     assert not torch.allclose(*expert_gradients)
+
+
+@pytest.mark.parametrize("multiple", [1, 8])
+@pytest.mark.parametrize("skew", SKEWS)
+def test_a_plan_gives_each_dispatch_a_row_of_its_own_among_its_experts(skew, multiple):
+    indices = SKEWS[skew](23, 5)
+    plan = plan_dispatch(indices, 5, multiple=multiple)
+    rows, expert = plan.rows.flatten(), indices.flatten()
+    starts = torch.cat([torch.zeros(1).int(), plan.ends[:-1]])
+    assert len(rows.unique()) == 46
+    assert ((rows >= starts[expert]) & (rows < plan.ends[expert])).all()
+    assert (plan.source[plan.rows] == torch.arange(23).unsqueeze(1)).all()
+    assert (plan.ends.diff(prepend=torch.zeros(1).int()) % multiple == 0).all()
+    assert len(plan.source) == plan.ends[-1] < 46 + 5 * multiple
+
+
+def test_filling_rows_of_bfloat16_change_neither_output_nor_gradients(monkeypatch):
+    torch.manual_seed(0)
+    module = grin.Experts(16, 24, 5).bfloat16()
+    hidden, indices = torch.randn(23, 16).bfloat16(), SKEWS["one expert gets all"](23, 5)
+    found = []
+    for multiple in (64, 1):
+        monkeypatch.setattr(experts_module, "FEW_SHAPES", multiple)
+        x, gates = hidden.clone().requires_grad_(), torch.ones(23, 2).requires_grad_()
+        module.zero_grad()
+        output = module(x, routing_of(indices, gates, 5))
+        output.square().sum().backward()
+        found.append([output, x.grad, gates.grad, *(p.grad.clone() for p in module.parameters())])
+    for filled, plain in zip(*found, strict=True):
+        torch.testing.assert_close(filled.float(), plain.float(), atol=2e-2, rtol=2e-2)
 
 
 def test_bfloat16_and_one_dense_expert():
