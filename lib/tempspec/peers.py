@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lib.zoo.models import quiet
+
 Way = Callable[[Tensor], Tensor]  # token ids [1, prompt] to token ids [1, prompt + new]
 
 
@@ -17,7 +19,12 @@ def plain_generate(target: Any, temperature: float, new_tokens: int) -> Way:
 
 def assisted_generate(target: Any, assistant: Any, temperature: float, new_tokens: int) -> Way:
     """`target.generate` with an assistant model: transformers' speculative decoding, with its own defaults."""
-    return lambda ids: target.generate(ids, assistant_model=assistant, **_options(target, ids, temperature, new_tokens))
+
+    def way(ids: Tensor) -> Tensor:
+        with quiet():  # the assistant is called with options that transformers itself calls deprecated
+            return target.generate(ids, assistant_model=assistant, **_options(target, ids, temperature, new_tokens))
+
+    return way
 
 
 def _options(target: Any, ids: Tensor, temperature: float, new_tokens: int) -> dict[str, Any]:
