@@ -1,5 +1,7 @@
 """The probes of a trained model agree with the model itself."""
 
+import dataclasses
+
 import pytest
 import torch
 
@@ -60,6 +62,20 @@ def test_profiles_similarity_and_specialisation(model):
 @pytest.mark.parametrize("skew", [0.0, 1e4])
 def test_nothing_is_missing_at_any_skew(model, skew):
     assert probe.missing_share(model, WINDOWS, skew=skew).max() < 1e-5
+
+
+def test_a_capacity_that_drops_tokens_is_seen(model, monkeypatch):
+    experts, whole = model.model.layers[-1].mlp.experts, type(model.model.layers[-1].mlp.experts).forward
+
+    def capped(hidden, routing, capacity=5):
+        place = torch.nn.functional.one_hot(routing.indices.flatten(), len(experts.down_proj)).cumsum(0)
+        late = place.gather(1, routing.indices.flatten()[:, None]).view_as(routing.indices) > capacity
+        return whole(experts, hidden, dataclasses.replace(routing, weights=routing.weights.masked_fill(late, 0.0)))
+
+    monkeypatch.setattr(experts, "forward", capped)
+    missing = probe.missing_share(model, WINDOWS, skew=1e4)
+    assert missing.max() > 0.5
+    assert missing.min() < 1e-5
 
 
 def test_a_problem_without_choice_is_refused(model):
