@@ -25,9 +25,9 @@ from lib.tempspec.teaching import teach
 from lib.tempspec.truncate import load_drafter, save_drafter
 
 MODEL = "smollm2-135m-instruct"
-VOCABULARY, PLAIN_LAYERS, FEATURE_LAYERS = 8192, (0, 1, 29), (8, 20, 30)
+VOCABULARY, PLAIN_LAYERS, FEATURE_LAYERS = 8192, (0, 1, 29), (10, 20, 29)
 TEMPERATURES = (0.0, 1.0)
-PROMPTS = 64
+PROMPTS = 24
 GOALS = {0.0: 1 / 1.3, 1.0: 1 / 1.1}
 
 
@@ -152,7 +152,7 @@ def _train(folder: Path, *, quick: bool) -> None:
     for temperature in (0.0, 0.7, 1.0, 1.3):
         answers += answer(target, questions, temperature, max_new_tokens=8 if quick else 64, generator=noise)
     kept = frequent_tokens([e.tokens for e in [*texts, *answers]], VOCABULARY, target.config.vocab_size)
-    few = corpus.text_examples(records, tokenizer, tokens=2_000 if quick else 60_000)
+    few = corpus.text_examples(records, tokenizer, tokens=2_000 if quick else 160_000)
     plain = recipe.untuned_drafter(target, few, layers=PLAIN_LAYERS, token_ids=kept)
     save_drafter(teach(plain, answers, loss="ce", progress=False), folder / "plain")
     made = recipe.feature_drafter(target, texts, answers, layers=FEATURE_LAYERS, token_ids=kept)

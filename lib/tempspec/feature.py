@@ -1,7 +1,10 @@
 """Drafting from the target's own hidden states, after EAGLE (arXiv:2401.15077, 2503.01840): an extension.
 
 One decoder layer reads, at each position, the token's embedding and the target's hidden states at the newest verified
-token before it. Within a block these grow stale: `lag` says by how many tokens, and training sees lags from 1 on.
+token before it. Within a block these grow stale: `lag` says by how many tokens, and each lag has its own map.
+
+The layer starts as the target's last one, and the maps as the ridge regression of what that layer reads in the target:
+so the drafter is a good one before its first gradient step.
 """
 
 import json
@@ -24,12 +27,12 @@ from lib.tempspec.heads import ReducedHead
 class FeatureModel(nn.Module):
     """The network of a `FeatureDrafter`: embeddings and features fused into one decoder layer, and a reduced head.
 
-    `layers` are the target's hidden states it sees. Embeddings, last layer and head start as the target's; the first
-    stay so.
+    `layers` are the target's hidden states it sees. Embeddings, last layer and head start as the target's, the first
+    stay so; `fit_maps` gives the maps their start. Features older than `longest_lag` tokens go through the last map.
     """
 
     def __init__(
-        self, target: Any, *, layers: tuple[int, ...], token_ids: Int[Tensor, " kept"], longest_lag: int = 8
+        self, target: Any, *, layers: tuple[int, ...], token_ids: Int[Tensor, " kept"], longest_lag: int = 3
     ) -> None:
         super().__init__()
         config: Any = target.config
@@ -38,33 +41,38 @@ class FeatureModel(nn.Module):
         self.embeddings = nn.Embedding.from_pretrained(target.get_input_embeddings().weight.detach().float())
         self.norms = nn.ModuleList([nn.RMSNorm(width, eps=config.rms_norm_eps) for _ in layers])
         self.embedding_norm = nn.RMSNorm(width, eps=config.rms_norm_eps)
-        self.fuse = nn.Linear(width * (len(layers) + 1), width, bias=False)
-        self.lag = nn.Embedding(longest_lag + 1, width)
-        nn.init.zeros_(self.lag.weight)
+        maps = [nn.Linear(width * (len(layers) + 1), width, bias=False) for _ in range(longest_lag)]
+        self.maps = nn.ModuleList(maps)
         self.decoder = _one_layer(target)
         weight = target.get_output_embeddings().weight.detach().float()
         self.head = ReducedHead(weight[token_ids], token_ids, config.vocab_size)
         self.to(target.device)
 
+    def joined(
+        self, tokens: Int[Tensor, "batch length"], features: Float[Tensor, "batch length features"]
+    ) -> Float[Tensor, "batch length joined"]:
+        """Embeddings beside features, each normalised: what the maps take."""
+        parts = features.to(self.embedding_norm.weight.dtype).chunk(len(self.layers), dim=-1)
+        seen = [norm(part) for norm, part in zip(self.norms, parts, strict=True)]
+        return torch.cat([self.embedding_norm(self.embeddings(tokens)), *seen], dim=-1)
+
     def inputs(
-        self,
-        tokens: Int[Tensor, "batch length"],
-        features: Float[Tensor, "batch length features"],
-        lag: Int[Tensor, "*lag"],
+        self, tokens: Int[Tensor, "batch length"], features: Float[Tensor, "batch length features"], *, lag: int = 1
     ) -> Float[Tensor, "batch length hidden"]:
         """Inputs of the decoder layer: token i beside the features at token i - lag."""
-        parts = features.to(self.fuse.weight.dtype).chunk(len(self.layers), dim=-1)
-        seen = [norm(part) for norm, part in zip(self.norms, parts, strict=True)]
-        embedded = self.embedding_norm(self.embeddings(tokens))
-        return self.fuse(torch.cat([embedded, *seen], dim=-1)) + self.lag(lag.clamp(max=self.longest_lag))
+        return self.maps[min(lag, self.longest_lag) - 1](self.joined(tokens, features))
 
     def forward(
         self, tokens: Int[Tensor, "batch length"], features: Float[Tensor, "batch length features"], *, lag: int = 1
     ) -> Float[Tensor, "batch length hidden"]:
         """Hidden states before the head, all positions seeing features `lag` tokens old (zeros before the first)."""
-        older = nn.functional.pad(features, (0, 0, lag, 0))[:, : features.shape[1]]
-        embedded = self.inputs(tokens, older, torch.full_like(tokens, lag))
+        embedded = self.inputs(tokens, older(features, lag), lag=lag)
         return self.decoder(inputs_embeds=embedded, use_cache=False).last_hidden_state
+
+
+def older(features: Float[Tensor, "batch length width"], lag: int) -> Float[Tensor, "batch length width"]:
+    """Features of the token `lag` places before each, zeros where there is none."""
+    return nn.functional.pad(features, (0, 0, lag, 0))[:, : features.shape[1]]
 
 
 def _one_layer(target: Any) -> LlamaModel:
@@ -110,19 +118,16 @@ class FeatureDrafter(Autoregressive):
         self._context.forget(torch.full_like(self._context.lengths, self._drafted))
         self._drafted = 0
         positions = prefix.since(self._context.lengths)
-        older = (positions - 1).clamp(min=0)
-        width = prefix.features.shape[-1]
-        features = prefix.features.gather(1, older[..., None].expand(-1, -1, width))
+        before = (positions - 1).clamp(min=0)
+        features = prefix.features.gather(1, before[..., None].expand(-1, -1, prefix.features.shape[-1]))
         features = torch.where((positions > 0)[..., None], features, 0)
         tokens = prefix.tokens.gather(1, positions.clamp(min=0))
         self._features = features[:, -1:]
-        embedded = self.model.inputs(tokens, features, torch.ones_like(tokens))
-        return self._extend(embedded, positions >= 0)
+        return self._extend(self.model.inputs(tokens, features), positions >= 0)
 
     def _feed(self, tokens: Tensor, depth: int) -> Tensor:
         self._drafted += 1
-        lag = torch.full_like(tokens[:, None], depth + 1)
-        return self._extend(self.model.inputs(tokens[:, None], self._features, lag))
+        return self._extend(self.model.inputs(tokens[:, None], self._features, lag=depth + 1))
 
     def _extend(self, embedded: Tensor, valid: Tensor | None = None) -> Tensor:
         tokens = torch.zeros(embedded.shape[:2], dtype=torch.long, device=embedded.device)

@@ -108,7 +108,7 @@ def observe(
             output = target.get_decoder()(batch.tokens, use_cache=False, output_hidden_states=bool(layers))
             logits = target.get_output_embeddings()(output.last_hidden_state[batch.scored]).float()
             features = torch.cat([output.hidden_states[i] for i in layers], dim=-1) if layers else None
-            top_ids = logits.topk(top, dim=-1).indices
+            top_ids = logits.topk(min(top, logits.shape[-1]), dim=-1).indices
             top_log_probs = log_probs(logits, batch.temperature).gather(-1, top_ids)
         known = (batch.tokens, batch.scored, batch.targets, batch.temperature)
         yield Batch(*known, top_ids=top_ids, top_log_probs=top_log_probs, features=features)

@@ -1,6 +1,7 @@
 """The drafters that the `cpu` profile trains, so that a notebook and a benchmark speak of the same ones."""
 
 from collections.abc import Sequence
+from itertools import zip_longest
 from typing import Any
 
 import torch
@@ -9,7 +10,8 @@ from torch import Tensor
 
 from lib.tempspec.feature import FeatureModel
 from lib.tempspec.lessons import Example
-from lib.tempspec.teaching import teach
+from lib.tempspec.ridge import fit_maps
+from lib.tempspec.teaching import prepare, teach
 from lib.tempspec.truncate import truncate
 
 
@@ -40,12 +42,18 @@ def feature_drafter(
     token_ids: Int[Tensor, " kept"],
     text_epochs: int = 1,
     answer_epochs: int = 2,
-    learning_rate: float = 1e-3,
+    learning_rate: float = 5e-4,
     seed: int = 0,
 ) -> FeatureModel:
-    """A feature drafter: first on others' texts, of which there is plenty, then on the target's own answers."""
+    """A feature drafter: started by ridge regression, taught on others' texts, then on the target's own answers.
+
+    `layers` must hold the input of the target's last layer: its number of layers less one.
+    """
     torch.manual_seed(seed)
     network = FeatureModel(target, layers=layers, token_ids=token_ids)
-    options: dict[str, Any] = {"target": target, "loss": "fkl", "seed": seed}
-    teach(network, texts, epochs=text_epochs, learning_rate=learning_rate, **options)
-    return teach(network, answers, epochs=answer_epochs, learning_rate=0.7 * learning_rate, **options)
+    ours, theirs = (prepare(examples, target, layers=layers) for examples in (answers, texts))
+    mixed = [batch for pair in zip_longest(ours, theirs[::-1]) for batch in pair if batch is not None]
+    fit_maps(network, mixed, wanted=target.config.num_hidden_layers - 1)
+    options: dict[str, Any] = {"loss": "fkl", "seed": seed}
+    teach(network, theirs, epochs=text_epochs, learning_rate=learning_rate, **options)
+    return teach(network, ours, epochs=answer_epochs, learning_rate=0.7 * learning_rate, **options)

@@ -7,7 +7,7 @@ decoding hot), and the drafter is trained on the answers' tokens only, by `trans
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -51,7 +51,7 @@ def distill(
 
 def teach(
     drafter: Any,
-    examples: Sequence[Example],
+    examples: Sequence[Example] | Sequence[Batch],
     *,
     target: Any = None,
     loss: str = "ce",
@@ -65,18 +65,22 @@ def teach(
 ) -> Any:
     """Train a drafter on examples, in place, in bfloat16 with float32 weights; returns it in eval mode.
 
-    The target's opinion is taken once, before training; the loss `ce` on a plain language model needs none. With an
-    `output_dir`, every epoch leaves a checkpoint and a second call continues from the last one.
+    The target's opinion is taken once, before training (or was taken before, where `examples` are batches made by
+    `prepare`); the loss `ce` on a plain language model needs none. With an `output_dir`, every epoch leaves a
+    checkpoint and a second call continues from the last one.
     Raises ValueError for an unknown loss, no examples, or a loss or drafter that needs a target when there is none.
     """
     if loss not in LOSSES:
         raise ValueError(f"loss is {loss!r}: use one of {', '.join(LOSSES)}")
     if not examples:
         raise ValueError("there are no examples: give some prompts with answers")
-    layers = drafter.layers if isinstance(drafter, FeatureModel) else ()
-    if target is None and (loss != "ce" or layers):
-        raise ValueError(f"a loss {loss!r} on a {type(drafter).__name__} needs the target: pass target=…")
-    batches = _batches(examples, batch_size, target if loss != "ce" or layers else None, top, layers)
+    batches = [item for item in examples if isinstance(item, Batch)]
+    if not batches:
+        layers = drafter.layers if isinstance(drafter, FeatureModel) else ()
+        asked = target if loss != "ce" or layers else None
+        if asked is None and (loss != "ce" or layers):
+            raise ValueError(f"a loss {loss!r} on a {type(drafter).__name__} needs the target: pass target=…")
+        batches = prepare(cast(Sequence[Example], examples), asked, batch_size=batch_size, top=top, layers=layers)
     student = Student(drafter.float(), loss)
     folder = Path(tempfile.mkdtemp()) if output_dir is None else Path(output_dir)
     arguments = TrainingArguments(
@@ -160,10 +164,17 @@ def _only(items: list[Batch]) -> dict[str, Batch]:
     return {"batch": items[0]}
 
 
-def _batches(examples: Sequence[Example], size: int, target: Any, top: int, layers: tuple[int, ...]) -> list[Batch]:
-    """Batches of similar length, with the target's opinion where there is a target."""
+def prepare(
+    examples: Sequence[Example],
+    target: Any,
+    *,
+    batch_size: int = 16,
+    top: int = 32,
+    layers: tuple[int, ...] = (),
+) -> list[Batch]:
+    """Batches of examples of similar length, with the target's opinion where there is a target."""
     order = sorted(examples, key=lambda example: len(example.tokens))
-    groups = [order[i : i + size] for i in range(0, len(order), size)]
+    groups = [order[i : i + batch_size] for i in range(0, len(order), batch_size)]
     if target is None:
         return [collate(group) for group in groups]
     watched = tqdm(groups, desc="the target's opinion", unit="batch", mininterval=5, leave=False)

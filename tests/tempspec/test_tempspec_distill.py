@@ -5,11 +5,26 @@ import copy
 import pytest
 import torch
 
-from lib.tempspec import Example, FeatureModel, Warping, answer, distill, load_drafter, save_drafter, teach, truncate
+from lib.tempspec import (
+    Example,
+    FeatureModel,
+    Warping,
+    answer,
+    distill,
+    load_drafter,
+    load_feature_model,
+    save_drafter,
+    save_feature_model,
+    teach,
+    truncate,
+)
+from lib.tempspec.feature import older
 from lib.tempspec.heads import ReducedHead, frequent_tokens
 from lib.tempspec.lessons import collate, log_probs, observe
 from lib.tempspec.losses import LOSSES, divergence, draft_log_probs, with_rest
 from lib.tempspec.metrics import acceptance, best_gamma, block_efficiency, speedup, teacher_forced_acceptance
+from lib.tempspec.ridge import fit_maps, real_positions
+from lib.tempspec.teaching import prepare
 from tests.tempspec.conftest import VOCAB, llama
 
 PROMPTS = [[1, 2, 3], [4, 5], [2, 2, 4, 1], [3]]
@@ -215,3 +230,26 @@ def test_teacher_forced_acceptance_is_the_mean_over_each_answer(target, temperat
             for model in (target, drafter)
         )
         torch.testing.assert_close(value, torch.minimum(p, q).sum(-1).mean())
+
+
+def test_a_feature_drafter_started_by_ridge_drafts_before_any_training(target):
+    network = FeatureModel(target, layers=(1,), token_ids=torch.arange(VOCAB))
+    batches = prepare(answer(target, PROMPTS * 24, 1.0, max_new_tokens=12, progress=False), target, layers=(1,))
+    explained = fit_maps(network, batches, wanted=1)
+    assert 1 > explained[0] >= explained[1] - 1e-3  # fresher features say more
+    states = batches[-1].features
+    said = network.inputs(batches[-1].tokens, older(states, 1))
+    known = real_positions(batches[-1], first=2)
+    left = (said - states)[known].square().sum() / states[known].square().sum()
+    assert float(1 - left) == pytest.approx(explained[0], abs=0.15)
+    with pytest.raises(ValueError, match="add it to them"):
+        fit_maps(network, batches, wanted=0)
+
+
+def test_feature_models_survive_saving(target, tmp_path):
+    network = FeatureModel(target, layers=(0, 1), token_ids=torch.tensor([1, 4])).eval()
+    save_feature_model(network, tmp_path)
+    again = load_feature_model(tmp_path, target)
+    tokens, features = torch.tensor([[1, 2, 3]]), torch.randn(1, 3, 2 * target.config.hidden_size)
+    torch.testing.assert_close(again(tokens, features, lag=2), network(tokens, features, lag=2))
+    assert again.head.token_ids.tolist() == [1, 4]
