@@ -26,6 +26,7 @@ class JudgedClaim:
     ci: tuple[float, float] | None
     n: str
     verdict: str
+    timed: bool = False
 
     def as_dict(self) -> dict:
         """Plain record for results.json."""
@@ -84,5 +85,15 @@ def judge(
             )
     decided = verdict(claim, ci) if testable and ci is not None else NOT_TESTED
     return JudgedClaim(
-        claim.id, claim.quote, claim.place, claim.estimate, rule_in_words(claim), claim.unit, estimate, ci, n, decided
+        claim.id,
+        claim.quote,
+        claim.place,
+        claim.estimate,
+        rule_in_words(claim),
+        claim.unit,
+        estimate,
+        ci,
+        n,
+        decided,
+        claim.timed,
     )

@@ -34,6 +34,7 @@ class ClaimRecord(Record):
     high: float | None = None
     unit: str = ""
     profiles: tuple[str, ...] = ("smoke", "cpu", "gpu")
+    timed: bool = False  # rests on a clock: never compared with a recorded number
 
     @model_validator(mode="after")
     def _rule_has_its_numbers(self):

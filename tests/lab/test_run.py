@@ -100,10 +100,12 @@ def test_an_unknown_paper_is_refused(house):
 def test_rounding_errors_are_left_to_their_rule_until_they_grow():
     from lib.lab import golden
 
-    def told(estimate, rule="< 0.0001 logits"):
-        return golden.numbers({"metrics": {}, "claims": [{"id": "c", "estimate": estimate, "rule": rule}]})
+    def told(estimate, rule="< 0.0001 logits", timed=False):
+        claim = {"id": "c", "estimate": estimate, "rule": rule, "timed": timed}
+        return golden.numbers({"metrics": {}, "claims": [claim]})
 
     assert told(6e-5) == {}
     assert told(2e-3) == {"claim c": 2e-3}
     assert told(6e-5, rule="> 0") == {"claim c": 6e-5}
     assert told(None) == {}
+    assert told(1.3, rule="> 1", timed=True) == {}
