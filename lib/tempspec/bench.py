@@ -138,7 +138,7 @@ def _drafters(*, quick: bool) -> tuple[Any, Any]:
     folder = data_dir() / "cache" / "tempspec" / ("bench-quick" if quick else "bench")
     if not (folder / "feature" / "model.safetensors").exists():
         _train(folder, quick=quick)
-    plain = load_drafter(folder / "plain").to(target.dtype)
+    plain = load_drafter(folder / "plain", target).to(target.dtype)
     return plain, load_feature_model(folder / "feature", target)
 
 

@@ -11,13 +11,14 @@ from typing import Any
 
 import torch
 from jaxtyping import Int
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM
+from transformers.initialization import no_init_weights
 
 from lib.tempspec.heads import ReducedHead
-from lib.zoo.models import quiet
 
-HEAD = "drafter.json"
+HEAD, WEIGHTS = "drafter.json", "model.safetensors"
 
 
 def truncate(
@@ -38,7 +39,7 @@ def truncate(
     config.tie_word_embeddings = False
     if getattr(config, "layer_types", None):
         config.layer_types = [target.config.layer_types[layer] for layer in chosen]
-    drafter: Any = AutoModelForCausalLM.from_config(config, dtype=target.dtype)
+    drafter = _blank(config, target.dtype)
     drafter.load_state_dict(_chosen_weights(target, chosen))
     if token_ids is None and vocab_size is not None:
         token_ids = torch.arange(vocab_size)
@@ -67,25 +68,41 @@ def _chosen_weights(target: Any, chosen: list[int]) -> dict[str, Tensor]:
     return weights
 
 
+def _blank(config: Any, dtype: torch.dtype) -> Any:
+    """A model whose weights are still to be loaded: drawing them first would take seconds."""
+    with no_init_weights():
+        return AutoModelForCausalLM.from_config(config, dtype=dtype)
+
+
 def save_drafter(drafter: Any, folder: Path | str) -> None:
-    """Write a truncated model with its reduced head, to be read by `load_drafter`."""
-    head = drafter.get_output_embeddings()
-    with quiet():
-        drafter.save_pretrained(folder)
+    """Write a drafter with its reduced head, to be read by `load_drafter`; frozen embeddings are the target's."""
+    folder, embeddings, head = Path(folder), drafter.get_input_embeddings(), drafter.get_output_embeddings()
+    drafter.config.save_pretrained(folder)
+    shared = not embeddings.weight.requires_grad
+    left_out = embeddings.weight.data_ptr() if shared else None
+    weights = {n: w.clone() for n, w in drafter.state_dict().items() if w.data_ptr() != left_out}
+    save_file(weights, folder / WEIGHTS)
     kept = head.token_ids.tolist() if isinstance(head, ReducedHead) else None
-    (Path(folder) / HEAD).write_text(json.dumps({"token_ids": kept}))
+    (folder / HEAD).write_text(json.dumps({"token_ids": kept, "target_embeddings": shared}))
 
 
-def load_drafter(folder: Path | str, *, dtype: torch.dtype = torch.float32) -> Any:
-    """Read what `save_drafter` wrote; raises FileNotFoundError where that is not the case."""
-    from safetensors.torch import load_file
+def load_drafter(folder: Path | str, target: Any = None, *, dtype: torch.dtype = torch.float32) -> Any:
+    """Read what `save_drafter` wrote, taking frozen embeddings from the target.
 
+    Raises FileNotFoundError where there is no drafter, ValueError where it needs its target and none is given.
+    """
     folder = Path(folder)
-    kept = json.loads((folder / HEAD).read_text())["token_ids"]
-    drafter: Any = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder), dtype=dtype)
+    record = json.loads((folder / HEAD).read_text())
+    weights, kept = load_file(folder / WEIGHTS), record["token_ids"]
+    drafter = _blank(AutoConfig.from_pretrained(folder), dtype)
     if kept is not None:
         blank = torch.zeros(len(kept), drafter.config.hidden_size, dtype=dtype)
         drafter.set_output_embeddings(ReducedHead(blank, torch.tensor(kept), drafter.config.vocab_size))
-    drafter.load_state_dict({name: w for file in folder.glob("*.safetensors") for name, w in load_file(file).items()})
-    drafter.get_input_embeddings().requires_grad_(False)
+    if record["target_embeddings"]:
+        if target is None:
+            raise ValueError(f"the drafter in {folder.name} was saved without its target's embeddings: pass the target")
+        embeddings = drafter.get_input_embeddings().requires_grad_(False)
+        embeddings.weight.copy_(target.get_input_embeddings().weight)
+        weights |= {n: w for n, w in drafter.state_dict().items() if w.data_ptr() == embeddings.weight.data_ptr()}
+    drafter.load_state_dict(weights)
     return drafter.eval()

@@ -168,7 +168,11 @@ def test_truncated_models_share_the_targets_layers_and_survive_saving(target, tm
     assert logits.shape[-1] == VOCAB
     assert torch.isneginf(logits[..., [0, 2, 4]]).all()
     save_drafter(small, tmp_path)
-    torch.testing.assert_close(load_drafter(tmp_path)(ids).logits, logits)
+    torch.testing.assert_close(load_drafter(tmp_path, target)(ids).logits, logits)
+    with pytest.raises(ValueError, match="pass the target"):
+        load_drafter(tmp_path)
+    save_drafter(target, tmp_path / "whole")  # its embeddings are its own
+    torch.testing.assert_close(load_drafter(tmp_path / "whole")(ids).logits, target(ids).logits)
     assert torch.equal(truncate(target, [0, 1])(ids).logits, target(ids).logits)
     with pytest.raises(ValueError, match="choose some of 0 to 1"):
         truncate(target, [2])
