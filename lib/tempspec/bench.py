@@ -27,7 +27,7 @@ from lib.tempspec.truncate import load_drafter, save_drafter
 MODEL = "smollm2-135m-instruct"
 VOCABULARY, PLAIN_LAYERS, FEATURE_LAYERS = 8192, (0, 1, 29), (10, 20, 29)
 TEMPERATURES = (0.0, 1.0)
-PROMPTS = 24
+PROMPTS = 12
 GOALS = {0.0: 1 / 1.3, 1.0: 1 / 1.1}
 
 
