@@ -1,6 +1,6 @@
 """Benchmarks: speculative decoding against plain and against transformers' assisted generation, on real prompts.
 
-The drafters are those of the `cpu` profile's notebook, trained here once by the same recipe and kept (about six minutes);
+The drafters are those of the `cpu` profile's notebook, trained here once by the same recipe and kept (six minutes);
 the benchmark itself takes three quarters of an hour on two cores.
 All ways decode every prompt in turn; `ours` and `peer` are milliseconds a token, so a ratio of 0.5 is twice the speed.
 """
