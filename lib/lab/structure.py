@@ -14,7 +14,7 @@ LONGEST_CELL = 40  # lines
 REQUIRED = ("parameters", "setup", "claims")
 FORBIDDEN = {
     r"sys\.path": "changes sys.path: import from `lib` instead",
-    r"[\"'](/home/|/Users/|/root/|[A-Z]:\\)": "holds an absolute path: use lib.lab.paths or a parameter",
+    r"[\"'](/(home|Users|root)/|[A-Z]:\\)": "holds an absolute path: use lib.lab.paths or a parameter",
     r"if\s+.*\b(smoke|profile)\b\s*[=:]": "branches on the profile: make it a parameter",
     r"^\s*[!%]": "calls the shell or a magic: use Python",
     r"^\s*assert\b.*claim": "asserts a conclusion: hand the estimate to run.claim",
