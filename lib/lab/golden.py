@@ -1,7 +1,7 @@
 """Golden results of the smoke profile: recorded over three seeds, compared with a tolerance per metric.
 
-Two spreads are allowed. What was recorded on another processor with the same parameters counts as one more run: rounding
-flips a draw here and there, so a number that moves with the seed moves between processors too, by how much is measured.
+Two spreads are allowed. What was recorded on another processor with the same parameters counts as one more run, since
+rounding flips a draw here and there: a number that moves with the seed moves between processors too.
 """
 
 import json

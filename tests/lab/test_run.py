@@ -109,3 +109,16 @@ def test_rounding_errors_are_left_to_their_rule_until_they_grow():
     assert told(6e-5, rule="> 0") == {"claim c": 6e-5}
     assert told(None) == {}
     assert told(1.3, rule="> 1", timed=True) == {}
+
+
+def test_another_processor_counts_as_a_run_and_this_one_does_not(tmp_path, monkeypatch):
+    from lib.lab import golden
+
+    monkeypatch.setattr(golden, "path_of", lambda paper: tmp_path / "golden.json")
+    assert golden.recorded_elsewhere("p", {"parameters": {}}) == {}  # nothing was recorded yet
+    metrics = {"m": {"value": 1.0, "elsewhere": {"third": 3.0, "here": 9.0}}}
+    old = {"parameters": {"size": 1}, "machine": {"processor": "there"}, "metrics": metrics}
+    (tmp_path / "golden.json").write_text(json.dumps(old))
+    now = {"parameters": {"size": 1}, "machine": {"processor": "here"}}
+    assert golden.recorded_elsewhere("p", now) == {"m": {"third": 3.0, "there": 1.0}}
+    assert golden.recorded_elsewhere("p", now | {"parameters": {"size": 2}}) == {}
