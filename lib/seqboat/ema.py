@@ -2,8 +2,8 @@
 
 Eq. 1-2 of MEGA (arXiv:2209.10655), which SeqBoat (arXiv:2306.11197, section 3.2) takes over. Each channel has N damped
 averages: h_t = q h_{t-1} + p β x_t, y_t = Σ_n γ N^{-½} h_t + ω x_t, with p = σ(δ) and q = 1 - p σ(α). There are three
-equal ways to compute it: a convolution by FFT (O(L log L)), a scan over chunks (O(L), from and to a state) and the recurrence step by
-step (O(1) a token). All work in float32.
+equal ways to compute it: a convolution by FFT (O(L log L)), a scan over chunks (O(L), from and to a state) and the
+recurrence step by step (O(1) a token). All work in float32.
 """
 
 import math

@@ -1,8 +1,8 @@
 """The layers of a stack: SeqBoat's, and those it is compared with, behind one call.
 
 SeqBoat (section 3.2 of arXiv:2306.11197): H = SiLU(EMA(x)); out = SiLU(H W + b + SMA(H) + x), where SMA activates a
-gated attention unit. `mega` is MEGA's gated layer (Eq. 6-15 of arXiv:2209.10655), with attention inside chunks of w tokens or
-over everything; `transformer` is a pre-norm block with rotary attention by torch's SDPA.
+gated attention unit. `mega` is MEGA's gated layer (Eq. 6-15 of arXiv:2209.10655), with attention inside chunks of w
+tokens or over everything; `transformer` is a pre-norm block with rotary attention by torch's SDPA.
 """
 
 from typing import TYPE_CHECKING

@@ -1,4 +1,4 @@
-"""Examples out of records of the usual shapes: labelled texts, images and recordings, as the hub's data sets have them."""
+"""Examples out of records of the usual shapes: labelled texts, images and recordings, as hub data sets have them."""
 
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -17,7 +17,7 @@ def labelled_bytes(records: Iterable[Mapping[str, Any]], *, length: int) -> Exam
 
 
 def grey_pixels(records: Iterable[Mapping[str, Any]]) -> Examples:
-    """Return images `{img or image, label}` as sequences of grey pixels, (grey - .48) / .24 as in the paper's recipe."""
+    """Return images `{img or image, label}` as sequences of grey pixels, (grey - .48) / .24 as the paper has them."""
     rows, labels = [], []
     for record in records:
         image = record["img"] if "img" in record else record["image"]
