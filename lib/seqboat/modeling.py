@@ -173,16 +173,25 @@ class SeqBoatForCausalLM(SeqBoatPreTrainedModel, GenerationMixin):
         cache: SeqBoatCache | None = None,
         use_cache: bool | None = None,
         logits_to_keep: int | Tensor = 0,
+        num_items_in_batch: Tensor | int | None = None,
         **kwargs: Any,
     ) -> SeqBoatOutput:
-        """Return logits [batch, tokens, vocabulary]; with labels (-100 is ignored) the loss in nats a token."""
+        """Return logits [batch, tokens, vocabulary]; with labels (-100 is ignored) the loss in nats a token.
+
+        `num_items_in_batch` is the number of labels over which `Trainer` wants the mean (all accumulated batches).
+        """
         if use_cache and cache is None and self._can_cache():
             cache = SeqBoatCache(self.config.num_hidden_layers)
         output = self.model(input_ids=input_ids, attention_mask=attention_mask, cache=cache, **kwargs)
         kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
         output.logits = self.lm_head(output.last_hidden_state[:, kept])
         if labels is not None:
-            output.loss = self.loss_function(logits=output.logits, labels=labels, vocab_size=self.config.vocab_size)
+            output.loss = self.loss_function(
+                logits=output.logits,
+                labels=labels,
+                vocab_size=self.config.vocab_size,
+                num_items_in_batch=num_items_in_batch,
+            )
         return output
 
     def _can_cache(self) -> bool:
@@ -198,6 +207,8 @@ class SeqBoatForCausalLM(SeqBoatPreTrainedModel, GenerationMixin):
 
 class SeqBoatForSequenceClassification(SeqBoatPreTrainedModel):
     """Classifier: the mean over real positions, a hidden layer with GELU, then a score for each label."""
+
+    accepts_loss_kwargs = False  # Trainer averages over accumulated batches itself
 
     def __init__(self, config: SeqBoatConfig) -> None:
         super().__init__(config)

@@ -11,6 +11,7 @@ from lib.seqboat import (
     SeqBoatForCausalLM,
     SeqBoatForSequenceClassification,
     SeqBoatModel,
+    bench,
 )
 from lib.seqboat.layers import SeqBoatLayer
 from lib.seqboat.probes import attention_spans, saved_bytes
@@ -57,9 +58,9 @@ def test_unlimited_window_is_dense_attention_over_active_tokens(causal, function
         alone = unit(state[row, at].unsqueeze(0), at.unsqueeze(0), torch.ones(1, len(at), dtype=torch.bool))[0]
         full = torch.zeros(30, 16)
         full[at] = alone * activation.confidence[row, at].unsqueeze(-1)
-        expected.append(made.norm(silu(made.linear(state[row]) + full + x[row])))
+        expected.append(silu(made.linear(state[row]) + full + x[row]))
     assert 0 < float(activation.rate.mean()) < 1
-    torch.testing.assert_close(out, torch.stack(expected), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(out, made.norm(torch.stack(expected)), atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("positions", ["relative", "local", "rotary", "none"])
@@ -201,6 +202,14 @@ def test_spans_follow_from_the_activations():
     assert torch.equal(spans[0].reach.sort().values, expected.float().sort().values)
     assert (spans[0].distance <= spans[0].reach + 1e-3).all()
     assert (spans[0].distance >= -1e-3).all()
+
+
+@pytest.mark.parametrize("rate", [0.1, 0.5, 1.0])
+def test_benchmark_layer_has_the_rate_asked_for(rate):
+    made, forward = bench.layer_of_rate(rate, 300)
+    x = torch.randn(1, 300, bench.WIDTH, generator=torch.Generator().manual_seed(1))
+    assert float(run(made, x)[1][0].rate) == pytest.approx(rate, abs=0.01)
+    assert forward().shape == x.shape
 
 
 def test_saved_bytes_counts_what_backward_needs():
