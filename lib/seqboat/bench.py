@@ -72,6 +72,13 @@ def training_step(rate: float | None, tokens: int, **changes: Any) -> Callable[[
     return step
 
 
+def seconds(step: Callable[[], None]) -> float:
+    """Return the wall-clock time of one call, in seconds."""
+    began = time.perf_counter()
+    step()
+    return time.perf_counter() - began
+
+
 @cache
 def saved_mebibytes(rate: float | None, tokens: int, **changes: Any) -> float:
     """MiB that a layer keeps for its backward pass on a text of `tokens`."""

@@ -43,15 +43,12 @@ class Encoder(nn.Module):
 
     @torch.no_grad()
     def reset_parameters(self) -> None:
-        """Draw the paper's initial values."""
-        width = self.config.hidden_size
-        if self.config.inputs == "tokens":
-            nn.init.normal_(self.table.weight, std=width**-0.5)
-        else:
+        """Draw the paper's initial values; the table of tokens is drawn by the model."""
+        if self.config.inputs == "values":
             nn.init.normal_(self.weight)
             nn.init.normal_(self.offset, std=0.1)
         if self.position_scale is not None:
-            self.position_scale.fill_(width**-0.5)
+            self.position_scale.fill_(self.config.hidden_size**-0.5)
 
     def forward(self, inputs: Tensor, positions: Tensor) -> Float[Tensor, "batch tokens width"]:
         """Return embeddings of tokens [batch, tokens] of integers, or of numbers [batch, tokens]."""
@@ -76,11 +73,13 @@ class SeqBoatPreTrainedModel(PreTrainedModel):
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
-        """Linear maps: truncated normals of 0.02, offsets 0; every other module draws its own."""
+        """Linear maps: truncated normals of 0.02, offsets 0; tokens: width^-½; every other module draws its own."""
         if isinstance(module, nn.Linear):
             nn.init.trunc_normal_(module.weight, std=0.02, a=-0.04, b=0.04)
             if module.bias is not None:
                 nn.init.zeros_(module.bias)
+        elif isinstance(module, nn.Embedding):
+            nn.init.normal_(module.weight, std=module.embedding_dim**-0.5)
         elif hasattr(module, "reset_parameters"):
             module.reset_parameters()
 

@@ -169,6 +169,18 @@ def test_save_and_load(tmp_path):
     assert model.lm_head.weight is model.model.encoder.table.weight
 
 
+def test_initial_values_are_the_papers():
+    torch.manual_seed(0)
+    model = SeqBoatForCausalLM(recipe("enwik8", num_hidden_layers=1).config)
+    weights = dict(model.named_parameters())
+    assert float(weights["model.encoder.table.weight"].std()) == pytest.approx(616**-0.5, rel=0.02)
+    unit = "model.layers.0.sma.experts.0"
+    assert weights[f"{unit}.base.weight"].abs().max() <= 0.04
+    assert not weights[f"{unit}.base.bias"].any()
+    ids = torch.randint(1, 257, (1, 64))
+    assert model(input_ids=ids, labels=ids).loss < 10  # ln 257 = 5.5, and a token still knows itself
+
+
 def test_image_layer_has_the_papers_number_of_parameters():
     made = SeqBoatLayer(recipe("image").config)
     assert sum(p.numel() for p in made.parameters()) == 219_330
