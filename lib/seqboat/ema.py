@@ -77,17 +77,17 @@ class DampedEMA(nn.Module):
     def _scan_whole(self, x: Tensor, state: Tensor | None, chunk: int) -> tuple[Tensor, Tensor]:
         """Scan a number of tokens that `chunk` divides."""
         batch, tokens, width = x.shape
-        chunks = tokens // chunk
-        columns = x.reshape(batch, chunks, chunk, width).permute(3, 2, 0, 1).reshape(width, chunk, batch * chunks)
+        rows = x.permute(2, 0, 1).reshape(width, -1, chunk)  # [width, batch * chunks, chunk]
         enter, log_q, read = self.coefficients()
         lags = torch.arange(chunk, device=x.device, dtype=log_q.dtype)
         powers = torch.exp(log_q.unsqueeze(-1) * lags)  # q^l: [width, N, chunk]
-        inside = _toeplitz(torch.einsum("dn,dnl->dl", enter * read, powers)) @ columns.flip(1)
-        entering = (enter.unsqueeze(-1) * powers).flip(-1) @ columns  # [width, N, batch * chunks]
-        before, last = _between(entering.view(width, -1, batch, chunks), torch.exp(log_q * chunk), state)
-        reading = (read.unsqueeze(-1) * torch.exp(log_q.unsqueeze(-1) * (lags + 1))).transpose(1, 2)
-        y = torch.baddbmm(inside, reading, before.flatten(2))
-        return y.view(width, chunk, batch, chunks).permute(2, 3, 1, 0).reshape(batch, tokens, width), last
+        within = _toeplitz(torch.einsum("dn,dnl->dl", enter * read, powers))
+        entering = (enter.unsqueeze(-1) * powers).flip(-1).transpose(1, 2)  # a token's share in its chunk's last state
+        inside, summed = (rows @ torch.cat([within, entering], dim=-1)).split([chunk, self.dimension], dim=-1)
+        before, last = _between(summed.unflatten(1, (batch, -1)), torch.exp(log_q * chunk), state)
+        reading = read.unsqueeze(-1) * torch.exp(log_q.unsqueeze(-1) * (lags + 1))
+        y = torch.baddbmm(inside, before.flatten(1, 2), reading)
+        return y.view(width, batch, tokens).permute(1, 2, 0), last
 
     def step(self, x: Float[Tensor, "batch width"], state: Float[Tensor, "batch width n"]) -> tuple[Tensor, Tensor]:
         """Return y of one token and the next state; O(1)."""
@@ -97,22 +97,22 @@ class DampedEMA(nn.Module):
 
 
 def _toeplitz(kernel: Float[Tensor, "width lags"]) -> Float[Tensor, "width lags lags"]:
-    """Matrix T[i, m] = K_{i+m-lags+1} (0 at negative lags), to be applied to a chunk in reversed order."""
+    """Matrix T[j, i] = K_{i-j}, 0 at negative lags."""
     lags = kernel.shape[-1]
-    return nn.functional.pad(kernel, (lags - 1, 0)).unfold(-1, lags, 1)
+    return nn.functional.pad(kernel, (lags - 1, 0)).unfold(-1, lags, 1).flip(1)
 
 
 def _between(
-    entering: Float[Tensor, "width n batch chunks"], decay: Float[Tensor, "width n"], state: Tensor | None
-) -> tuple[Tensor, Tensor]:
-    """Return the state before each chunk, of the shape of `entering`, and the one after the last."""
-    current = entering.new_zeros(entering.shape[:3]) if state is None else state.permute(1, 2, 0)
-    decay = decay.unsqueeze(-1)
+    summed: Float[Tensor, "width batch chunks n"], decay: Float[Tensor, "width n"], state: Tensor | None
+) -> tuple[Float[Tensor, "width batch chunks n"], Float[Tensor, "batch width n"]]:
+    """Return the state before each chunk, and the one after the last."""
+    current = torch.zeros_like(summed[:, :, 0]) if state is None else state.transpose(0, 1)
+    decay = decay.unsqueeze(1)
     before = []
-    for summed in entering.unbind(-1):
+    for entered in summed.unbind(2):
         before.append(current)
-        current = torch.addcmul(summed, decay, current)
-    return torch.stack(before, dim=-1), current.permute(2, 0, 1)
+        current = torch.addcmul(entered, decay, current)
+    return torch.stack(before, dim=2), current.transpose(0, 1)
 
 
 class MultiDimensionalEMA(nn.Module):

@@ -13,7 +13,6 @@ from collections.abc import Callable
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
-from torch.nn.functional import pad
 
 FUNCTIONS = ("softmax", "relu2", "laplace")
 Bias = Callable[[Tensor, Tensor], Tensor]
@@ -53,17 +52,18 @@ def window_attention(
     """
     if window is not None and window < 1:
         raise ValueError(f"the window must be at least 1 key, or None for all of them, got {window}")
-    if positions is None:
-        positions = torch.arange(keys.shape[1], device=keys.device).expand(keys.shape[:2])
     if window is None or window >= keys.shape[1]:
-        blocks = _whole(queries, keys, values, mask, positions, causal)
+        blocks: _Whole | _Bands = _Whole(queries.shape[1], keys.shape[1], causal)
     else:
-        blocks = _banded(queries, keys, values, mask, positions, window, causal)
-    query, key, value, allowed, query_at, key_at = blocks
+        blocks = _Bands(queries.shape[1], keys.shape[1], window, causal)
+    query, key, value = blocks.queries(queries), blocks.keys(keys), blocks.keys(values)
+    allowed = blocks.keys(mask).unsqueeze(2) & blocks.near(keys.device)
     scores = query @ key.transpose(-1, -2)
     scores = scores * queries.shape[-1] ** -0.5 if function == "softmax" else scores / _reach(allowed, window, causal)
     if bias is not None:
-        scores = scores + bias(query_at, key_at)
+        if positions is None:
+            positions = torch.arange(keys.shape[1], device=keys.device).expand(keys.shape[:2])
+        scores = scores + bias(blocks.queries(positions[:, -queries.shape[1] :]), blocks.keys(positions))
     weights = weigh(_precise(scores), allowed, function).to(values.dtype)
     weights = weights if dropout is None else dropout(weights)
     return (weights @ value).flatten(1, 2)[:, : queries.shape[1]]
@@ -81,35 +81,50 @@ def _reach(allowed: Tensor, window: int | None, causal: bool) -> Tensor | float:
     return float(window if causal else 2 * window)
 
 
-def _whole(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, positions: Tensor, causal: bool) -> tuple[Tensor, ...]:
+class _Whole:
     """One block: every query with every key."""
-    count, past = q.shape[1], k.shape[1] - q.shape[1]
-    allowed = mask.unsqueeze(1).expand(-1, count, -1)
-    if causal:
-        allowed = allowed & torch.ones(count, k.shape[1], dtype=torch.bool, device=k.device).tril(past)
-    whole = (q, k, v, allowed, positions[:, past:], positions)
-    return tuple(part.unsqueeze(1) for part in whole)
+
+    def __init__(self, count: int, total: int, causal: bool) -> None:
+        self.count, self.total, self.causal = count, total, causal
+
+    def queries(self, x: Tensor) -> Tensor:
+        """Return queries as [batch, 1, count, ...]."""
+        return x.unsqueeze(1)
+
+    keys = queries
+
+    def near(self, device: torch.device) -> Bool[Tensor, "count total"]:
+        """Return which keys each query could see."""
+        everything = torch.ones(self.count, self.total, dtype=torch.bool, device=device)
+        return everything.tril(self.total - self.count) if self.causal else everything
 
 
-def _banded(
-    q: Tensor, k: Tensor, v: Tensor, mask: Tensor, positions: Tensor, window: int, causal: bool
-) -> tuple[Tensor, ...]:
-    """Blocks of queries, each with the keys that its window can reach: [batch, blocks, block, ...]."""
-    count, past = q.shape[1], k.shape[1] - q.shape[1]
-    if past > window:
-        raise ValueError(f"a past of {past} keys is longer than the window of {window}")
-    block = min(window, count)
-    blocks = -(-count // block)
-    after = 0 if causal else window
-    reach = window + block + after
+class _Bands:
+    """Blocks of queries, each with the keys that its window can reach: [batch, blocks, block or reach, ...]."""
 
-    def around(x: Tensor) -> Tensor:
-        """Each block's keys, with zeros around the row: [batch, blocks, reach, ...]."""
-        before, behind = (x.new_zeros(len(x), n, *x.shape[2:]) for n in (window - past, blocks * block - count + after))
-        return torch.cat([before, x, behind], dim=1).unfold(1, reach, block).movedim(-1, 2)
+    def __init__(self, count: int, total: int, window: int, causal: bool) -> None:
+        past = total - count
+        if past > window:
+            raise ValueError(f"a past of {past} keys is longer than the window of {window}")
+        self.window, self.causal = window, causal
+        self.block = min(window, count)
+        after = 0 if causal else window
+        self.reach = window + self.block + after
+        self.short = -count % self.block
+        self.around = (window - past, self.short + after)
 
-    distance = torch.arange(block, device=q.device).unsqueeze(1) + window - torch.arange(reach, device=q.device)
-    near = (distance >= (0 if causal else -window)) & (distance <= window)
-    query = pad(q, (0, 0, 0, blocks * block - count)).unflatten(1, (blocks, block))
-    at = pad(positions[:, past:], (0, blocks * block - count)).unflatten(1, (blocks, block))
-    return query, around(k), around(v), around(mask).unsqueeze(2) & near, at, around(positions)
+    def queries(self, x: Tensor) -> Tensor:
+        """Return queries in blocks, with zeros after the last."""
+        filled = torch.cat([x, x.new_zeros(len(x), self.short, *x.shape[2:])], dim=1) if self.short else x
+        return filled.unflatten(1, (-1, self.block))
+
+    def keys(self, x: Tensor) -> Tensor:
+        """Return each block's keys, with zeros around the row."""
+        before, behind = (x.new_zeros(len(x), n, *x.shape[2:]) for n in self.around)
+        return torch.cat([before, x, behind], dim=1).unfold(1, self.reach, self.block).movedim(-1, 2)
+
+    def near(self, device: torch.device) -> Bool[Tensor, "block reach"]:
+        """Return which of a block's keys each of its queries could see."""
+        query = torch.arange(self.block, device=device).unsqueeze(1) + self.window
+        distance = query - torch.arange(self.reach, device=device)
+        return (distance >= (0 if self.causal else -self.window)) & (distance <= self.window)
