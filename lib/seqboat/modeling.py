@@ -48,7 +48,8 @@ class Encoder(nn.Module):
             nn.init.normal_(self.weight)
             nn.init.normal_(self.offset, std=0.1)
         if self.position_scale is not None:
-            self.position_scale.fill_(self.config.hidden_size**-0.5)
+            full = self.config.layer == "transformer"  # attention alone has no other sense of place
+            self.position_scale.fill_(1.0 if full else self.config.hidden_size**-0.5)
 
     def forward(self, inputs: Tensor, positions: Tensor) -> Float[Tensor, "batch tokens width"]:
         """Return embeddings of tokens [batch, tokens] of integers, or of numbers [batch, tokens]."""

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import nn
-from transformers import Trainer, TrainerCallback, TrainingArguments
+from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
 from lib.seqboat.tasks import Examples
 
@@ -68,6 +68,7 @@ def train(
             optimizers=(_optimizer(model, plan), None),
             callbacks=[callback],
         )
+        trainer.remove_callback(PrinterCallback)  # its summary is nobody's progress
         trainer.train()
     model.eval()
     return callback.found
