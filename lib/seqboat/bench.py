@@ -7,7 +7,7 @@ configurator's bias to that quantile of its scores on the very input.
 import time
 from collections.abc import Callable, Iterator
 from functools import cache
-from typing import Any
+from typing import Any, cast
 
 import torch
 
@@ -46,7 +46,7 @@ def layer_of_rate(
     layer = SeqBoatModel(config).layers[0]
     x = torch.randn(1, tokens, WIDTH, generator=torch.Generator().manual_seed(1))
     if rate is not None:
-        set_rate(layer, x, rate)
+        set_rate(cast(SeqBoatLayer, layer), x, rate)
     real = torch.ones(1, tokens, dtype=torch.bool)
     positions = torch.arange(tokens).unsqueeze(0)
     return layer, lambda: layer(x.detach().requires_grad_(), real, positions)[0]

@@ -21,7 +21,7 @@ class LayerState:
 class SeqBoatCache(Cache):
     """Cache of a causal SeqBoat for `generate`; its memory does not grow with the text."""
 
-    is_compileable = False
+    is_compileable = False  # pyright: ignore[reportAssignmentType] - a property in the parent
 
     def __init__(self, layers: int) -> None:
         super().__init__(layers=[])

@@ -33,8 +33,7 @@ class DampedEMA(nn.Module):
     def __init__(self, width: int, *, dimension: int = 16) -> None:
         super().__init__()
         self.width, self.dimension = width, dimension
-        for name in ("delta", "alpha", "beta", "gamma"):
-            setattr(self, name, nn.Parameter(torch.empty(width, dimension)))
+        self.delta, self.alpha, self.beta, self.gamma = (nn.Parameter(torch.empty(width, dimension)) for _ in range(4))
         self.reset_parameters()
 
     @torch.no_grad()

@@ -1,7 +1,8 @@
 """SeqBoat as transformers models: the stack, a causal language model that decodes in O(w) memory, and a classifier."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from jaxtyping import Float
@@ -82,7 +83,7 @@ class SeqBoatPreTrainedModel(PreTrainedModel):
         elif isinstance(module, nn.Embedding):
             nn.init.normal_(module.weight, std=module.embedding_dim**-0.5)
         elif hasattr(module, "reset_parameters"):
-            module.reset_parameters()
+            cast(Callable[[], None], module.reset_parameters)()
 
 
 class SeqBoatModel(SeqBoatPreTrainedModel):

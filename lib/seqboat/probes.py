@@ -2,12 +2,13 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from lib.seqboat.gau import GatedAttentionUnit
 from lib.seqboat.layers import SeqBoatLayer
 from lib.seqboat.sma import Compression
 
@@ -43,7 +44,9 @@ def _layer_spans(layer: SeqBoatLayer, x: Tensor, window: int) -> Spans:
     real = torch.ones(x.shape[:2], dtype=torch.bool, device=x.device)
     state = layer.state_of(x, real)
     packed = Compression.of(layer.sma.configurator(state, real)[0].active)
-    distance = layer.sma.experts[0].mean_distance(packed.compress(state), packed.index, packed.mask)
+    distance = cast(GatedAttentionUnit, layer.sma.experts[0]).mean_distance(
+        packed.compress(state), packed.index, packed.mask
+    )
     if packed.index.shape[1] <= window:
         return Spans(distance.new_zeros(0), distance.new_zeros(0))
     full = packed.mask[:, window:]
