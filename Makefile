@@ -9,6 +9,9 @@ PAPERS ?=
 SEED ?=
 DRY_RUN ?=
 PORT ?= 8888
+SEEDS ?= 0 1 2
+WORKERS ?= 2
+SCHEDULER ?=
 
 VENV := .venv
 PY := $(VENV)/bin/python
@@ -18,7 +21,7 @@ SELECT := --profile "$(PROFILE)" --papers "$(PAPERS)"
 OPTIONS := $(SELECT) $(if $(SEED),--seed "$(SEED)") $(if $(filter-out 0,$(DRY_RUN)),--dry-run)
 PAPER_NAMES := $(patsubst lib/%/paper.toml,%,$(wildcard lib/*/paper.toml))
 
-.PHONY: help env lab assets reproduce $(addprefix reproduce-,$(PAPER_NAMES)) claims doctor record bench test lint format clean clean-cache
+.PHONY: help env lab assets reproduce $(addprefix reproduce-,$(PAPER_NAMES)) claims doctor record bench sweep test lint format clean clean-cache
 
 help: ## list the targets and variables
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | awk -F'\t' '{printf "  make %-18s %s\n", $$1, $$2}'
@@ -58,6 +61,9 @@ record: $(STAMP) ## record golden results of the smoke profile (clean commits on
 
 bench: $(STAMP) ## measure the methods against their peers, in turn
 	@$(RUN) bench $(SELECT)
+
+sweep: $(STAMP) ## papers x SEEDS="0 1 2" on WORKERS=2 local processes, or on the Dask SCHEDULER=address
+	@$(RUN) sweep $(SELECT) --seeds "$(SEEDS)" --workers $(WORKERS) --scheduler "$(SCHEDULER)"
 
 test: $(STAMP) lint ## lint, unit tests, and every notebook in the smoke profile
 	@$(RUN) assets

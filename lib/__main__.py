@@ -40,6 +40,12 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--dry-run", action="store_true", help="print the plan and run nothing")
     command.add_argument("--force", action="store_true", help="run even what has not changed")
     command.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="override one parameter")
+    command = add("sweep", sweep, "papers x seeds on a Dask cluster, merged into intervals over seeds")
+    command.add_argument("--seeds", default="0 1 2", help="seeds, separated by blanks")
+    command.add_argument("--workers", type=int, default=2, help="processes of the local cluster")
+    command.add_argument(
+        "--scheduler", default="", help="address of a running Dask scheduler (default: a local cluster)"
+    )
     add("assets", assets, "bring models and data")
     add("claims", claims, "print the verdict table and write it into the README")
     add("doctor", doctor, "what is here, what is missing, how to get it")
@@ -69,6 +75,30 @@ def reproduce(options) -> int:
     if options.profile == "cpu" and any(outcome.state == "ran" for outcome in outcomes):
         report.update_readme()
     return int(any(outcome.state == "failed" for outcome in outcomes))
+
+
+def sweep(options) -> int:
+    """Run papers × seeds on a cluster and print the claims over seeds; exit status 1 where any run failed."""
+    from lib.lab import report
+    from lib.lab import sweep as sweeps
+
+    try:
+        seeds = [int(seed) for seed in options.seeds.split()]
+    except ValueError:
+        raise TenfoldError(
+            f'seeds are whole numbers, not {options.seeds!r}: write for example SEEDS="0 1 2".'
+        ) from None
+    jobs = sweeps.jobs(options.profile, options.papers.split(), seeds)
+    _fetch_what_they_need(jobs)
+    failed = 0
+    for count, outcome in enumerate(sweeps.sweep(jobs, workers=options.workers, scheduler=options.scheduler), start=1):
+        failed += outcome.state == "failed"
+        print(
+            f"[{count}/{len(jobs)}] {outcome.job.name}: {outcome.state} {outcome.minutes:.1f} min {outcome.reason}",
+            flush=True,
+        )
+    report.print_sweep(sweeps.merge(options.profile, options.papers.split()))
+    return int(failed > 0)
 
 
 def _fetch_what_they_need(jobs) -> None:

@@ -24,6 +24,11 @@ def results_dir(profile: str, paper: str) -> Path:
     return figures_dir() / profile / paper
 
 
+def sweep_dir(profile: str) -> Path:
+    """Folder of a sweep: one finished run a paper and seed, and what they give together."""
+    return figures_dir() / profile / "sweep"
+
+
 def cache_dir() -> Path:
     """Folder of everything computed that may be thrown away; `TENFOLD_CACHE` moves it."""
     return Path(os.environ.get("TENFOLD_CACHE") or data_dir() / "cache")

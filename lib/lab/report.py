@@ -76,6 +76,20 @@ def print_verdicts(profile: str, only: list[str] | None = None) -> None:
     console().print(table if table.row_count else "No results yet: run `make reproduce`.")
 
 
+def print_sweep(rows: list[dict[str, Any]]) -> None:
+    """Print the claims of a sweep over its seeds."""
+    from rich.markup import escape
+    from rich.table import Table
+
+    table = Table(title="claims over seeds", title_justify="left")
+    for column in ("paper", "claim", "seeds", "mean [95 % interval]", "holds if", "verdict"):
+        table.add_column(escape(column), overflow="fold")
+    for row in rows:
+        verdict = f"[{COLOURS[row['verdict']]}]{row['verdict']}[/]" if row["verdict"] in COLOURS else row["verdict"]
+        table.add_row(row["paper"], row["claim"], str(len(row["seeds"])), escape(interval(row)), row["rule"], verdict)
+    console().print(table if table.row_count else "No run of this sweep has finished.")
+
+
 def print_outcomes(outcomes) -> None:
     """Print papers × verdicts × minutes at the end of `make reproduce`."""
     from rich.table import Table

@@ -22,11 +22,19 @@ class Job:
     profile: str
     parameters: dict[str, Any]
     cost: dict[str, Any]
+    sweep: bool = False
 
     @property
     def results(self) -> Path:
-        """Folder of the finished run."""
+        """Folder of the finished run; a run of a sweep has one a seed."""
+        if self.sweep:
+            return paths.sweep_dir(self.profile) / self.name
         return paths.results_dir(self.profile, self.paper)
+
+    @property
+    def name(self) -> str:
+        """Short name of the run: its paper, and in a sweep its seed."""
+        return f"{self.paper}-seed-{self.parameters['seed']}" if self.sweep else self.paper
 
     def models_and_data(self) -> list[str]:
         """Names of the models and data sets among the parameters: those whose name ends in `model` or `dataset`."""
@@ -38,7 +46,7 @@ class Job:
         digest = hashlib.sha256(json.dumps([self.profile, self.parameters], sort_keys=True).encode())
         package = Path(lib.__file__).parent
         rooms = [package / name for name in ("lab", "zoo", "preference", self.paper)]
-        sources = [f for room in rooms for f in sorted(room.glob("*")) if f.suffix in (".py", ".toml", ".mplstyle")]
+        sources = [f for room in rooms for f in sorted(room.rglob("*")) if f.suffix in (".py", ".toml", ".mplstyle")]
         pins = [root() / "requirements.lock", lib.data_dir() / "assets.txt"]
         for source in [self.notebook, *sources, *(pin for pin in pins if pin.exists())]:
             digest.update(source.name.encode() + b"\0" + source.read_bytes())
@@ -46,7 +54,7 @@ class Job:
 
     def stamp(self) -> Path:
         """Where this machine remembers its last finished run; git knows nothing of it, so a fresh clone runs."""
-        return paths.cache_dir() / "runs" / self.profile / f"{self.paper}.json"
+        return paths.cache_dir() / "runs" / self.profile / f"{self.name}.json"
 
     def up_to_date(self) -> bool:
         """Whether the results that lie there came from exactly these inputs on this machine."""
@@ -88,18 +96,21 @@ def reproduce(jobs: list[Job], *, force: bool = False) -> list[Outcome]:
     """Run the jobs in order; a failure is kept for the end and the next paper goes on."""
     outcomes = []
     for job in jobs:
-        began = time.monotonic()
-        if not force and job.up_to_date():
-            outcomes.append(Outcome(job, "unchanged", 0.0))
-            continue
-        try:
-            runner.run_notebook(job.notebook, job.results, profile=job.profile, parameters=job.parameters)
-            job.remember()
-            outcomes.append(Outcome(job, "ran", (time.monotonic() - began) / 60))
-        except TenfoldError as error:
-            outcomes.append(Outcome(job, "failed", (time.monotonic() - began) / 60, str(error)))
-            print(f"\n{error}\n", flush=True)
+        outcomes.append(Outcome(job, "unchanged", 0.0) if not force and job.up_to_date() else run_job(job))
+        if outcomes[-1].reason:
+            print(f"\n{outcomes[-1].reason}\n", flush=True)
     return outcomes
+
+
+def run_job(job: Job, *, echo: bool = True) -> Outcome:
+    """Run one job and remember it; a refusal or a failed notebook is an outcome, not an error."""
+    began = time.monotonic()
+    try:
+        runner.run_notebook(job.notebook, job.results, profile=job.profile, parameters=job.parameters, echo=echo)
+        job.remember()
+        return Outcome(job, "ran", (time.monotonic() - began) / 60)
+    except TenfoldError as error:
+        return Outcome(job, "failed", (time.monotonic() - began) / 60, str(error))
 
 
 def _hash(path: Path) -> str:
