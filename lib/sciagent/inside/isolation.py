@@ -1,0 +1,118 @@
+"""What a worker gives up before it serves: network, other processes, the file system, its user and capabilities.
+
+Each step is tried and its outcome reported by name; none is assumed. Linux only: elsewhere the report says so.
+"""
+
+import contextlib
+import ctypes
+import os
+import platform
+import resource
+import sys
+from pathlib import Path
+
+NEWNS, NEWUTS, NEWIPC, NEWUSER, NEWPID, NEWNET = 0x20000, 0x4000000, 0x8000000, 0x10000000, 0x20000000, 0x40000000
+RDONLY, NOSUID, NODEV, REMOUNT, BIND, REC, PRIVATE = 1, 2, 4, 32, 4096, 16384, 1 << 18
+PR_SET_PDEATHSIG, PR_SET_DUMPABLE, PR_SET_NO_NEW_PRIVS = 1, 4, 38
+CAPSET = {"x86_64": 126, "aarch64": 91}
+NOBODY = 65534
+SCRATCH, SCRATCH_MEBIBYTES = Path("/scratch"), 16
+
+libc = ctypes.CDLL(None, use_errno=True)
+
+
+def _check(result: int, what: str) -> None:
+    if result != 0:
+        number = ctypes.get_errno()
+        raise OSError(number, f"{what}: {os.strerror(number)}")
+
+
+def enter_namespaces() -> list[str]:
+    """Leave the network, the mounts and (for children) the process numbers of the machine; returns what was left.
+
+    Without root a user namespace is tried first. What the kernel refuses is simply not in the list.
+    """
+    if platform.system() != "Linux":
+        return []
+    outside = os.getuid(), os.getgid()
+    if outside[0] != 0:
+        if libc.unshare(NEWUSER) != 0:
+            return []
+        with contextlib.suppress(OSError):
+            Path("/proc/self/setgroups").write_text("deny")
+            Path("/proc/self/uid_map").write_text(f"0 {outside[0]} 1")
+            Path("/proc/self/gid_map").write_text(f"0 {outside[1]} 1")
+    flags = {"network": NEWNET, "processes": NEWPID, "mounts": NEWNS, "ipc": NEWIPC | NEWUTS}
+    return [name for name, flag in flags.items() if libc.unshare(flag) == 0]
+
+
+def new_root(scratch: Path, shown: list[Path]) -> None:
+    """Replace the file system by Python's own folders, read-only, and one small empty writable folder.
+
+    `scratch` is where the new root is put together; `shown` are further read-only folders. From inside, the writable
+    folder is SCRATCH. Raises OSError where the kernel refuses a mount.
+    """
+    _mount("none", "/", None, REC | PRIVATE)
+    root = scratch / "root"
+    root.mkdir()
+    _mount("tmpfs", str(root), "tmpfs", NOSUID | NODEV, "size=1m,mode=755")
+    places = {Path(p) for p in ("/usr", sys.base_prefix, sys.prefix)} | set(shown)
+    for place in sorted(places):
+        if not any(other in place.parents for other in places):
+            _show(place, root)
+    for name in ("/lib", "/lib64", "/bin"):
+        if os.path.islink(name):
+            (root / name[1:]).symlink_to(os.readlink(name))
+        elif os.path.isdir(name) and name != "/bin":
+            _show(Path(name), root)
+    inside = root / SCRATCH.name
+    inside.mkdir()
+    _mount("tmpfs", str(inside), "tmpfs", NOSUID | NODEV, f"size={SCRATCH_MEBIBYTES}m,nr_inodes=512,mode=777")
+    _mount("tmpfs", str(root), None, REMOUNT | RDONLY | NOSUID | NODEV)
+    os.chroot(root)
+    os.chdir(SCRATCH)
+
+
+def _show(place: Path, root: Path) -> None:
+    target = root / str(place)[1:]
+    target.mkdir(parents=True, exist_ok=True)
+    _mount(str(place), str(target), None, BIND | REC)
+    _mount("none", str(target), None, BIND | REMOUNT | RDONLY | NOSUID | NODEV)
+
+
+def _mount(source: str, target: str, kind: str | None, flags: int, data: str | None = None) -> None:
+    encoded = [None if part is None else part.encode() for part in (source, target, kind)]
+    _check(libc.mount(*encoded, ctypes.c_ulong(flags), None if data is None else data.encode()), f"mount {target}")
+
+
+def drop_privileges() -> None:
+    """Become nobody (where we were root), without capabilities or core dumps, and die with the parent."""
+    if os.getuid() == 0:
+        with contextlib.suppress(OSError):  # in a user namespace of our own there is nobody else to become
+            os.setgroups([])
+            os.setresgid(NOBODY, NOBODY, NOBODY)
+            os.setresuid(NOBODY, NOBODY, NOBODY)
+    if platform.system() == "Linux":
+        libc.prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
+        if platform.machine() in CAPSET:
+            header = (ctypes.c_uint32 * 2)(0x20080522, 0)  # _LINUX_CAPABILITY_VERSION_3, this process
+            libc.syscall(CAPSET[platform.machine()], header, (ctypes.c_uint32 * 6)())
+        libc.prctl(PR_SET_DUMPABLE, 0, 0, 0, 0)
+        libc.prctl(PR_SET_PDEATHSIG, 9, 0, 0, 0)
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+
+
+class Meter:
+    """Address space of this process, in bytes, still to be read after /proc has gone; 0 where nothing tells."""
+
+    def __init__(self) -> None:
+        self._file = None
+        with contextlib.suppress(OSError):
+            self._file = open("/proc/self/statm", "rb", buffering=0)
+
+    def last_reading(self) -> int:
+        """Bytes mapped now; the meter is closed."""
+        if self._file is None:
+            return 0
+        with self._file as file:
+            return int(file.read().split()[0]) * resource.getpagesize()

@@ -1,0 +1,89 @@
+"""What a model-written program may contain, decided on its syntax tree before anything runs.
+
+Assignments, arithmetic, comparisons, literals, subscripts, comprehensions, f-strings, and calls of shown functions and
+a few builtins. No attributes, no imports, no loops or definitions: a program of this subset cannot name anything but
+what it was given. The sandbox isolates it all the same.
+"""
+
+import ast
+from collections.abc import Collection
+
+from lib import TenfoldError
+
+BUILTINS = (
+    "abs", "bool", "dict", "divmod", "enumerate", "float", "int", "len", "list", "max", "min", "pow", "print", "range",
+    "reversed", "round", "set", "sorted", "str", "sum", "tuple", "zip",
+)  # fmt: skip
+MATHS = (
+    "acos", "asin", "atan", "atan2", "ceil", "cos", "cosh", "degrees", "e", "exp", "factorial", "floor", "log", "log10",
+    "log2", "pi", "radians", "sin", "sinh", "sqrt", "tan", "tanh",
+)  # fmt: skip
+NODES: tuple[type[ast.AST], ...] = (
+    ast.Module, ast.Expr, ast.Assign, ast.AugAssign, ast.AnnAssign, ast.Name, ast.Load, ast.Store, ast.Constant,
+    ast.BinOp, ast.UnaryOp, ast.BoolOp, ast.Compare, ast.IfExp, ast.Call, ast.keyword, ast.Subscript, ast.Slice,
+    ast.List, ast.Tuple, ast.Dict, ast.Set, ast.ListComp, ast.SetComp, ast.DictComp, ast.GeneratorExp,
+    ast.comprehension, ast.JoinedStr, ast.FormattedValue, ast.operator, ast.unaryop, ast.boolop, ast.cmpop,
+)  # fmt: skip
+LONGEST_PROGRAM = 20_000  # characters
+
+
+class ProgramRefused(TenfoldError):
+    """A program left the allowed subset; the message names the line and what it may do instead."""
+
+
+def checked(source: str, *, functions: Collection[str]) -> ast.Module:
+    """Syntax tree of a program that keeps to the subset and calls only `functions` and the known builtins.
+
+    Raises ProgramRefused otherwise, or where the source is no Python.
+    """
+    if len(source) > LONGEST_PROGRAM:
+        raise ProgramRefused(f"the program has more than {LONGEST_PROGRAM} characters: write a shorter one.")
+    try:
+        tree = ast.parse(source)
+    except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
+        raise ProgramRefused(f"the program is no Python: {error}.") from None
+    taken = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)}
+    callable_names = (set(functions) | set(BUILTINS) | set(MATHS)) - taken
+    for node in ast.walk(tree):
+        _check(node, callable_names, taken | callable_names, functions)
+    return tree
+
+
+def _check(node: ast.AST, callable_names: set[str], known: set[str], functions: Collection[str]) -> None:
+    line = getattr(node, "lineno", 0)
+    if not isinstance(node, NODES):
+        raise ProgramRefused(
+            f"line {line}: {_in_words(node)} is not allowed: use assignments, arithmetic and calls of shown functions."
+        )
+    if isinstance(node, ast.Name):
+        if node.id.startswith("_") or (isinstance(node.ctx, ast.Store) and node.id in functions):
+            raise ProgramRefused(f"line {line}: the name {node.id!r} may not be used for a variable.")
+        if isinstance(node.ctx, ast.Load) and node.id not in known:
+            raise ProgramRefused(f"line {line}: the name {node.id!r} is neither a variable nor a function shown.")
+    if isinstance(node, ast.Call):
+        if not isinstance(node.func, ast.Name):
+            raise ProgramRefused(f"line {line}: only functions can be called, by their name.")
+        if node.func.id not in callable_names:
+            raise ProgramRefused(f"line {line}: {node.func.id!r} was not shown: call {_some(functions)}.")
+    if isinstance(node, ast.Constant) and isinstance(node.value, (bytes, type(...))):
+        raise ProgramRefused(f"line {line}: write numbers and strings only.")
+
+
+def _in_words(node: ast.AST) -> str:
+    if isinstance(node, ast.Attribute):
+        return f"the attribute `.{node.attr}`"
+    return {"Import": "an import", "ImportFrom": "an import", "FunctionDef": "a definition"}.get(
+        type(node).__name__, f"`{type(node).__name__}`"
+    )
+
+
+def _some(functions: Collection[str]) -> str:
+    names = sorted(functions)
+    return "one of " + ", ".join(names[:8]) if names else "only builtins here, no function was shown"
+
+
+def calls(tree: ast.Module, functions: Collection[str]) -> list[str]:
+    """Names of the functions a program calls, in order of writing."""
+    found = [n for n in ast.walk(tree) if isinstance(n, ast.Call) and isinstance(n.func, ast.Name)]
+    found.sort(key=lambda n: (n.lineno, n.col_offset))
+    return [n.func.id for n in found if isinstance(n.func, ast.Name) and n.func.id in functions]
