@@ -1,0 +1,81 @@
+"""LoRA on the top layers of a policy, and how a trained policy is put away and taken up again.
+
+Adapters stay in float32 on a 16-bit model: updates of 16-bit weights at these learning rates would be rounded away.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from lib import TenfoldError
+
+PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+
+
+def with_lora(model: Any, *, layers: int | None = None, rank: int = 16, alpha: int = 32, seed: int = 0) -> Any:
+    """PEFT model with LoRA adapters on the top `layers` layers (all where None); they start as the identity.
+
+    Raises TenfoldError for a number of layers that the model does not have.
+    """
+    from peft import LoraConfig, get_peft_model
+
+    depth: int = model.config.num_hidden_layers
+    layers = depth if layers is None else layers
+    if not 1 <= layers <= depth:
+        raise TenfoldError(f"the model has {depth} layers: put adapters on 1 to {depth} of them, not {layers}.")
+    config = LoraConfig(
+        r=rank, lora_alpha=alpha, target_modules=list(PROJECTIONS),
+        layers_to_transform=list(range(depth - layers, depth)), task_type="CAUSAL_LM",
+    )  # fmt: skip
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return get_peft_model(model, config)
+
+
+def _is_peft(policy: Any) -> bool:
+    return hasattr(policy, "peft_config")
+
+
+def weights(policy: Any) -> dict[str, torch.Tensor]:
+    """Weights that training moves: the adapter's, or all of a plain model's (on the CPU, copied)."""
+    if _is_peft(policy):
+        from peft import get_peft_model_state_dict
+
+        found = get_peft_model_state_dict(policy, adapter_name="default")
+    else:
+        found = policy.state_dict()
+        if getattr(policy.config, "tie_word_embeddings", False):
+            found.pop("lm_head.weight", None)
+    return {name: value.detach().cpu().clone().contiguous() for name, value in found.items()}
+
+
+def set_weights(policy: Any, values: dict[str, torch.Tensor]) -> None:
+    """Put weights back that `weights` returned; raises TenfoldError where they are another model's."""
+    if _is_peft(policy):
+        from peft import set_peft_model_state_dict
+
+        unexpected = set_peft_model_state_dict(policy, values, adapter_name="default").unexpected_keys
+    else:
+        unexpected = policy.load_state_dict(values, strict=False).unexpected_keys
+        policy.tie_weights()
+    if unexpected:
+        raise TenfoldError(f"the weights do not belong to this policy ({unexpected[0]}): begin in another folder.")
+
+
+def save_policy(policy: Any, folder: Path) -> None:
+    """Write the weights that training moves to `policy.safetensors` in a folder."""
+    from safetensors.torch import save_file
+
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file(weights(policy), folder / "policy.safetensors")
+
+
+def load_policy(policy: Any, folder: Path) -> None:
+    """Take up what `save_policy` wrote, in place; raises TenfoldError where there is nothing."""
+    from safetensors.torch import load_file
+
+    path = folder / "policy.safetensors"
+    if not path.exists():
+        raise TenfoldError(f"{folder} holds no trained policy: train one first.")
+    set_weights(policy, load_file(path))

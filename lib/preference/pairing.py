@@ -1,0 +1,93 @@
+"""Preference pairs out of scored responses: the best against the worst of k, as trl takes them, by token ids.
+
+The tie rule: where the best and the worst of a prompt differ by no more than `margin`, the prompt gives no pair. Where
+several share the best (worst) score, the first is taken. Responses of the same tokens count once.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import datasets
+
+from lib import TenfoldError
+from lib.preference.sampling import Response
+
+
+@dataclass(frozen=True)
+class Scored:
+    """A prompt's responses with their scores; `prompt_ids` are what the policy read.
+
+    `greedy`: the place of the policy's greedy response among them, where one was asked for; the others are samples.
+    """
+
+    prompt: str
+    prompt_ids: tuple[int, ...]
+    responses: tuple[Response, ...]
+    scores: tuple[float, ...]
+    greedy: int | None = None
+
+    def samples(self) -> list[Response]:
+        """Responses that were drawn at random."""
+        return [r for index, r in enumerate(self.responses) if index != self.greedy]
+
+
+@dataclass
+class PairCounts:
+    """What became of the prompts: pairs made, prompts dropped as ties, duplicate responses set aside."""
+
+    pairs: int = 0
+    ties: int = 0
+    duplicates: int = 0
+    rows: list[int] = field(default_factory=list)
+
+
+def best_and_worst(group: Scored, *, margin: float | int = 0.0) -> tuple[int, int] | None:
+    """Places of the best and the worst distinct response of a prompt; None where they tie."""
+    distinct: dict[tuple[int, ...], int] = {}
+    for index, response in enumerate(group.responses):
+        distinct.setdefault(response.tokens, index)
+    places = list(distinct.values())
+    best = max(places, key=lambda i: group.scores[i])
+    worst = min(places, key=lambda i: group.scores[i])
+    return None if group.scores[best] - group.scores[worst] <= margin else (best, worst)
+
+
+def pairs(
+    groups: Sequence[Scored],
+    *,
+    margin: float | int = 0.0,
+    extra: Callable[[Scored], dict] | None = None,
+) -> tuple[datasets.Dataset, PairCounts]:
+    """Pairs {prompt_ids, chosen_ids, rejected_ids, chosen_score, rejected_score} of scored prompts, and the counts.
+
+    `extra` may add columns from a group. Raises TenfoldError where a prompt has fewer than two responses, or every
+    prompt ties.
+    """
+    rows, counts = [], PairCounts()
+    for number, group in enumerate(groups):
+        if len(group.responses) < 2:
+            raise TenfoldError("a pair needs two responses to a prompt, not one: sample with k of at least 2.")
+        counts.duplicates += len(group.responses) - len({r.tokens for r in group.responses})
+        places = best_and_worst(group, margin=margin)
+        if places is None:
+            counts.ties += 1
+            continue
+        best, worst = places
+        counts.rows.append(number)
+        rows.append(
+            {
+                "prompt_ids": list(group.prompt_ids),
+                "chosen_ids": list(group.responses[best].tokens),
+                "rejected_ids": list(group.responses[worst].tokens),
+                "chosen_score": group.scores[best],
+                "rejected_score": group.scores[worst],
+                **(extra(group) if extra else {}),
+            }
+        )
+    if not rows:
+        raise TenfoldError(
+            f"all {len(groups)} prompts tie (best and worst differ by at most {margin:g}): there is nothing to learn "
+            "from; use more responses a prompt, a finer judge or a smaller margin."
+        )
+    counts.pairs = len(rows)
+    return datasets.Dataset.from_list(rows), counts

@@ -1,0 +1,95 @@
+"""Direct preference optimisation by trl, on token ids: what the policy read and said is what it is trained on.
+
+Text would be tokenised again, put into a template with an end token that a cut-off response never had, and so become
+off-policy by a few tokens. The DPO loss is Eq. (7) of arXiv:2305.18290.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import datasets
+from trl import DPOConfig, DPOTrainer
+
+from lib import TenfoldError
+
+IDS = ("prompt_ids", "chosen_ids", "rejected_ids")
+
+
+class TokenDPOTrainer(DPOTrainer):
+    """trl's DPOTrainer that takes data sets of token ids (prompt_ids, chosen_ids, rejected_ids) as they are.
+
+    A policy that is a PEFT model with an adapter of its own is its own reference: trl keeps a copy of the adapter as it
+    was before training. A plain model needs a `ref_model` (trl would read one from disk).
+    """
+
+    def __init__(self, model: Any, ref_model: Any = None, args: DPOConfig | None = None, **options: Any) -> None:
+        in_memory = not isinstance(model, str) and not hasattr(model, "peft_config")
+        precomputed = args is not None and args.precompute_ref_log_probs
+        if in_memory and ref_model is None and not precomputed and options.get("peft_config") is None:
+            raise TenfoldError(
+                "a plain policy needs its reference: pass ref_model (a deepcopy made before training), adapters "
+                "(with_lora), or precompute_ref_log_probs=True."
+            )
+        forget_reference(model)
+        super().__init__(model, ref_model=ref_model, args=args, **options)
+
+    def _prepare_dataset(self, dataset, processing_class, args, dataset_name):  # type: ignore[override]
+        columns = dataset.column_names or []
+        if not set(IDS) <= set(columns):
+            return super()._prepare_dataset(dataset, processing_class, args, dataset_name)
+        limit = args.max_length
+        kept = dataset if limit is None else dataset.filter(lambda row: len(row["prompt_ids"]) < limit)
+        if not isinstance(kept, datasets.IterableDataset) and len(kept) == 0:
+            raise TenfoldError(
+                f"every prompt of the {dataset_name} data has {limit} tokens or more, so nothing of a response would "
+                "be left: raise max_length."
+            )
+        return kept
+
+
+def forget_reference(policy: Any) -> None:
+    """Remove the copy of the adapter that the last training kept as its reference: the next begins from the policy."""
+    if "ref" in getattr(policy, "peft_config", {}):
+        policy.delete_adapter("ref")
+        policy.set_adapter("default")
+
+
+def config(output_dir: Path | str, cls: type[DPOConfig] = DPOConfig, **settings: Any) -> DPOConfig:
+    """Training configuration with quiet defaults: nothing reported or saved on the way, metrics of every step.
+
+    Any field of `cls` can be set; `bf16`, `gradient_checkpointing` and the device follow the machine.
+    """
+    import torch
+
+    cuda = torch.cuda.is_available()
+    quiet = {
+        "report_to": [], "save_strategy": "no", "logging_steps": 1, "disable_tqdm": True, "bf16": cuda,
+        "gradient_checkpointing": cuda, "use_cpu": not cuda, "dataloader_pin_memory": cuda,
+    }  # fmt: skip
+    return cls(str(output_dir), **(quiet | settings))
+
+
+def train(
+    policy: Any,
+    tokenizer: Any,
+    data: datasets.Dataset,
+    args: DPOConfig,
+    *,
+    trainer: type[DPOTrainer] = TokenDPOTrainer,
+    ref_model: Any = None,
+    progress: bool = True,
+    **options: Any,
+) -> list[dict[str, float]]:
+    """Train a policy in place and return trl's metrics of each logged step; the policy ends in evaluation mode."""
+    from transformers import PrinterCallback
+
+    from lib.preference.progress import StepBar
+
+    runner = trainer(
+        policy, ref_model=ref_model, args=args, train_dataset=data, processing_class=tokenizer,
+        callbacks=[StepBar()] if progress else [], **options,
+    )  # fmt: skip
+    runner.remove_callback(PrinterCallback)
+    runner.train()
+    policy.eval()
+    return [row for row in runner.state.log_history if "loss" in row]
