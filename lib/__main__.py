@@ -48,6 +48,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     add("assets", assets, "bring models and data")
     add("claims", claims, "print the verdict table and write it into the README")
+    add("docs", docs, "build the site from results and docstrings")
     add("doctor", doctor, "what is here, what is missing, how to get it")
     add("record", record, "record golden results from a clean commit")
     add("bench", bench, "ratios to peers, measured in turn")
@@ -159,6 +160,14 @@ def claims(options) -> int:
     report.print_verdicts(options.profile, options.papers.split() or None)
     if options.profile == "cpu" and report.update_readme():
         print("README.md: verdict table written anew.")
+    return 0
+
+
+def docs(_options) -> int:
+    """Build the site."""
+    from lib.lab.site.build import build
+
+    print(f"The site is built: open {build()}")
     return 0
 
 

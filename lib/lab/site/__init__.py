@@ -1,0 +1,1 @@
+"""`make docs`: a site from executed notebooks, results and docstrings, built and checked without a network."""

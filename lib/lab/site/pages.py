@@ -1,0 +1,143 @@
+"""Pages of the site as MyST text, one function a page, made from paper.toml, results.json, notebooks and the README."""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import nbformat
+
+from lib import root
+from lib.lab import papers, paths, report
+from lib.lab.run import RESULTS
+
+PROFILE = "cpu"
+TELLING = re.compile(r"\[([^\]]+)\]\(figures/cpu/([a-z_]+)/([a-z0-9_-]+\.png)\)")
+
+
+def finished() -> list[str]:
+    """Papers with a finished run in the default profile, in the order of their notebooks."""
+    return [p for p in paths.paper_notebooks() if (paths.results_dir(PROFILE, p) / RESULTS).exists()]
+
+
+def telling_figures() -> dict[str, tuple[str, str]]:
+    """File and text of each paper's telling figure, from the README's table."""
+    found = TELLING.findall((root() / "README.md").read_text(encoding="utf8"))
+    return {paper: (file, text) for text, paper, file in found}
+
+
+def index() -> str:
+    """First page: what Tenfold is, the telling figures, where to go."""
+    readme = (root() / "README.md").read_text(encoding="utf8")
+    lead = readme.split("```", 1)[0].split("\n", 1)[1].strip()
+    cards = []
+    telling = telling_figures()
+    for paper in finished():
+        record = papers.load(paper)
+        cards.append(f"## [{record.short}](papers/{paper}.md)\n\n{record.idea}\n")
+        if paper in telling:
+            file, text = telling[paper]
+            cards.append(f"[![{text}](figures/{paper}/{file})](papers/{paper}.md)\n")
+    contents = "\n".join(["claims", "benchmarks", *(f"papers/{paper}" for paper in finished())])
+    commands = "```sh\nmake reproduce    # every notebook, on two cores\nmake lab          # explore in JupyterLab\n```"
+    return "\n".join([f"# Tenfold\n\n{lead}\n\n{commands}\n", *cards, f"```{{toctree}}\n:hidden:\n\n{contents}\n```\n"])
+
+
+def claims() -> str:
+    """All claims of all papers with their verdicts."""
+    return (
+        "# Claims\n\nEvery verdict is computed from an estimate and its 95 % interval by the rule in the paper's "
+        f"`paper.toml`, in the `{PROFILE}` profile.\n\n{report.markdown(PROFILE)}\n"
+    )
+
+
+def paper(name: str) -> str:
+    """One paper's page, in one template: idea, claims beside ours, figures, equations, deviations, notebook, API."""
+    record = papers.load(name)
+    results = json.loads((paths.results_dir(PROFILE, name) / RESULTS).read_text(encoding="utf8"))
+    notebook = nbformat.read(paths.results_dir(PROFILE, name) / paths.notebook_of(name).name, as_version=4)
+    prose = [cell.source for cell in notebook.cells if cell.cell_type == "markdown"]
+    parts = [
+        f"# {record.short}\n\n*{record.title}*, [arXiv:{record.arxiv}](https://arxiv.org/abs/{record.arxiv}), "
+        f"{record.venue}.\n\n{record.idea}\n",
+        f"## The paper says, we measure\n\n{_claims_table(results)}",
+        f"## Figures\n\n{_figures(name, results)}",
+        f"## Equations\n\n{_equations(prose[1:-1])}",
+        _deeper(prose[-1], "Deviations"),
+        "## What is not reproduced\n\n" + "\n".join(f"- {line}" for line in record.not_reproduced or ("–",)),
+        _run(results),
+        f"## API\n\n```{{eval-rst}}\n.. automodule:: lib.{name}\n   :members:\n   :imported-members:\n```\n",
+        f"```{{toctree}}\n:hidden:\n\n../notebooks/{paths.notebook_of(name).stem}\n```\n",
+    ]  # fmt: skip
+    return "\n\n".join(parts)
+
+
+def _claims_table(results: dict[str, Any]) -> str:
+    lines = ["| the paper says | logged | ours [95 % interval] | holds if | verdict |", "|---|---|---|---|---|"]
+    for claim in results["claims"]:
+        said = f"{claim['quote']} ({claim['place']})".replace("|", "\\|").replace("$", "\\$")
+        verdict = f"{report.MARKS[claim['verdict']]} {claim['verdict']}"
+        ours = f"{report.interval(claim)} ({claim['n']})" if claim["estimate"] is not None else "–"
+        lines.append("| " + " | ".join([said, claim["measured"], ours, claim["rule"], verdict]) + " |")
+    return "\n".join(lines)
+
+
+def _figures(name: str, results: dict[str, Any]) -> str:
+    shown = []
+    for figure, caption in results["figures"].items():
+        shown.append(f"```{{figure}} ../figures/{name}/{figure}.png\n:alt: {figure}\n\n{caption}\n```")
+    return "\n\n".join(shown)
+
+
+def _equations(prose: list[str]) -> str:
+    with_math = [_deeper(text) for text in prose if "$$" in text]
+    return "\n\n".join(with_math) or "The notebook holds the method's definitions in words."
+
+
+def _deeper(text: str, title: str | None = None) -> str:
+    """A notebook's markdown cell one level of headings deeper, or with its first heading replaced by `title`."""
+    if title:
+        return re.sub(r"\A#+ .*", f"## {title}", text.strip())
+    return re.sub(r"^(#+ )", r"#\1", text, flags=re.MULTILINE)
+
+
+def _run(results: dict[str, Any]) -> str:
+    machine, versions = results["machine"], results["versions"]
+    stack = ", ".join(f"{package} {versions[package]}" for package in ("python", "torch", "transformers"))
+    return (
+        f"## The run\n\nProfile `{results['profile']}`, seed {results['seed']}, {results['minutes_cold']:.1f} minutes "
+        f"cold, {results['peak_memory_gib']:.1f} GiB at most, on {machine['cores']} cores of {machine['processor']}; "
+        f"{stack}.\n\n"
+        f"[The executed notebook](../notebooks/{paths.notebook_of(results['paper']).name})"
+    )
+
+
+def benchmarks() -> str:
+    """Every room's benchmarks: ratio to each peer, taken in turn in one run."""
+    parts = [
+        "# Benchmarks\n\nOurs and a peer, measured in turn in one process (`make bench`). A ratio under 1 is in our "
+        "favour, bold where the whole interval is; a peer that wins is shown as winning.\n"
+    ]
+    for path in sorted((paths.figures_dir() / PROFILE / "benchmarks").glob("*.json")):
+        record = json.loads(path.read_text(encoding="utf8"))
+        machine = f"{record['machine']['cores']} cores of {record['machine']['processor']}"
+        parts.append(f"## {papers.load(path.stem).short}\n\n{machine}, torch {record['versions']['torch']}.\n")
+        parts.append(_bench_table(record["rows"]))
+    return "\n".join(parts)
+
+
+def _bench_table(rows: list[dict[str, Any]]) -> str:
+    lines = ["| case | ours | peer | ours / peer [95 %] | goal | pairs |", "|---|---|---|---|---|---|"]
+    for row in rows:
+        ratio = f"{row['ratio']:.3f} [{row['low']:.3f}, {row['high']:.3f}]"
+        shown = f"**{ratio}**" if row["high"] < 1 else ratio
+        goal = "" if row["goal"] is None else f"≤ {row['goal']:.3g}{' ✔' if row['ratio'] <= row['goal'] else ' ✘'}"
+        peer = f"{row['peer']:.4g} {row['unit']} ({row['peer_name']})"
+        cells = [row["case"], f"{row['ours']:.4g} {row['unit']}", peer, shown, goal, str(row["pairs"])]
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def figure_files(name: str) -> list[Path]:
+    """Pictures of a paper's run."""
+    return sorted(paths.results_dir(PROFILE, name).glob("*.png"))
