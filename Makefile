@@ -41,7 +41,7 @@ $(STAMP): pyproject.toml requirements.lock
 lab: $(STAMP) ## open JupyterLab on the notebooks
 	$(PY) -m jupyterlab --notebook-dir=notebooks --port=$(PORT) $(if $(filter 0,$(shell id -u)),--allow-root) $(LAB_OPTIONS)
 
-assets: $(STAMP) ## bring the models and data (250 MB)
+assets: $(STAMP) ## bring the models and data (260 MB)
 	@$(RUN) assets
 
 reproduce: $(STAMP) ## run all notebooks (or PAPERS="…") and judge their claims

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 from lib.zoo.assets import fetch_all, fingerprint, missing
 
 if TYPE_CHECKING:
-    from lib.zoo.datasets import load_dataset
+    from lib.zoo.datasets import load_dataset, stream_dataset
     from lib.zoo.models import describe, load_encoder, load_lm
     from lib.zoo.shapes import SHAPES, meta_lm
 
@@ -15,6 +15,7 @@ PLACES = {
     "load_encoder": "models",
     "describe": "models",
     "load_dataset": "datasets",
+    "stream_dataset": "datasets",
     "meta_lm": "shapes",
     "SHAPES": "shapes",
 }
@@ -28,6 +29,7 @@ __all__ = [
     "load_lm",
     "meta_lm",
     "missing",
+    "stream_dataset",
 ]
 
 

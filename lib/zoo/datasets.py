@@ -31,20 +31,29 @@ def load_dataset(name: str, split: str = "train", limit: int | None = None) -> d
     if name not in DATASETS:
         loaded = from_hub(_from_hub, name, DATASETS, split=split)
         return loaded if limit is None else loaded.select(range(min(limit, len(loaded))))
-    if split not in SPLITS:
-        raise TenfoldError(f"{name!r} has no split {split!r}: use one of {', '.join(SPLITS)}.")
-    rows = _sharegpt(split) if name == "sharegpt" else _evals(split)
     taken = []
-    for row in rows:
+    for row in stream_dataset(name, split):
         if len(taken) == limit:
             break
         taken.append(row)
     return datasets.Dataset.from_list(taken)
 
 
-def _from_hub(name: str, split: str) -> datasets.Dataset:
+def stream_dataset(name: str, split: str = "train") -> Iterator[dict[str, Any]]:
+    """Rows of a data set one after another, in file order, with nothing kept in memory; names as in `load_dataset`.
+
+    Raises TenfoldError for an unknown name or split, or where the data is neither here nor to be fetched.
+    """
+    if name not in DATASETS:
+        return iter(from_hub(_from_hub, name, DATASETS, split=split, streaming=True))
+    if split not in SPLITS:
+        raise TenfoldError(f"{name!r} has no split {split!r}: use one of {', '.join(SPLITS)}.")
+    return _sharegpt(split) if name == "sharegpt" else _evals(split)
+
+
+def _from_hub(name: str, split: str, **options: Any) -> Any:
     path, _, config = name.partition(":")
-    return datasets.load_dataset(path, config or None, split=split)
+    return datasets.load_dataset(path, config or None, split=split, **options)
 
 
 def in_split(identity: str, split: str) -> bool:

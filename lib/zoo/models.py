@@ -103,13 +103,13 @@ class Encoder:
         return torch.nn.functional.normalize((hidden * mask).sum(1) / mask.sum(1), dim=-1).cpu()
 
 
-def load_encoder(name: str = "minilm", device: str | None = None) -> Encoder:
+def load_encoder(name: str = "minilm", device: str | None = None, dtype: Any = "float32") -> Encoder:
     """Sentence encoder by short name, folder or hub name; raises TenfoldError as `load_lm` does."""
     from transformers import AutoModel, AutoTokenizer
 
     source = str(require(name)) if name in ENCODERS else name
     with quiet():
-        model = from_hub(AutoModel.from_pretrained, source, ENCODERS).eval()
+        model: Any = from_hub(AutoModel.from_pretrained, source, ENCODERS, dtype=_torch_dtype(dtype)).eval()
         tokenizer = from_hub(AutoTokenizer.from_pretrained, source, ENCODERS)
     return Encoder(model.to(device) if device else model, tokenizer)
 
