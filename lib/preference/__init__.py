@@ -9,8 +9,11 @@ if TYPE_CHECKING:
     from lib.preference.judges import RecordedJudge, ReferenceJudge, RewardModelJudge, RougeJudge
     from lib.preference.judging import Judge, JudgeFailed, score_all, win_rate
     from lib.preference.ledger import BudgetExceeded, Ledger, Metered
+    from lib.preference.losses import dpo_loss
     from lib.preference.pairing import PairCounts, Scored, best_and_worst, pairs
+    from lib.preference.pool import Pool, PoolLogProbs, PoolPairs, draw_pairs, online_pool
     from lib.preference.prompts import Question, questions
+    from lib.preference.rounds import Round, Sampling, online
     from lib.preference.sampling import Response, sample
     from lib.preference.training import TokenDPOTrainer, config, train
 
@@ -20,8 +23,11 @@ PLACES = {
     "judges": ["RecordedJudge", "ReferenceJudge", "RewardModelJudge", "RougeJudge"],
     "judging": ["Judge", "JudgeFailed", "score_all", "win_rate"],
     "ledger": ["BudgetExceeded", "Ledger", "Metered"],
+    "losses": ["dpo_loss"],
     "pairing": ["PairCounts", "Scored", "best_and_worst", "pairs"],
+    "pool": ["Pool", "PoolLogProbs", "PoolPairs", "draw_pairs", "online_pool"],
     "prompts": ["Question", "questions"],
+    "rounds": ["Round", "Sampling", "online"],
     "sampling": ["Response", "sample"],
     "training": ["TokenDPOTrainer", "config", "train"],  # the only place that needs trl (seconds to import)
 }
@@ -34,17 +40,26 @@ __all__ = [
     "Ledger",
     "Metered",
     "PairCounts",
+    "Pool",
+    "PoolLogProbs",
+    "PoolPairs",
     "Question",
     "RecordedJudge",
     "ReferenceJudge",
     "Response",
     "RewardModelJudge",
     "RougeJudge",
+    "Round",
+    "Sampling",
     "Scored",
     "TokenDPOTrainer",
     "best_and_worst",
     "config",
+    "dpo_loss",
+    "draw_pairs",
     "load_policy",
+    "online",
+    "online_pool",
     "pairs",
     "questions",
     "sample",
