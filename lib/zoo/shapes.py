@@ -12,6 +12,10 @@ SHAPES: dict[str, dict[str, Any]] = {
         "hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 2, "num_attention_heads": 12,
         "num_key_value_heads": 12, "vocab_size": 32000, "max_position_embeddings": 2048,
     },
+    "meta-llama/Llama-2-7b-chat-hf": {
+        "hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": 32, "num_attention_heads": 32,
+        "num_key_value_heads": 32, "vocab_size": 32000, "max_position_embeddings": 4096,
+    },
     "meta-llama/Llama-2-13b-chat-hf": {
         "hidden_size": 5120, "intermediate_size": 13824, "num_hidden_layers": 40, "num_attention_heads": 40,
         "num_key_value_heads": 40, "vocab_size": 32000, "max_position_embeddings": 4096,

@@ -1,0 +1,149 @@
+"""A generative judge: the policy itself, fine-tuned to say a grade after an evaluation prompt (EFT data).
+
+M_eval of arXiv:2407.02119. The score is the expected grade under the judge's law over the grade tokens, so that ties
+are rare; the grade that it would say is kept too.
+Deviation: the judge gives its grade without a rationale before it (no rationales are at hand, and they cost decoding).
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from tqdm import tqdm
+
+from lib.proxy_reward.criteria import CLOSENESS, HIGHEST, LOWEST, Criterion, Judgement, evaluation_ids
+
+GRADES = tuple(range(LOWEST, HIGHEST + 1))
+
+
+def to_points(scores: Float[Tensor, " labels"], *, spread: Float[Tensor, " others"] | None = None) -> list[int]:
+    """Whole points 1 to 5 of real scores: equally frequent classes of `spread` (of the scores where None)."""
+    known = scores if spread is None else spread
+    edges = known.float().quantile(torch.linspace(0, 1, len(GRADES) + 1)[1:-1])
+    return (torch.bucketize(scores.float(), edges) + LOWEST).tolist()
+
+
+@dataclass(frozen=True)
+class GenerativePlan:
+    """How a generative judge is fine-tuned."""
+
+    epochs: int = 3
+    batch_size: int = 8
+    learning_rate: float = 1e-3
+    seed: int = 0
+
+
+class GenerativeJudge:
+    """A language model that grades (prompt, response) by a criterion."""
+
+    def __init__(self, model: Any, tokenizer: Any, *, criterion: Criterion = CLOSENESS, batch_size: int = 16) -> None:
+        self.model, self.tokenizer, self.criterion, self.batch_size = model, tokenizer, criterion, batch_size
+        self.grade_tokens = _grade_tokens(tokenizer)
+
+    def fit(self, judgements: Sequence[Judgement], plan: GenerativePlan | None = None, *, folder: str) -> float:
+        """Fine-tune the model's trainable weights (an adapter, say); return the last epoch's loss in nats.
+
+        `folder` takes the trainer's files. Raises ValueError where there is no judgement or nothing to train.
+        """
+        plan = GenerativePlan() if plan is None else plan
+        if not judgements:
+            raise ValueError("there is no judgement to learn from: ask the expert first")
+        if not any(p.requires_grad for p in self.model.parameters()):
+            raise ValueError("no weight of the judge is trainable: add an adapter, or let some weights take a gradient")
+        rows = [
+            {"ids": evaluation_ids(self.tokenizer, j.prompt, j.response, j.criterion), "grade": j.score - LOWEST}
+            for j in judgements
+        ]
+        trainer = _trainer(self, rows, plan, folder)
+        was_training = self.model.training
+        trainer.train()
+        self.model.train(was_training)
+        losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+        return float(losses[-1])
+
+    @torch.inference_mode()
+    def law(
+        self, prompts: Sequence[str], responses: Sequence[str], *, progress: bool = False
+    ) -> Float[Tensor, "items grades"]:
+        """Probability of each grade for each (prompt, response), among the grades."""
+        rows = [evaluation_ids(self.tokenizer, p, r, self.criterion) for p, r in zip(prompts, responses, strict=True)]
+        order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
+        found = torch.zeros(len(rows), len(GRADES))
+        was_training = self.model.training
+        self.model.eval()
+        batches = [order[i : i + self.batch_size] for i in range(0, len(order), self.batch_size)]
+        for batch in tqdm(batches, desc="grade", unit="batch", disable=not progress, mininterval=1.0):
+            inputs = padded([rows[i] for i in batch], self.tokenizer.pad_token_id, self.model.device)
+            found[batch] = self.grade_logits(**inputs).softmax(-1).float().cpu()
+        self.model.train(was_training)
+        return found
+
+    def score(self, prompt: str, responses: Sequence[str]) -> list[float]:
+        """Expected grade of each response to one prompt."""
+        return expected_grade(self.law([prompt] * len(responses), responses)).tolist()
+
+    def prefer(self, prompt: str, a: str, b: str) -> float:
+        """1 where `a` has the larger expected grade, 0 where `b` has, ½ for a tie."""
+        first, second = self.score(prompt, [a, b])
+        return 0.5 if first == second else float(first > second)
+
+    def grade_logits(self, input_ids: Tensor, attention_mask: Tensor) -> Float[Tensor, "batch grades"]:
+        """Logits of the grade tokens after sequences padded on the left."""
+        positions = (attention_mask.cumsum(1) - 1).clamp(min=0)
+        output = self.model(
+            input_ids=input_ids, attention_mask=attention_mask, position_ids=positions, logits_to_keep=1
+        )
+        return output.logits[:, -1, self.grade_tokens].float()
+
+
+def expected_grade(law: Float[Tensor, "items grades"]) -> Float[Tensor, " items"]:
+    """Mean grade under each law."""
+    return law @ torch.tensor(GRADES, dtype=law.dtype)
+
+
+def _grade_tokens(tokenizer: Any) -> list[int]:
+    found = [tokenizer(str(grade), add_special_tokens=False).input_ids for grade in GRADES]
+    if any(len(ids) != 1 for ids in found):
+        raise ValueError("a grade is not a single token of this tokenizer: use a model whose digits are")
+    return [ids[0] for ids in found]
+
+
+def padded(rows: Sequence[Sequence[int]], pad: int, device: Any) -> dict[str, Tensor]:
+    """Sequences padded on the left, with their mask."""
+    longest = max(map(len, rows))
+    ids = [[pad] * (longest - len(r)) + list(r) for r in rows]
+    mask = [[0] * (longest - len(r)) + [1] * len(r) for r in rows]
+    return {
+        "input_ids": torch.tensor(ids, device=device),
+        "attention_mask": torch.tensor(mask, device=device),
+    }
+
+
+def _trainer(judge: GenerativeJudge, rows: list[dict[str, Any]], plan: GenerativePlan, folder: str) -> Any:
+    from transformers import PrinterCallback, Trainer, TrainingArguments
+
+    class GradeTrainer(Trainer):
+        """Cross-entropy among the grades, at the one token where the grade is said."""
+
+        def compute_loss(self, model: Any, inputs: Any, return_outputs: bool = False, **_: Any) -> Any:
+            grades = inputs.pop("grades")
+            logits = judge.grade_logits(**inputs)
+            loss = torch.nn.functional.cross_entropy(logits, grades)
+            return (loss, logits) if return_outputs else loss
+
+    def collate(batch: list[dict[str, Any]]) -> dict[str, Tensor]:
+        inputs = padded([row["ids"] for row in batch], judge.tokenizer.pad_token_id, "cpu")
+        return inputs | {"grades": torch.tensor([row["grade"] for row in batch])}
+
+    arguments = TrainingArguments(
+        output_dir=folder, num_train_epochs=plan.epochs, per_device_train_batch_size=plan.batch_size,
+        learning_rate=plan.learning_rate, lr_scheduler_type="cosine", warmup_steps=2, seed=plan.seed,
+        save_strategy="no", report_to=[], logging_strategy="epoch", remove_unused_columns=False, disable_tqdm=True,
+        use_cpu=judge.model.device.type == "cpu", dataloader_pin_memory=False,
+    )  # fmt: skip
+    trainer = GradeTrainer(model=judge.model, args=arguments, train_dataset=cast(Any, rows), data_collator=collate)
+    trainer.remove_callback(PrinterCallback)
+    return trainer

@@ -1,0 +1,100 @@
+"""Strategies: budgets, what is never picked, BADGE against explicit gradients, and refusals."""
+
+import pytest
+import torch
+
+from lib.proxy_reward.active import STRATEGIES, QueryPool, score_probabilities, select
+from lib.proxy_reward.badge import badge, gradient_embeddings
+from lib.proxy_reward.covering import k_center
+from lib.proxy_reward.ridge import fit_ridge
+
+
+def draws(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+@pytest.fixture
+def pool():
+    g = draws(5)
+    return QueryPool(torch.randn(60, 8, generator=g), torch.randn(60, 10, generator=g))
+
+
+@pytest.fixture
+def head(pool):
+    return fit_ridge(pool.ift[:10], pool.ift[:10, 0] + 0.1 * torch.randn(10, generator=draws()))
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+@pytest.mark.parametrize("budget", [1, 7, 50])
+def test_picks_as_many_as_asked_each_once_and_none_that_is_labelled(pool, head, strategy, budget):
+    labelled = torch.arange(10)
+    picks = select(pool, budget, strategy, labelled=labelled, evaluator=head, generator=draws())
+    assert len(picks) == len(picks.unique()) == budget
+    assert not set(picks.tolist()) & set(labelled.tolist())
+    again = select(pool, budget, strategy, labelled=labelled, evaluator=head, generator=draws())
+    assert picks.tolist() == again.tolist()
+
+
+def test_coresets_are_k_centre_on_their_own_embeddings(pool):
+    labelled = torch.tensor([1, 2])
+    for strategy, points in {"coreset_ift": pool.ift, "coreset_eft": pool.eft}.items():
+        picks = select(pool, 5, strategy, labelled=labelled, generator=draws())
+        assert picks.tolist() == k_center(points, 5, labelled=labelled).chosen.tolist()
+
+
+def test_uncertainty_takes_the_largest_variances(pool, head):
+    labelled = torch.arange(10)
+    picks = select(pool, 5, "uncertainty", labelled=labelled, evaluator=head, generator=draws())
+    variance = head.variance(pool.ift)
+    left = sorted(set(range(60)) - set(range(10)), key=lambda i: -float(variance[i]))
+    assert picks.tolist() == left[:5]
+
+
+def test_badge_distances_are_those_of_explicit_gradients(pool):
+    probabilities = torch.randn(60, 4, generator=draws(1)).softmax(1)
+    gradients = gradient_embeddings(probabilities, pool.ift)
+    for row in (0, 17):
+        # gradient of the log-loss at the best guess with respect to the last layer's weights
+        weights = torch.zeros(4, 8, requires_grad=True)
+        logits = probabilities[row].log() + weights @ pool.ift[row]
+        torch.nn.functional.cross_entropy(logits[None], probabilities[row].argmax()[None]).backward()
+        explicit = gradients.residual[row][:, None] * gradients.features[row][None]
+        torch.testing.assert_close(weights.grad, explicit, atol=1e-6, rtol=1e-5)
+    whole = (gradients.residual[:, :, None] * gradients.features[:, None, :]).flatten(1)
+    torch.testing.assert_close(gradients.squared_distance(3), (whole - whole[3]).square().sum(1), atol=1e-4, rtol=1e-4)
+
+
+def test_badge_starts_from_the_longest_gradient_and_spreads(pool):
+    probabilities = torch.full((60, 2), 0.5)
+    probabilities[11] = torch.tensor([0.6, 0.4])
+    features = torch.zeros(60, 8)
+    features[11] = 5.0
+    features[30:] = torch.eye(8)[0]
+    picks = badge(gradient_embeddings(probabilities, features), 3, generator=draws())
+    assert picks[0] == 11
+    assert any(p >= 30 for p in picks[1:].tolist())
+
+
+def test_badge_fills_up_where_all_gradients_coincide():
+    picks = badge(gradient_embeddings(torch.full((6, 2), 0.5), torch.ones(6, 3)), 6, generator=draws())
+    assert sorted(picks.tolist()) == list(range(6))
+
+
+def test_score_probabilities_sum_to_one_and_follow_the_score():
+    scores = torch.arange(10.0)
+    found = score_probabilities(scores, torch.full((10,), 0.01))
+    torch.testing.assert_close(found.sum(1), torch.ones(10))
+    assert found.argmax(1).tolist() == [0, 0, 1, 1, 2, 2, 3, 3, 4, 4]
+
+
+def test_refusals_say_what_to_do(pool, head):
+    with pytest.raises(ValueError, match="no strategy is called 'corset'"):
+        select(pool, 3, "corset", generator=draws())
+    with pytest.raises(ValueError, match="60 items left"):
+        select(pool, 61, "random", generator=draws())
+    with pytest.raises(ValueError, match="ask for 1 to"):
+        select(pool, 0, "random", generator=draws())
+    with pytest.raises(ValueError, match="needs an evaluator"):
+        select(pool, 3, "badge", generator=draws())
+    with pytest.raises(ValueError, match="pass `eft`"):
+        select(QueryPool(pool.ift), 3, "coreset_eft", generator=draws())

@@ -1,0 +1,154 @@
+"""The expert behind ledger and book, and the two judges kept apart."""
+
+import pytest
+import torch
+
+from lib import TenfoldError
+from lib.preference.judges import RecordedJudge, ReferenceJudge, RougeJudge
+from lib.preference.judging import JudgeFailed
+from lib.preference.ledger import BudgetExceeded, Ledger, Metered
+from lib.proxy_reward.active import QueryPool
+from lib.proxy_reward.apart import SameJudge, final_scores, keep_apart, same_judge
+from lib.proxy_reward.curves import learning_curve
+from lib.proxy_reward.labelling import Expert
+
+PROMPTS = [f"question {i}" for i in range(12)]
+ANSWERS = [f"answer number {i}" for i in range(12)]
+
+
+class Counting:
+    """A judge that counts its calls, and dies or gives NaN at one of them."""
+
+    def __init__(self, dies_at=None, nan_at=None):
+        self.calls, self.dies_at, self.nan_at = 0, dies_at, nan_at
+
+    def score(self, prompt, responses):
+        found = []
+        for response in responses:
+            self.calls += 1
+            if self.calls == self.dies_at:
+                raise KeyboardInterrupt
+            found.append(float("nan") if self.calls == self.nan_at else float(len(prompt + response)))
+        return found
+
+    def prefer(self, prompt, a, b):
+        return 0.5
+
+
+def test_every_call_is_counted_and_an_answer_is_paid_once(tmp_path):
+    judge, ledger = Counting(), Ledger(8)
+    expert = Expert(judge, ledger, tmp_path / "book.jsonl")
+    first = expert.scores(PROMPTS[:5], ANSWERS[:5])
+    assert ledger.spent == judge.calls == 5
+    again = expert.scores(PROMPTS[:6] + PROMPTS[:1], ANSWERS[:6] + ANSWERS[:1])
+    assert ledger.spent == judge.calls == 6
+    assert again[:5].tolist() == first.tolist()
+    assert again[6] == first[0]
+
+
+def test_a_request_beyond_the_budget_asks_nothing():
+    judge, ledger = Counting(), Ledger(4)
+    expert = Expert(judge, ledger)
+    with pytest.raises(BudgetExceeded, match="5 expert calls were asked for, but 4 of 4"):
+        expert.scores(PROMPTS[:5], ANSWERS[:5])
+    assert judge.calls == ledger.spent == 0
+
+
+@pytest.mark.parametrize("dies_at", [1, 3, 6])
+def test_the_budget_holds_over_a_crash_and_a_resume(tmp_path, dies_at):
+    book, accounts, budget, made = tmp_path / "book.jsonl", tmp_path / "ledger.jsonl", 6, 0
+    judge = Counting(dies_at=dies_at)
+    with pytest.raises(KeyboardInterrupt):
+        Expert(judge, Ledger(budget, accounts), book).scores(PROMPTS[:6], ANSWERS[:6])
+    made += judge.calls
+    assert Ledger(budget, accounts).spent == dies_at  # the call that crashed is counted
+    judge = Counting()
+    resumed = Expert(judge, Ledger(budget, accounts), book)
+    assert len(resumed) == dies_at - 1
+    with pytest.raises(BudgetExceeded):  # one call was lost, so the last item cannot be paid
+        resumed.scores(PROMPTS[:6], ANSWERS[:6])
+    resumed.scores(PROMPTS[:5], ANSWERS[:5])
+    made += judge.calls
+    assert made <= budget
+    assert Ledger(budget, accounts).spent == made
+
+
+def test_a_line_cut_off_by_a_crash_is_asked_for_again(tmp_path):
+    book = tmp_path / "book.jsonl"
+    Expert(Counting(), Ledger(9), book).scores(PROMPTS[:3], ANSWERS[:3])
+    book.write_text(book.read_text()[:-10])
+    judge = Counting()
+    Expert(judge, Ledger(9), book).scores(PROMPTS[:3], ANSWERS[:3])
+    assert judge.calls == 1
+    assert RecordedJudge(book).score(PROMPTS[2], [ANSWERS[2]]) == [float(len(PROMPTS[2] + ANSWERS[2]))]
+    book.write_text("{}\n" + book.read_text())
+    with pytest.raises(TenfoldError, match="line 1"):
+        Expert(judge, Ledger(9), book)
+
+
+def test_an_invalid_answer_stays_counted_and_those_before_are_kept(tmp_path):
+    ledger = Ledger(9)
+    expert = Expert(Counting(nan_at=3), ledger, tmp_path / "book.jsonl")
+    with pytest.raises(JudgeFailed, match="one finite number"):
+        expert.scores(PROMPTS[:5], ANSWERS[:5])
+    assert ledger.spent == 3
+    assert len(Expert(Counting(), Ledger(9), tmp_path / "book.jsonl")) == 2
+
+
+@pytest.mark.parametrize("strategy", ["random", "uncertainty", "coreset_ift", "coreset_eft", "badge"])
+def test_a_learning_curve_spends_what_its_budgets_say(strategy):
+    g = torch.Generator().manual_seed(0)
+    x = torch.randn(50, 6, generator=g)
+    ledger = Ledger(20)
+
+    def ask(items):
+        ledger.charge(len(items))
+        return x[items, 0]
+
+    pool = QueryPool(x, x)
+    curve = learning_curve(pool, ask, strategy=strategy, budgets=[5, 9, 20], seed_labels=5, generator=g)
+    assert [len(p.labelled.unique()) for p in curve] == [5, 9, 20]
+    assert ledger.spent == 20
+    with pytest.raises(BudgetExceeded):
+        learning_curve(pool, ask, strategy=strategy, budgets=[5], seed_labels=5, generator=g)
+    with pytest.raises(ValueError, match="no curve"):
+        learning_curve(pool, ask, strategy=strategy, budgets=[9, 5], seed_labels=5, generator=g)
+
+
+class Encoder:
+    """Stands for a sentence encoder."""
+
+    model = object()
+
+
+def test_the_labelling_judge_cannot_give_the_final_score():
+    references = dict(zip(PROMPTS, ANSWERS, strict=True))
+    oracle = ReferenceJudge(Encoder(), references)
+    rouge = RougeJudge(references)
+    labels = Metered(oracle, Ledger(3))
+    with pytest.raises(SameJudge, match="ReferenceJudge gave the labels"):
+        final_scores(oracle, PROMPTS, [[a] for a in ANSWERS], labelled_by=labels, labelled=[])
+    with pytest.raises(SameJudge):  # another weight, the same encoder
+        keep_apart(labels, ReferenceJudge(oracle.encoder, references, weight=0.0))
+    with pytest.raises(SameJudge):  # the book of an expert is that expert
+        keep_apart(Expert(oracle, Ledger(3)), labels)
+    with pytest.raises(SameJudge):
+        keep_apart(rouge, RougeJudge(references, words=9))
+    scores = final_scores(rouge, PROMPTS, [[a] for a in ANSWERS], labelled_by=labels, labelled=["other"])
+    torch.testing.assert_close(scores, torch.ones(12, 1, dtype=torch.float64))
+
+
+def test_two_wrappers_of_one_encoder_are_one_judge_and_two_encoders_are_not():
+    one, two = Encoder(), Encoder()
+    assert same_judge(ReferenceJudge(one, {}), ReferenceJudge(two, {}))
+    two.model = object()
+    assert not same_judge(ReferenceJudge(one, {}), ReferenceJudge(two, {}))
+
+
+def test_final_prompts_are_held_out():
+    references = dict(zip(PROMPTS, ANSWERS, strict=True))
+    with pytest.raises(SameJudge, match="1 of the final prompts were labelled"):
+        final_scores(
+            RougeJudge(references), PROMPTS[:2], [["a"], ["b"]],
+            labelled_by=ReferenceJudge(Encoder(), references), labelled=PROMPTS[1:5],
+        )  # fmt: skip
