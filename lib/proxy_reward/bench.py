@@ -10,7 +10,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from functools import cache
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -129,7 +129,7 @@ def _shared_prefix(count: int) -> dict[str, Any]:
 
     model, tokenizer = zoo.load_lm("smollm2-135m-instruct", dtype="bfloat16")
     records = zoo.load_dataset("sharegpt", split="test", limit=count)
-    sequences = [evaluation_ids(tokenizer, q[:120], a[:120]) for q, a in exchanges(records)]
+    sequences = [evaluation_ids(tokenizer, q[:120], a[:120]) for q, a in exchanges(cast(Any, records))]
     starts = [shared_prefix(sequences)] * len(sequences)
     return {
         "name": f"embeddings of {len(sequences)} evaluation prompts of {sum(map(len, sequences))} tokens", "unit": "s",
