@@ -202,11 +202,14 @@ def record(options) -> int:
 def bench(options) -> int:
     """Run benchmarks of the papers that have them."""
     from lib.lab import bench as benches
+    from lib.lab.reproduce import plan
+    from lib.lab.reproduce import reproduce as reproduce_all
 
     for paper in _papers(options):
         if benches.has_bench(paper) or options.papers:
             benches.print_rows(benches.run(paper, options.profile))
-    return 0
+    (page,) = plan(options.profile, ["benchmarks"], overrides={"profile": options.profile})
+    return int(reproduce_all([page], force=True)[0].state == "failed")
 
 
 if __name__ == "__main__":

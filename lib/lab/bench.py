@@ -1,14 +1,17 @@
 """Benchmarks: two things measured in turn in one process, so that the ratio holds when the machine's speed drifts.
 
 A room's `bench.py` yields `cases()`: dicts of `name`, `unit`, `ours` and `peer` (zero-argument callables), `peer_name`,
-`goal` (the ratio ours/peer hoped for). Unit `s` times the callables; any other unit takes the number they return, or a
+`goal` (the ratio ours/peer hoped for); where work grows, `curve` names what is followed and `size` says how much there
+is of it. Unit `s` times the callables; any other unit takes the number they return, or a
 sequence of them, one a sample (a prompt) and paired with the peer's: the ratio is then that of their means.
 """
 
 import importlib
+import json
 import time
 from collections.abc import Callable
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -17,7 +20,33 @@ from lib.lab import papers, paths, provenance, report
 from lib.lab.figures import save_frame
 from lib.lab.run import write_json
 
+if TYPE_CHECKING:
+    import pandas as pd
+
 PAIRS = 7
+
+
+def folder_of(profile: str) -> Path:
+    """Folder of a profile's benchmarks: one json and csv a paper."""
+    return paths.figures_dir() / profile / "benchmarks"
+
+
+def recorded(profile: str) -> "pd.DataFrame":
+    """All rows measured under a profile, one table: paper, case, ours, peer, ratio with its interval, goal, machine.
+
+    Raises TenfoldError where nothing was measured yet.
+    """
+    import pandas as pd
+
+    frames = []
+    for paper in paths.paper_notebooks():
+        path = folder_of(profile) / f"{paper}.json"
+        if path.exists():
+            record = json.loads(path.read_text(encoding="utf8"))
+            frames.append(pd.DataFrame(record["rows"]).assign(paper=paper, machine=record["machine"]["processor"]))
+    if not frames:
+        raise TenfoldError(f"nothing was measured under the profile {profile!r}: run `make bench PROFILE={profile}`.")
+    return pd.concat(frames, ignore_index=True)
 
 
 def has_bench(paper: str) -> bool:
@@ -46,7 +75,7 @@ def measure(case: dict[str, Any], pairs: int = PAIRS) -> dict[str, Any]:
     return {
         "case": case["name"], "unit": case["unit"], "ours": float(middle[0]), "peer": float(middle[1]),
         "peer_name": case["peer_name"], "ratio": float(ratio), "low": float(low), "high": float(high),
-        "goal": case.get("goal"), "pairs": len(couples),
+        "goal": case.get("goal"), "pairs": len(couples), "curve": case.get("curve", ""), "size": case.get("size"),
     }  # fmt: skip
 
 
@@ -65,7 +94,7 @@ def run(paper: str, profile: str) -> list[dict[str, Any]]:
         raise TenfoldError(f"{paper} has no benchmarks: write lib/{paper}/bench.py with `cases()`.")
     cases = importlib.import_module(f"lib.{paper}.bench").cases(quick=profile == "smoke")
     rows = [measure(case) for case in tqdm(cases, desc=f"bench {paper}", unit="case")]
-    folder = paths.figures_dir() / profile / "benchmarks"
+    folder = folder_of(profile)
     save_frame(pd.DataFrame(rows), folder, paper)
     record = {
         "machine": provenance.machine(),

@@ -7,6 +7,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
 from lib import TenfoldError
+from lib.lab.paths import GUIDES, did_you_mean
 
 Rule = Literal["above", "below", "within"]
 
@@ -68,8 +69,6 @@ class PaperRecord(Record):
 
     def claim(self, claim_id: str) -> ClaimRecord:
         """Claim by id; raises TenfoldError where the paper.toml has none by that id."""
-        from lib.lab.paths import did_you_mean
-
         for claim in self.claims:
             if claim.id == claim_id:
                 return claim
@@ -86,7 +85,12 @@ def path_of(paper: str) -> Path:
 
 
 def load(paper: str) -> PaperRecord:
-    """Record of a paper; raises TenfoldError where the file is missing or does not fit the form."""
+    """Record of a paper (of a guide: one without claims).
+
+    Raises TenfoldError where the file is missing or does not fit the form.
+    """
+    if paper in GUIDES:
+        return PaperRecord(title=paper, short=paper, arxiv="", venue="", idea="", bibtex="", claims=())
     path = path_of(paper)
     if not path.exists():
         raise TenfoldError(f"lib/{paper}/paper.toml is missing: write the paper's facts and claims there.")

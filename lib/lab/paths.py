@@ -6,6 +6,7 @@ from pathlib import Path
 
 from lib import TenfoldError, data_dir, root
 
+GUIDES = ("tour", "together", "benchmarks")  # notebooks on several papers at once: they judge no claims
 NUMBERED = re.compile(r"(\d\d)_([a-z][a-z0-9_]*)\.ipynb")
 
 
@@ -21,7 +22,7 @@ def figures_dir() -> Path:
 
 def results_dir(profile: str, paper: str) -> Path:
     """Folder of one finished run: figures, tables, results.json and the executed notebook."""
-    return figures_dir() / profile / paper
+    return figures_dir() / profile / ("guides" if paper in GUIDES else "") / paper
 
 
 def sweep_dir(profile: str) -> Path:
@@ -35,18 +36,23 @@ def cache_dir() -> Path:
 
 
 def paper_notebooks() -> dict[str, Path]:
-    """Notebook of each paper by short name, in the order of their numbers (01 to 89; 00 and 90 up are not papers)."""
-    found = {}
-    for path in sorted(notebooks_dir().glob("[0-9][0-9]_*.ipynb")):
-        match = NUMBERED.fullmatch(path.name)
-        if match and 1 <= int(match[1]) < 90:
-            found[match[2]] = path
-    return found
+    """Notebook of each paper by short name, in the order of their numbers."""
+    return {name: path for name, path in _notebooks().items() if name not in GUIDES}
+
+
+def guide_notebooks() -> dict[str, Path]:
+    """Notebooks on several papers at once, by short name."""
+    return {name: path for name, path in _notebooks().items() if name in GUIDES}
+
+
+def _notebooks() -> dict[str, Path]:
+    matches = {path: NUMBERED.fullmatch(path.name) for path in sorted(notebooks_dir().glob("[0-9][0-9]_*.ipynb"))}
+    return {match[2]: path for path, match in matches.items() if match}
 
 
 def notebook_of(paper: str) -> Path:
-    """Notebook of one paper; raises TenfoldError where there is none by that name, naming the nearest."""
-    known = paper_notebooks()
+    """Notebook of one paper or guide; raises TenfoldError where there is none by that name, naming the nearest."""
+    known = _notebooks()
     if paper not in known:
         raise TenfoldError(f"there is no paper {paper!r}: {did_you_mean(paper, known)}")
     return known[paper]

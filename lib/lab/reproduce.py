@@ -72,11 +72,11 @@ class Job:
 def plan(
     profile_name: str, names: list[str], seed: int | None = None, overrides: dict[str, Any] | None = None
 ) -> list[Job]:
-    """Jobs for the papers named (all where none is), every parameter checked before anything runs."""
+    """Jobs for the papers named (where none is: all, then the guides), every parameter checked before anything runs."""
     profile = profiles.load(profile_name)
     extra = dict(overrides or {}) | ({} if seed is None else {"seed": seed})
     jobs = []
-    for paper in names or list(paths.paper_notebooks()):
+    for paper in names or [*paths.paper_notebooks(), *paths.guide_notebooks()]:
         notebook = paths.notebook_of(paper)
         jobs.append(Job(paper, notebook, profile_name, profile.parameters(paper, extra), profile.cost.get(paper, {})))
     return jobs

@@ -146,7 +146,10 @@ class Run:
         return judged.verdict
 
     def finish(self):
-        """Write results.json and return the verdict table; raises TenfoldError where a claim was not handed in."""
+        """Write results.json and return the verdict table (None where the notebook judges no claims).
+
+        Raises TenfoldError where a claim was not handed in.
+        """
         import pandas as pd
 
         missing = [claim.id for claim in self.record.claims if claim.id not in self.judged]
@@ -162,6 +165,8 @@ class Run:
             "peak_memory_gib": round(peak_memory_gib(), 2),
         }  # fmt: skip
         write_json(self.folder / RESULTS, content)
+        if not self.judged:
+            return None
         frame = pd.DataFrame([judged.as_dict() for judged in self.judged.values()])
         return (
             frame[["id", "measured", "rule", "estimate", "ci", "n", "verdict"]]

@@ -8,7 +8,7 @@ import nbformat
 from lib import TenfoldError
 from lib.lab import papers, profiles
 from lib.lab import parameters as cell
-from lib.lab.paths import NUMBERED
+from lib.lab.paths import GUIDES, NUMBERED
 
 LONGEST_CELL = 40  # lines
 REQUIRED = ("parameters", "setup", "claims")
@@ -25,7 +25,9 @@ def problems(path: Path) -> list[str]:
     """What keeps a notebook from Tenfold's anatomy; empty where nothing does."""
     notebook = nbformat.read(path, as_version=4)
     code = [c for c in notebook.cells if c.cell_type == "code"]
-    found = [*_frame(notebook, code), *_hygiene(notebook, code)]
+    match = NUMBERED.fullmatch(path.name)
+    name = match[2] if match else path.stem
+    found = [*(_guide(notebook, code) if name in GUIDES else _frame(notebook, code)), *_hygiene(notebook, code)]
     try:
         for p in cell.read(path).values():
             if not p.help:
@@ -35,9 +37,22 @@ def problems(path: Path) -> list[str]:
             found.append("no `seed` parameter")
     except TenfoldError as error:
         found.append(str(error))
-    match = NUMBERED.fullmatch(path.name)
-    if match and 1 <= int(match[1]) < 90:
-        found += _paper(match[2], code)
+    if match:
+        found += _costs(name) if name in GUIDES else _paper(name, code)
+    return found
+
+
+def _guide(notebook, code) -> list[str]:
+    found = []
+    for number, tag in enumerate(("parameters", "setup")):
+        if len(code) <= number or tag not in code[number].metadata.get("tags", []):
+            found.append(f"code cell {number + 1} is not tagged {tag!r}")
+    if notebook.cells[0].cell_type != "markdown" or not notebook.cells[0].source.startswith("# "):
+        found.append("the first cell is a markdown title `# …`")
+    if not code or "run.finish()" not in code[-1].source:
+        found.append("the last code cell calls run.finish()")
+    if notebook.metadata.get("kernelspec", {}).get("name") != "python3":
+        found.append("the kernelspec is not `python3`")
     return found
 
 
@@ -88,7 +103,9 @@ def _paper(paper: str, code) -> list[str]:
         return [str(error)]
     source = "\n".join(c.source for c in code)
     found = [f"claim {c.id!r} of paper.toml is not handed in" for c in record.claims if f'"{c.id}"' not in source]
-    for profile in profiles.names():
-        if paper not in profiles.load(profile).cost:
-            found.append(f"profile {profile!r} does not say what {paper} costs: add [cost.{paper}]")
-    return found
+    return found + _costs(paper)
+
+
+def _costs(paper: str) -> list[str]:
+    missing = [profile for profile in profiles.names() if paper not in profiles.load(profile).cost]
+    return [f"profile {p!r} does not say what {paper} costs: add [cost.{paper}]" for p in missing]

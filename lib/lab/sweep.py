@@ -25,6 +25,7 @@ def jobs(profile: str, names: list[str], seeds: list[int]) -> list[Job]:
     """One job a paper and seed; raises TenfoldError for no seed or a seed given twice."""
     if not seeds or len(set(seeds)) != len(seeds):
         raise TenfoldError(f'a sweep needs different seeds, not {seeds}: write for example SEEDS="0 1 2".')
+    names = names or list(paths.paper_notebooks())
     return [dataclasses.replace(job, sweep=True) for seed in seeds for job in plan(profile, names, seed)]
 
 

@@ -49,6 +49,8 @@ def cases(*, quick: bool = False) -> Iterator[dict[str, Any]]:
         ours, peer = _decoders(context)
         yield {
             "name": f"decode {STEPS} tokens after {context}, bf16",
+            "curve": f"decode {STEPS} tokens after a context",
+            "size": context,
             "unit": "s",
             "ours": ours,
             "peer": peer,

@@ -113,6 +113,7 @@ def _against_peers(tokens: int) -> Iterator[dict[str, Any]]:
             yield {
                 "name": f"{rate:.0%} active, {tokens} tokens, against {name}", "unit": "s",
                 "ours": training_step(rate, tokens), "peer": peer, "peer_name": name, "goal": goal,
+                "curve": f"{rate:.0%} active", "size": tokens,
             }  # fmt: skip
             yield _memory(rate, tokens, None, tokens, changes, name, None)
 

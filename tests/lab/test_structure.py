@@ -18,7 +18,7 @@ def anatomy():
 
 
 def problems(tmp_path, notebook):
-    path = tmp_path / "95_x.ipynb"
+    path = tmp_path / "trap.ipynb"
     nbformat.write(notebook, path)
     return structure.problems(path)
 
@@ -51,3 +51,16 @@ def test_each_broken_rule_is_named(tmp_path, break_it, message):
     notebook = anatomy()
     break_it(notebook)
     assert message in " ".join(problems(tmp_path, notebook))
+
+
+def test_a_guide_judges_nothing_but_is_held_to_the_rest(tmp_path):
+    notebook = anatomy()
+    del notebook.cells[3].metadata["tags"]
+    notebook.cells[3].source = "run.finish()"
+    path = tmp_path / "90_benchmarks.ipynb"
+    nbformat.write(notebook, path)
+    assert structure.problems(path) == []
+    notebook.cells[2].metadata["tags"] = []
+    notebook.cells[3].source = "y = 2"
+    nbformat.write(notebook, path)
+    assert structure.problems(path) == ["code cell 2 is not tagged 'setup'", "the last code cell calls run.finish()"]

@@ -1,4 +1,4 @@
-"""Every paper's notebook, whole, in the smoke profile: numbers as recorded, and the same twice."""
+"""Every notebook, whole, in the smoke profile; those of papers give the numbers recorded, and the same twice."""
 
 import pytest
 
@@ -19,3 +19,14 @@ def test_smoke_run_gives_the_recorded_numbers_cold_and_warm(paper, tmp_path, mon
     warm = golden.run_smoke(paper, 0, tmp_path / "warm")
     assert golden.numbers(warm) == golden.numbers(cold)
     assert [c["verdict"] for c in warm["claims"]] == [c["verdict"] for c in cold["claims"]]
+
+
+@pytest.mark.notebook
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("guide", paths.guide_notebooks())
+def test_a_guide_runs_and_keeps_its_figures(guide, tmp_path, monkeypatch):
+    monkeypatch.setenv("TENFOLD_CACHE", str(tmp_path / "cache"))
+    results = golden.run_smoke(guide, 0, tmp_path)
+    for name in results["figures"]:
+        assert (tmp_path / "0" / guide / f"{name}.png").stat().st_size > 5000
+    assert results["figures"]

@@ -40,9 +40,10 @@ def write_sources(source: Path) -> None:
         texts[f"papers/{paper}"] = pages.paper(paper)
         executed = paths.results_dir(pages.PROFILE, paper) / paths.notebook_of(paper).name
         shutil.copy(executed, source / "notebooks")
-        (source / "figures" / paper).mkdir()
-        for picture in pages.figure_files(paper):
-            shutil.copy(picture, source / "figures" / paper)
+    for name in (*pages.finished(), "benchmarks"):
+        (source / "figures" / name).mkdir()
+        for picture in pages.figure_files(name):
+            shutil.copy(picture, source / "figures" / name)
     for name, text in texts.items():
         (source / f"{name}.md").write_text(text, encoding="utf8")
 

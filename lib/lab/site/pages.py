@@ -8,7 +8,7 @@ from typing import Any
 import nbformat
 
 from lib import root
-from lib.lab import papers, paths, report
+from lib.lab import bench, papers, paths, report
 from lib.lab.run import RESULTS
 
 PROFILE = "cpu"
@@ -113,31 +113,31 @@ def _run(results: dict[str, Any]) -> str:
 
 
 def benchmarks() -> str:
-    """Every room's benchmarks: ratio to each peer, taken in turn in one run."""
+    """Every room's benchmarks: ratio to each peer, taken in turn in one run, with their pictures."""
     parts = [
         "# Benchmarks\n\nOurs and a peer, measured in turn in one process (`make bench`). A ratio under 1 is in our "
         "favour, bold where the whole interval is; a peer that wins is shown as winning.\n"
     ]
-    for path in sorted((paths.figures_dir() / PROFILE / "benchmarks").glob("*.json")):
-        record = json.loads(path.read_text(encoding="utf8"))
-        machine = f"{record['machine']['cores']} cores of {record['machine']['processor']}"
-        parts.append(f"## {papers.load(path.stem).short}\n\n{machine}, torch {record['versions']['torch']}.\n")
-        parts.append(_bench_table(record["rows"]))
+    rows = bench.recorded(PROFILE)
+    for name, part in rows.groupby("paper", sort=False):
+        parts.append(f"## {papers.load(str(name)).short}\n\nOn {part['machine'].iloc[0]}.\n")
+        parts.append(_bench_table(part))
+    for picture in figure_files("benchmarks"):
+        parts.append(f"```{{figure}} figures/benchmarks/{picture.name}\n:alt: {picture.stem}\n```\n")
     return "\n".join(parts)
 
 
-def _bench_table(rows: list[dict[str, Any]]) -> str:
+def _bench_table(rows) -> str:
     lines = ["| case | ours | peer | ours / peer [95 %] | goal | pairs |", "|---|---|---|---|---|---|"]
-    for row in rows:
-        ratio = f"{row['ratio']:.3f} [{row['low']:.3f}, {row['high']:.3f}]"
-        shown = f"**{ratio}**" if row["high"] < 1 else ratio
-        goal = "" if row["goal"] is None else f"≤ {row['goal']:.3g}{' ✔' if row['ratio'] <= row['goal'] else ' ✘'}"
-        peer = f"{row['peer']:.4g} {row['unit']} ({row['peer_name']})"
-        cells = [row["case"], f"{row['ours']:.4g} {row['unit']}", peer, shown, goal, str(row["pairs"])]
-        lines.append("| " + " | ".join(cells) + " |")
+    for row in rows.itertuples():
+        ratio = f"{row.ratio:.3f} [{row.low:.3f}, {row.high:.3f}]"
+        shown = f"**{ratio}**" if row.high < 1 else ratio
+        goal = f"≤ {row.goal:.3g}{' ✔' if row.ratio <= row.goal else ' ✘'}" if row.goal == row.goal else ""
+        peer = f"{row.peer:.4g} {row.unit} ({row.peer_name})"
+        lines.append(f"| {row.case} | {row.ours:.4g} {row.unit} | {peer} | {shown} | {goal} | {row.pairs} |")
     return "\n".join(lines) + "\n"
 
 
 def figure_files(name: str) -> list[Path]:
-    """Pictures of a paper's run."""
+    """Pictures of the run of a paper or guide."""
     return sorted(paths.results_dir(PROFILE, name).glob("*.png"))
