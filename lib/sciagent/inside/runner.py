@@ -7,6 +7,7 @@ import importlib
 import io
 import json
 import math
+import operator
 import os
 import resource
 import sys
@@ -75,6 +76,7 @@ def _answer(request: dict[str, Any], limits: dict[str, Any]) -> bytes:
     sys.stdout = sys.stderr = output
     try:
         reply = {"kind": "ok", "value": _run(request)}
+        json.dumps(reply)  # whether it can be said at all
     except Exceeded as error:
         reply = {"kind": "output", "error": str(error)}
     except MemoryError:
@@ -116,7 +118,7 @@ def _names(request: dict[str, Any]) -> dict[str, Any]:
     names: dict[str, Any] = {"__name__": "__main__"}
     for name, place in request["tools"].items():
         module, _, attribute = place.partition(":")
-        names[name] = getattr(importlib.import_module(module), attribute)
+        names[name] = operator.attrgetter(attribute)(importlib.import_module(module))
     for name, source in request["sources"].items():
         own: dict[str, Any] = {}
         exec(compile(source, "<tool>", "exec"), own)

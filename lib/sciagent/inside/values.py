@@ -16,8 +16,10 @@ def plain(value: Any, depth: int = 0) -> Any:
     if isinstance(value, complex):
         return {"real": value.real, "imag": value.imag}
     if depth < 4:
-        if isinstance(value, (list, tuple, set, frozenset)):
-            return [plain(item, depth + 1) for item in list(value)[:MOST_ITEMS]]
+        if isinstance(value, (set, frozenset)):
+            value = sorted(value, key=repr)
+        if isinstance(value, (list, tuple)):
+            return [plain(item, depth + 1) for item in value[:MOST_ITEMS]]
         if isinstance(value, dict):
             items = list(value.items())[:MOST_ITEMS]
             return {str(key)[:LONGEST]: plain(item, depth + 1) for key, item in items}

@@ -1,0 +1,103 @@
+"""Summary, parameters, results and units out of a numpydoc docstring."""
+
+import re
+from dataclasses import dataclass
+
+HEADINGS = (
+    "parameters",
+    "returns",
+    "return",
+    "examples",
+    "notes",
+    "references",
+    "see also",
+    "raises",
+    "other parameters",
+)
+UNIT = re.compile(r"\[([^\[\]]{0,30})\]")
+MARKUP = re.compile(r":[a-z:]+:`~?([^`]*)`")
+NO_UNIT = {"", "-", "--", "unitless", "dimensionless", "none", "1"}
+
+
+@dataclass(frozen=True)
+class Described:
+    """One parameter or result as documented: name, type, text without its unit, and the unit ("" where none)."""
+
+    name: str
+    kind: str
+    text: str
+    unit: str
+
+
+@dataclass(frozen=True)
+class Docstring:
+    """What a docstring says."""
+
+    summary: str
+    parameters: tuple[Described, ...]
+    returns: tuple[Described, ...]
+
+
+def parse(text: str) -> Docstring:
+    """Read a numpydoc docstring; missing sections are empty."""
+    head, sections = _sections(text)
+    return Docstring(_summary(head), _described(sections.get("parameters", "")), _described(_results(sections)))
+
+
+def _results(sections: dict[str, str]) -> str:
+    return sections.get("returns") or sections.get("return") or ""
+
+
+def _sections(text: str) -> tuple[str, dict[str, str]]:
+    """Text before the first heading, and the body under each heading that is underlined or ends the line with `:`."""
+    lines = text.splitlines()
+    starts = [
+        i for i in range(len(lines) - 1)
+        if lines[i].strip().lower() in HEADINGS and set(lines[i + 1].strip()) in ({"-"}, {"="})
+    ]  # fmt: skip
+    bodies = {}
+    for i, end in zip(starts, [*starts, len(lines)][1:], strict=True):
+        bodies.setdefault(lines[i].strip().lower(), "\n".join(lines[i + 2 : end]))
+    return "\n".join(lines[: starts[0]] if starts else lines), bodies
+
+
+def _summary(head: str) -> str:
+    """First sentence of the first paragraph that is prose, without markup; a signature line is passed over."""
+    for paragraph in re.split(r"\n\s*\n", head.strip()):
+        line = " ".join(paragraph.split())
+        if not line or line.startswith((".. ", ">>>", "=")) or re.fullmatch(r"\w+\(.*\)", line):
+            continue
+        found = re.match(r"(.+?[.!?])(\s+[A-Z`(]|$)", line)
+        return plain_text(found[1] if found else line)[:300]
+    return ""
+
+
+def _described(body: str) -> tuple[Described, ...]:
+    found, lines = [], body.splitlines()
+    margin = min((len(line) - len(line.lstrip()) for line in lines if line.strip()), default=0)
+    entry: list[str] = []
+    for line in [*lines, " " * margin + "end"]:
+        if line.strip() and len(line) - len(line.lstrip()) == margin:
+            if entry:
+                found += _entry(entry)
+            entry = [line.strip()]
+        elif entry:
+            entry.append(line.strip())
+    return tuple(found)
+
+
+def _entry(lines: list[str]) -> list[Described]:
+    names, _, kind = lines[0].partition(":")
+    text = plain_text(" ".join(line for line in lines[1:] if line))
+    units = [u for u in UNIT.findall(text) if not u.strip().isdigit()]
+    unit = units[0].strip() if units else ""
+    text = re.sub(r"\s*,?\s*" + UNIT.pattern, "", text).strip(" ,;")
+    unit = "" if unit.lower() in NO_UNIT else unit
+    return [Described(name.strip(), kind.strip(), text[:300], unit) for name in names.split(",") if name.strip()]
+
+
+def plain_text(text: str) -> str:
+    """Prose without reStructuredText: roles, double backquotes, citation marks."""
+    text = MARKUP.sub(r"\1", text)
+    text = re.sub(r"\[\d+\]_|\[\w+\]_|``|`|\*\*", "", text)
+    return " ".join(text.split())

@@ -1,0 +1,185 @@
+"""Tools out of real libraries: docstrings, verified examples, names, schemas, users' functions."""
+
+import inspect
+import json
+import math
+
+import pytest
+
+from lib import TenfoldError
+from lib.sciagent import Toolset, docstrings
+from lib.sciagent.inside import harvest
+from lib.sciagent.tools import Example, Parameter, Tool, written
+
+DOC = """Calculates the drag of a sphere, as in [1]_. More words.
+
+.. math::
+    F = C \\rho
+
+Parameters
+----------
+rho : float
+    Density of the :math:`fluid`, [kg/m^3]
+v, w : float, optional
+    Speeds [m/s]
+n : int
+    Count [-]
+
+Returns
+-------
+F : float
+    Drag [N]
+
+Examples
+--------
+>>> 1 + 1
+2
+"""
+
+
+def test_a_docstring_gives_its_summary_parameters_and_units():
+    found = docstrings.parse(inspect.cleandoc(DOC))
+    assert found.summary == "Calculates the drag of a sphere, as in ."
+    assert [(p.name, p.unit) for p in found.parameters] == [("rho", "kg/m^3"), ("v", "m/s"), ("w", "m/s"), ("n", "")]
+    assert found.parameters[0].text == "Density of the fluid"
+    assert (found.returns[0].text, found.returns[0].unit) == ("Drag", "N")
+
+
+@pytest.mark.parametrize("text", ["", "One line", "f(x, y)\n\nWhat it does.", "Parameters\n----------"])
+def test_any_docstring_can_be_read(text):
+    docstrings.parse(text)
+    assert docstrings.parse("f(x, y)\n\nWhat it does.").summary == "What it does."
+
+
+def test_every_example_of_a_tool_runs_again_to_the_same_value(tools, warm):
+    jobs, wanted = [], []
+    for tool in list(tools)[::4]:
+        for example in tool.examples:
+            jobs.append(tools.job(tool.call(example.arguments), [tool.name]))
+            wanted.append(example.value)
+    found = warm.map(jobs)
+    assert len(jobs) > 50
+    different = [
+        (job.program, outcome.error or outcome.value, value)
+        for job, outcome, value in zip(jobs, found, wanted, strict=True)
+        if not outcome.ok or not harvest._close(outcome.value, value)
+    ]
+    assert different == []
+
+
+def test_tools_know_their_units_and_domain(tools):
+    nusselt = tools["Nu_conv_internal"] if "Nu_conv_internal" in tools else None
+    assert tools["LMTD"].domain == "heat transfer"
+    assert {p.unit for p in tools["LMTD"].parameters} >= {"K"}
+    assert tools["LMTD"].returns.unit == "K"
+    assert tools["fv"].domain == "finance"
+    assert nusselt is None or nusselt.verified
+
+
+def test_finance_functions_without_doctest_come_by_their_signature(tools):
+    assert {"fv", "pv", "pmt", "nper", "rate", "irr", "npv", "mirr", "ipmt", "ppmt"} <= {t.name for t in tools}
+    assert math.isclose(tools["fv"].examples[0].value, 15692.928894335748)
+
+
+def test_what_a_doctest_prints_decides_whether_it_is_verified():
+    assert harvest._agrees(0.1 + 0.2, "0.3")
+    assert not harvest._agrees(0.31, "0.3")
+    assert harvest._agrees([1.0, 2.0], "[1.0, 2.0000000001]")
+    assert not harvest._agrees([1.0], "[1.0, 2.0]")
+    assert harvest._agrees("abc", "'abc'")
+    assert not harvest._agrees("abc", "")
+
+
+def test_a_function_that_draws_at_random_or_reads_the_clock_is_no_tool(warm):
+    source = "def f(x):\n    '''Noise.\n\n    >>> f(2)\n    0.5\n    '''\n    import random\n    return random.random()"
+    record = warm.call("harvest:from_source", {"source": source, "name": "f"}).value
+    assert not any(example["verified"] for example in record["examples"])
+
+
+def simple(name, library="one"):
+    example = Example({"x": 1.0}, 2.0, True)
+    return Tool(name, library, f"{library}.m", "d", "Twice x.", (Parameter("x", "a number", "m", "number"),),
+                Parameter("y", "the double", "m"), (example,), place=f"{library}.m:{name}")  # fmt: skip
+
+
+def test_colliding_names_are_qualified_by_library_and_others_are_not():
+    both = Toolset([simple("f"), simple("g")]) | Toolset([simple("f", "two")])
+    assert [t.name for t in both] == ["one_f", "g", "two_f"]
+    assert both["two_f"].place == "two.m:f"
+    within = Toolset([simple("f"), simple("f")])
+    assert [t.name for t in within] == ["one_f", "one_f_2"]
+
+
+def test_schemas_and_records_survive_json(tools):
+    schemas = json.loads(json.dumps(tools.schema()))
+    for tool, schema in zip(tools, schemas, strict=True):
+        function = schema["function"]
+        assert function["name"] == tool.name
+        assert list(function["parameters"]["properties"]) == [p.name for p in tool.parameters]
+        for example in tool.examples:
+            assert set(function["parameters"]["required"]) <= set(example.arguments)
+    again = Toolset.from_records(json.loads(json.dumps(tools.records())))
+    assert again.records() == tools.records()
+    assert list(again)[0] == list(tools)[0]
+
+
+def test_numbers_are_written_as_a_person_would():
+    assert [written(v) for v in (2.0, 1e-5, 0.25, 3, "a", [1.0, 2.5])] == ["2", "1e-05", "0.25", "3", "'a'", "[1, 2.5]"]
+
+
+def test_a_users_function_becomes_a_tool(warm):
+    mine = Toolset()
+
+    @mine.add(sandbox=warm, domain="electricity")
+    def parallel(r1: float, r2: float) -> float:
+        """Resistance of two resistors in parallel.
+
+        Parameters
+        ----------
+        r1 : float
+            First resistance [ohm]
+        r2 : float
+            Second resistance [ohm]
+
+        Examples
+        --------
+        >>> parallel(2.0, 2.0)
+        1.0
+        """
+        return r1 * r2 / (r1 + r2)
+
+    tool = mine["parallel"]
+    assert (tool.domain, tool.library, tool.parameters[0].unit) == ("electricity", "user", "ohm")
+    (outcome,) = warm.map([mine.job("parallel(r1=3, r2=6)", ["parallel"])])
+    assert outcome.value == 2.0
+    assert parallel(3.0, 6.0) == 2.0, "the function stays what it was"
+    with pytest.raises(TenfoldError, match="there is a tool named 'parallel' already"):
+        mine.add(sandbox=warm)(parallel)
+
+
+def test_a_users_function_must_do_what_its_doctest_says(warm):
+    def wrong(x: float) -> float:
+        """Double.
+
+        >>> wrong(2)
+        5
+        """
+        return 2 * x
+
+    with pytest.raises(TenfoldError, match="wrong has no doctest that runs and gives what it prints"):
+        Toolset().add(sandbox=warm)(wrong)
+    with pytest.raises(TenfoldError, match="cannot be read"):
+        Toolset().add(sandbox=warm)(len)
+
+
+def test_a_package_that_is_not_here_is_refused_in_one_sentence(warm):
+    with pytest.raises(TenfoldError, match="no_such_package could not be harvested: ModuleNotFoundError"):
+        Toolset.from_package("no_such_package", sandbox=warm)
+
+
+def test_subsets_and_counts(tools):
+    few = tools.subset({"LMTD", "fv"})
+    assert [t.name for t in few] == ["LMTD", "fv"]
+    assert sum(row["tools"] for row in tools.counts()) == len(tools) > 200
+    assert {row["domain"] for row in few.counts()} == {"heat transfer", "finance"}
+    assert "ht" in {m.split(".")[0] for m in tools.modules()}
