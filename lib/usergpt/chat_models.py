@@ -1,0 +1,163 @@
+"""Chat models behind one call: a local transformers model, or any OpenAI-compatible endpoint.
+
+`complete` gives one `Reply` a prompt and never raises for a single bad answer: what went wrong stands in its `fault`.
+"""
+
+import json
+import os
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol, runtime_checkable
+
+from lib import TenfoldError
+
+RETRIED = {408, 409, 425, 429, 500, 502, 503, 504}
+
+
+@dataclass(frozen=True)
+class Reply:
+    """Text of an answer, or the reason why there is none."""
+
+    text: str = ""
+    fault: str = ""
+
+
+@runtime_checkable
+class ChatModel(Protocol):
+    """Anything that answers prompts; `name` identifies model and settings in a cache."""
+
+    name: str
+
+    def complete(self, prompts: Sequence[str], *, attempt: int = 0) -> list[Reply]:
+        """One reply a prompt, in order; another attempt may answer differently."""
+        ...
+
+
+class LocalChatModel:
+    """A transformers chat model that samples at the paper's temperature 0.4 (0: greedy), prompts in batches.
+
+    `prefill` begins the answer, so that a small model finds the format. A prompt longer than the context is a fault.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        tokenizer: Any,
+        *,
+        temperature: float = 0.4,
+        max_new_tokens: int = 800,
+        prefill: str = "** Output 1 **\n[domain]",
+        batch_size: int = 8,
+        seed: int = 0,
+    ) -> None:
+        self.model, self.tokenizer = model, tokenizer
+        self.temperature, self.max_new_tokens, self.prefill = temperature, max_new_tokens, prefill
+        self.batch_size, self.seed = batch_size, seed
+        self.name = f"{model.config.name_or_path} T={temperature} n={max_new_tokens} {prefill!r} seed={seed}"
+        self.new_tokens = 0
+
+    def complete(self, prompts: Sequence[str], *, attempt: int = 0) -> list[Reply]:
+        """One reply a prompt."""
+        texts = [self._chat(prompt) for prompt in prompts]
+        lengths = [len(ids) for ids in self.tokenizer(texts, add_special_tokens=False).input_ids]
+        room = self.model.config.max_position_embeddings - self.max_new_tokens
+        replies = [Reply(fault=f"a prompt of {n} tokens does not fit") if n > room else Reply() for n in lengths]
+        fitting = [i for i, n in enumerate(lengths) if n <= room]
+        for start in range(0, len(fitting), self.batch_size):
+            chosen = fitting[start : start + self.batch_size]
+            for i, text in zip(chosen, self._generate([texts[i] for i in chosen], attempt), strict=True):
+                replies[i] = Reply(self.prefill + text)
+        return replies
+
+    def _chat(self, prompt: str) -> str:
+        messages = [{"role": "user", "content": prompt}]
+        chat = self.tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+        return chat + self.prefill
+
+    def _generate(self, texts: list[str], attempt: int) -> list[str]:
+        import torch
+
+        inputs = self.tokenizer(texts, padding=True, add_special_tokens=False, return_tensors="pt")
+        inputs = inputs.to(self.model.device)
+        torch.manual_seed(self.seed + attempt)
+        sampling = {"do_sample": True, "temperature": self.temperature, "top_p": 1.0, "top_k": 0}
+        with torch.inference_mode():
+            output = self.model.generate(
+                **inputs, max_new_tokens=self.max_new_tokens, pad_token_id=self.tokenizer.pad_token_id,
+                **(sampling if self.temperature > 0 else {"do_sample": False}),
+            )  # fmt: skip
+        new = output[:, inputs.input_ids.shape[1] :]
+        self.new_tokens += int((new != self.tokenizer.pad_token_id).sum())
+        return self.tokenizer.batch_decode(new, skip_special_tokens=True)
+
+
+class EndpointChatModel:
+    """A model behind `POST <url>/chat/completions`; its key is read from an environment variable, never stored.
+
+    A time-out, a refusal for the moment or an answer that is no completion is asked again `retries` times, waiting
+    `pause` seconds longer each time; then the reply carries the fault. Raises TenfoldError where the server refuses for
+    good (401, 403, 404): going on would only fail for every conversation.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        model: str,
+        *,
+        key_variable: str = "OPENAI_API_KEY",
+        temperature: float = 0.4,
+        max_new_tokens: int = 800,
+        timeout: float = 60.0,
+        retries: int = 5,
+        pause: float = 2.0,
+    ) -> None:
+        if not url.startswith(("http://", "https://")):
+            raise TenfoldError(f"{url!r} is no endpoint: give its address up to /v1, beginning with http.")
+        self.url, self.model, self.key_variable = url.rstrip("/"), model, key_variable
+        self.temperature, self.max_new_tokens = temperature, max_new_tokens
+        self.timeout, self.retries, self.pause = timeout, retries, pause
+        self.name = f"{model} at {self.url} T={temperature} n={max_new_tokens}"
+
+    def complete(self, prompts: Sequence[str], *, attempt: int = 0) -> list[Reply]:
+        """One reply a prompt."""
+        return [self._ask(prompt) for prompt in prompts]
+
+    def _ask(self, prompt: str) -> Reply:
+        fault = ""
+        for tried in range(self.retries + 1):
+            try:
+                return Reply(self._post(prompt))
+            except urllib.error.HTTPError as error:
+                if error.code not in RETRIED:
+                    raise TenfoldError(
+                        f"the endpoint {self.url} refuses ({error.code} {error.reason}): check its address, the model "
+                        f"{self.model!r} and ${self.key_variable}. What was answered so far is kept."
+                    ) from None
+                fault = f"endpoint: {error.code}"
+            except TimeoutError:
+                fault = "endpoint: time-out"
+            except (urllib.error.URLError, ConnectionError) as error:
+                fault = f"endpoint: {'time-out' if 'timed out' in str(error) else 'no connection'}"
+            except (ValueError, KeyError, IndexError, TypeError):
+                fault = "endpoint: an answer that is no completion"
+            if tried < self.retries:
+                time.sleep(self.pause * (tried + 1))
+        return Reply(fault=fault)
+
+    def _post(self, prompt: str) -> str:
+        body = {
+            "model": self.model, "temperature": self.temperature, "top_p": 1, "max_tokens": self.max_new_tokens,
+            "messages": [{"role": "user", "content": prompt}],
+        }  # fmt: skip
+        headers = {"Content-Type": "application/json"}
+        if key := os.environ.get(self.key_variable):
+            headers["Authorization"] = f"Bearer {key}"
+        request = urllib.request.Request(f"{self.url}/chat/completions", json.dumps(body).encode(), headers)
+        with urllib.request.urlopen(request, timeout=self.timeout) as response:
+            text = json.loads(response.read())["choices"][0]["message"]["content"]
+        if not isinstance(text, str):
+            raise TypeError("no text in the answer")
+        return text

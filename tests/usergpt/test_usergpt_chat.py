@@ -1,0 +1,272 @@
+import json
+import threading
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from random import Random
+
+import pytest
+
+from lib import TenfoldError, zoo
+from lib.usergpt.annotation import Annotation, Annotator
+from lib.usergpt.chat_annotator import ChatAnnotator, in_lockstep
+from lib.usergpt.chat_models import ChatModel, EndpointChatModel, LocalChatModel, Reply
+from lib.usergpt.conversations import Conversation
+from lib.usergpt.demonstrations import Demonstration, DemonstrationPool, load_demonstrations
+from lib.usergpt.prompting import build_prompt, parse_reply
+from lib.usergpt.reply_cache import ReplyCache
+
+PEOPLE = [Conversation(str(i), str(i), (f"request {i}, mail me at p{i}@mail.org",)) for i in range(7)]
+
+
+def output(number, domain="law", summary="s", tasks="advice, legal advice"):
+    return f"** Output {number} **\n[domain] {domain}\n[summary] {summary}\n[task type] {tasks}\n"
+
+
+class Scripted:
+    """A chat model whose answers are given; it keeps what it was asked."""
+
+    name = "scripted"
+
+    def __init__(self, answer):
+        self.answer, self.asked = answer, []
+
+    def complete(self, prompts, *, attempt=0):
+        self.asked += prompts
+        return [self.answer(prompt, attempt) for prompt in prompts]
+
+
+def pool(**options):
+    return DemonstrationPool(load_demonstrations(), **options)
+
+
+def good(prompt, attempt):
+    asked = prompt.rsplit("in the same format.", 1)[1].count("** Input")
+    return Reply("".join(output(i + 1) for i in range(asked)))
+
+
+def test_every_conversation_gets_its_labels_three_a_call_and_masked():
+    model = Scripted(good)
+    annotator = ChatAnnotator(model, pool(rule="fixed"))
+    assert isinstance(model, ChatModel)
+    assert isinstance(annotator, Annotator)
+    found = list(annotator.annotate(PEOPLE))
+    assert [a.id for a in found] == [c.id for c in PEOPLE]
+    assert {a.tasks for a in found} == {("advice", "legal advice")}
+    assert len(model.asked) == annotator.calls == 3
+    assert "@mail.org" not in "".join(model.asked)
+    assert "[e-mail]" in model.asked[0]
+
+
+def test_the_prompt_shows_k_demonstrations_before_the_requests():
+    prompt = build_prompt(["first", "second"], load_demonstrations()[:3])
+    head, tail = prompt.split("Now label the following inputs in the same format.")
+    assert (head.count("** Input"), head.count("** Output"), tail.count("** Input")) == (3, 3, 2)
+    assert head.index("** Input 3 **") < head.index("** Output 1 **")
+    assert head.count("[task type]") == 3
+    assert tail.endswith("** Input 2 **\nsecond")
+
+
+@pytest.mark.parametrize(
+    ("reply", "faults"),
+    [
+        (output(1) + output(2), ["", ""]),
+        ("Sure!\n\n" + output(2) + "\n\n" + output(1), ["", ""]),
+        (output(1), ["", "no output"]),
+        (output(1) + output(2, tasks=" "), ["", "no [task type]"]),
+        (output(1) + output(2).replace("[domain] law\n", ""), ["", "no [domain]"]),
+        (output(1) + output(2) + output(2), ["", "more than one output"]),
+        (output(1) + output(2) + "[summary] again", ["", "more than one [summary]"]),
+        ("I cannot help with that.", ["no output", "no output"]),
+        ("", ["no output", "no output"]),
+    ],
+)
+def test_a_reply_is_read_strictly_and_a_broken_block_costs_its_own_conversation(reply, faults):
+    found = parse_reply(reply, ["a", "b"])
+    assert [a.fault for a in found] == faults
+    assert all(bool(a.tasks) != bool(a.fault) for a in found)
+
+
+def test_labels_are_brought_to_one_form():
+    (found,) = parse_reply(output(1, domain="Law.", tasks="Advice;  legal   Advice, advice/“x”"), ["a"])
+    assert (found.domain, found.tasks[:2]) == ("law", ("advice", "legal advice"))
+
+
+def test_failures_are_asked_again_then_kept_and_counted():
+    def half(prompt, attempt):
+        return Reply(output(1)) if attempt else Reply("nonsense")
+
+    model = Scripted(half)
+    annotator = ChatAnnotator(model, pool(rule="fixed"), attempts=3)
+    found = list(annotator.annotate(PEOPLE[:3]))
+    assert [a.fault for a in found] == ["", "no output", "no output"]
+    assert annotator.faults == {"no output": 2}
+    assert annotator.calls == 3
+
+
+def test_what_one_attempt_gave_another_does_not_take_away():
+    model = Scripted(lambda prompt, attempt: Reply([output(1), output(2), output(3)][attempt]))
+    found = list(ChatAnnotator(model, pool(rule="fixed"), attempts=3).annotate(PEOPLE[:3]))
+    assert [a.fault for a in found] == ["", "", ""]
+
+
+def test_an_interrupted_run_goes_on_from_its_cache(tmp_path):
+    path = tmp_path / "replies.jsonl"
+    whole = list(ChatAnnotator(Scripted(good), pool(), seed=1).annotate(PEOPLE))
+
+    def killed(prompt, attempt):
+        if killed.left == 0:
+            raise KeyboardInterrupt
+        killed.left -= 1
+        return good(prompt, attempt)
+
+    killed.left = 2
+    with pytest.raises(KeyboardInterrupt):
+        list(ChatAnnotator(Scripted(killed), pool(), seed=1, cache=ReplyCache(path)).annotate(PEOPLE))
+    with path.open("a") as file:
+        file.write('{"key": "torn')
+    model = Scripted(good)
+    again = list(ChatAnnotator(model, pool(), seed=1, cache=ReplyCache(path)).annotate(PEOPLE))
+    assert again == whole
+    assert len(model.asked) == 1
+    assert len(ReplyCache(path)) == 3
+    assert "mail.org" not in path.read_text()
+
+
+def test_annotators_in_lockstep_are_as_alone():
+    jobs = [(ChatAnnotator(Scripted(good), pool(), seed=s), PEOPLE[: 3 + 2 * s]) for s in range(3)]
+    alone = [list(ChatAnnotator(Scripted(good), pool(), seed=s).annotate(PEOPLE[: 3 + 2 * s])) for s in range(3)]
+    model = Scripted(good)
+    assert in_lockstep(jobs, model) == alone
+
+
+def said(*tasks):
+    return [Annotation(str(i), "d", (task,), "s") for i, task in enumerate(tasks)]
+
+
+def test_the_stated_rule_waits_for_more_than_lambda():
+    growing = pool(rule="stated", share=0.5)
+    assert growing.grow(said("knitting", "a", "b"), ["x"] * 3) == 0  # 1 > 1.5 fails
+    assert growing.grow(said("knitting", "knitting", "knitting"), ["x", "y", "z"]) == 1  # 4 > 3; the first one only
+    assert growing.demonstrations[-1] == Demonstration("x", "d", "s", ("knitting",))
+    assert growing.grow(said("knitting", "knitting", "knitting"), ["x"] * 3) == 0  # represented by now
+
+
+def test_the_published_rule_has_three_times_the_threshold_and_none_at_first():
+    published = pool(rule="published", share=0.05)
+    assert published.grow(said("p", "q", "r"), ["x"] * 3) == 3  # threshold 0: whatever is new enters
+    stated = pool(rule="stated", share=0.05)
+    assert stated.grow(said("p", "q", "r"), ["x"] * 3) == 3  # 1 > 0.15
+    for calls in range(2, 20):
+        published.grow(said("debugging", "debugging", "debugging"), ["x"] * 3)
+        stated.grow(said("debugging", "debugging", "debugging"), ["x"] * 3)
+        before, after = 3 * (calls - 1), 3 * calls
+        assert published.threshold(3) == pytest.approx(0.15 * before)
+        assert stated.threshold(3) == pytest.approx(0.05 * after)
+
+
+def test_a_fixed_pool_stays():
+    fixed = pool(rule="fixed")
+    before = list(fixed.demonstrations)
+    assert fixed.grow(said("p", "q", "r"), ["x"] * 3) == 0
+    assert fixed.demonstrations == before
+    assert len(fixed.draw(5, Random(0))) == 5
+    assert len(fixed.draw(500, Random(0))) == len(before)
+
+
+@pytest.mark.parametrize(
+    ("start", "share", "message"), [([], 0.05, "at least one"), (None, 0.0, "λ = 0.0 is no share")]
+)
+def test_bad_pools_are_refused(start, share, message):
+    with pytest.raises(TenfoldError, match=message):
+        DemonstrationPool(load_demonstrations() if start is None else start, share=share)
+
+
+def test_broken_demonstrations_are_one_sentence(tmp_path):
+    path = tmp_path / "d.toml"
+    path.write_text('[[demonstrations]]\nrequest = "r"\n')
+    with pytest.raises(TenfoldError, match=r"d\.toml holds no demonstrations"):
+        load_demonstrations(path)
+
+
+@pytest.fixture
+def server():
+    """A local server that answers from a list of (status, body, delay)."""
+    answers, seen, done = [], [], threading.Event()
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self):
+            seen.append((self.path, self.rfile.read(int(self.headers["Content-Length"])), dict(self.headers)))
+            status, body, delay = answers.pop(0)
+            done.wait(delay)
+            try:
+                self.send_response(status)
+                self.end_headers()
+                self.wfile.write(body)
+            except OSError:
+                pass  # the client has given up
+
+        def log_message(self, *_):
+            pass
+
+    httpd = HTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=httpd.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{httpd.server_port}/v1", answers, seen
+    done.set()
+    httpd.shutdown()
+    httpd.server_close()
+
+
+def completion(text):
+    return json.dumps({"choices": [{"message": {"content": text}}]}).encode()
+
+
+def test_an_endpoint_is_asked_as_openais(server, monkeypatch):
+    url, answers, seen = server
+    monkeypatch.setenv("SOME_KEY", "secret-value")
+    answers.append((200, completion("hello"), 0))
+    model = EndpointChatModel(url, "m", key_variable="SOME_KEY")
+    assert model.complete(["p"]) == [Reply("hello")]
+    path, body, headers = seen[0]
+    assert path == "/v1/chat/completions"
+    assert json.loads(body) == {
+        "model": "m", "temperature": 0.4, "top_p": 1, "max_tokens": 800,
+        "messages": [{"role": "user", "content": "p"}],
+    }  # fmt: skip
+    assert headers["Authorization"] == "Bearer secret-value"
+    assert "secret" not in model.name
+
+
+def test_time_outs_and_nonsense_are_asked_again_then_a_fault(server):
+    url, answers, seen = server
+    answers += [(500, b"", 0), (200, b"<html>", 0), (200, completion("late"), 0)]
+    model = EndpointChatModel(url, "m", retries=2, pause=0.01)
+    assert model.complete(["p"]) == [Reply("late")]
+    answers += [(200, b"{}", 0)] * 3
+    assert model.complete(["p"]) == [Reply(fault="endpoint: an answer that is no completion")]
+    answers.append((200, completion("slow"), 5))
+    impatient = EndpointChatModel(url, "m", retries=0, timeout=0.2)
+    assert impatient.complete(["p"]) == [Reply(fault="endpoint: time-out")]
+    assert len(seen) == 7
+
+
+def test_an_endpoint_that_refuses_for_good_stops_the_run(server):
+    url, answers, _ = server
+    answers.append((401, b"", 0))
+    with pytest.raises(TenfoldError, match=r"refuses \(401 .*check its address"):
+        EndpointChatModel(url, "m").complete(["p"])
+    with pytest.raises(TenfoldError, match="is no endpoint"):
+        EndpointChatModel("localhost", "m")
+
+
+def test_no_server_is_a_fault():
+    model = EndpointChatModel("http://127.0.0.1:9/v1", "m", retries=1, pause=0.01)
+    assert model.complete(["p"])[0].fault == "endpoint: no connection"
+
+
+def test_a_local_model_answers_in_batches_the_same_twice_and_refuses_what_does_not_fit():
+    lm, tokenizer = zoo.load_lm("smollm2-135m-instruct")
+    model = LocalChatModel(lm, tokenizer, max_new_tokens=6, batch_size=2)
+    prompts = ["Say hello.", "word " * 9000, "Name a colour."]
+    found = model.complete(prompts)
+    assert found[1].fault.startswith("a prompt of 9")
+    assert all(found[i].text.startswith("** Output 1 **\n[domain]") for i in (0, 2))
+    assert model.complete(prompts) == found
