@@ -1,0 +1,166 @@
+"""Tasks: one human-written instruction, demonstrations, and examples kept apart from those used to select the task.
+
+Rows come from `evals`, from Super-NaturalInstructions by its hub name, or from a user's own JSON lines.
+"""
+
+import hashlib
+import json
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lib import TenfoldError
+from lib.autoinstruct.prompts import Demonstration
+
+COLUMNS = {
+    "task": ("task", "task_name"),
+    "instruction": ("instruction", "definition"),
+    "input": ("input", "inputs"),
+    "answers": ("ideals", "answers", "targets", "output", "answer"),
+}
+OTHER_LANGUAGES = re.compile(
+    r"afrikaan|albanian|arabic|belarus|brazil|bulgar|chinese|croatian|dutch|esperanto|finnish|french|german|greek|"
+    r"gujarati|hebrew|hindi|hungar|iceland|indones|irish|italian|japan|kanji|korean|latin|lithuan|macedon|mongol|nepal|"
+    r"norwegian|persian|polish|portug|roman|russ|serbian|sindarin|spanish|swedish|turkish|ukrain|urdu|vietnam",
+    re.IGNORECASE,
+)
+
+
+@dataclass(frozen=True)
+class Example:
+    """An input with its accepted answers, the first of which is the gold one."""
+
+    input: str
+    answers: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Task:
+    """A task; its demonstrations, screening rows and examples have no input in common."""
+
+    name: str
+    instruction: str
+    demonstrations: tuple[Demonstration, ...]
+    screening: tuple[Example, ...]
+    examples: tuple[Example, ...]
+
+
+@dataclass(frozen=True)
+class Rule:
+    """Which tasks are taken: English, short single-line answers, short inputs, an instruction of the task's own.
+
+    Lengths are in characters. A task needs `demonstrations + screening + examples` rows that pass.
+    """
+
+    longest_input: int = 160
+    longest_answer: int = 40
+    longest_instruction: int = 420
+    demonstrations: int = 5
+    screening: int = 6
+    examples: int = 6
+
+    @property
+    def rows(self) -> int:
+        """Rows a task needs."""
+        return self.demonstrations + self.screening + self.examples
+
+
+def read_jsonl(path: Path) -> list[dict[str, Any]]:
+    """Rows of a user's own tasks, one JSON object a line; raises TenfoldError for a line that is none."""
+    rows = []
+    for number, line in enumerate(path.read_text(encoding="utf8").splitlines(), start=1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except ValueError:
+            row = None
+        if not isinstance(row, dict):
+            raise TenfoldError(f"{path.name}, line {number} is no JSON object: write one row a line.")
+        rows.append(row)
+    return rows
+
+
+def make_tasks(rows: Iterable[Mapping[str, Any]], rule: Rule | None = None) -> tuple[list[Task], dict[str, int]]:
+    """Tasks that keep the rule, by name, and how many tasks were left out for each reason.
+
+    Rows have a task, an instruction, an input and answers (a text or a list), under any of the names in `COLUMNS`.
+    Raises TenfoldError for a row without one of them, or a task with several instructions.
+    """
+    rule = rule or Rule()
+    texts: dict[str, str] = {}
+    members: dict[str, list[Example]] = {}
+    for row in rows:
+        name, instruction, text, answers = (_column(row, column) for column in COLUMNS)
+        if texts.setdefault(name, instruction) != instruction:
+            raise TenfoldError(f"task {name!r} has several instructions: give each instruction a task of its own.")
+        answers = (answers,) if isinstance(answers, str) else tuple(answers)
+        members.setdefault(name, []).append(Example(text, tuple(str(a).strip() for a in answers if str(a).strip())))
+    owners = Counter(" ".join(text.split()).rstrip(".").lower() for text in texts.values())
+    tasks, left_out = [], Counter()
+    for name in sorted(members):
+        own = owners[" ".join(texts[name].split()).rstrip(".").lower()] == 1
+        kept = [example for example in members[name] if _fits(example, rule)]
+        reason = _reason(name, texts[name], own, kept, rule)
+        if reason:
+            left_out[reason] += 1
+        else:
+            tasks.append(_task(name, texts[name].strip(), kept, rule))
+    return tasks, dict(left_out)
+
+
+def _column(row: Mapping[str, Any], column: str) -> Any:
+    for name in COLUMNS[column]:
+        if name in row:
+            return row[name]
+    raise TenfoldError(f"a row has {', '.join(row)} but no {column}: call it one of {', '.join(COLUMNS[column])}.")
+
+
+def _fits(example: Example, rule: Rule) -> bool:
+    texts = (example.input, *example.answers)
+    return (
+        bool(example.answers)
+        and all(text.isascii() for text in texts)
+        and 0 < len(example.input.strip()) <= rule.longest_input
+        and all(len(answer) <= rule.longest_answer and "\n" not in answer for answer in example.answers)
+    )
+
+
+def _reason(name: str, instruction: str, own: bool, kept: Sequence[Example], rule: Rule) -> str:
+    """Why a task is left out; empty where it is not."""
+    if not instruction.isascii() or OTHER_LANGUAGES.search(f"{name} {instruction}"):
+        return "not English"
+    if not own:
+        return "instruction shared with another task"
+    if len(instruction) > rule.longest_instruction:
+        return "instruction too long"
+    if len({example.input for example in kept}) < rule.rows:
+        return "too few short rows"
+    if len({example.answers[0] for example in kept}) < 2:
+        return "one answer to everything"
+    return ""
+
+
+def _task(name: str, instruction: str, kept: Sequence[Example], rule: Rule) -> Task:
+    """Rows in an order that no seed moves; demonstrations and screening rows cover the answers, examples do not."""
+    distinct = list({example.input: example for example in kept}.values())
+    distinct.sort(key=lambda example: hashlib.sha256(f"{name}\n{example.input}".encode()).hexdigest())
+    shown = _covering(distinct, rule.demonstrations)
+    screening = _covering([example for example in distinct if example not in shown], rule.screening)
+    rest = [example for example in distinct if example not in shown and example not in screening]
+    demonstrations = tuple(Demonstration(example.input, example.answers[0]) for example in shown)
+    return Task(name, instruction, demonstrations, tuple(screening), tuple(rest[: rule.examples]))
+
+
+def _covering(rows: Sequence[Example], count: int) -> list[Example]:
+    """The first rows that show as many different answers as they can, each as evenly as they can."""
+    taken: list[Example] = []
+    for allowed in range(count):  # answers taken `allowed` times so far
+        for row in rows:
+            times = sum(row.answers[0] == other.answers[0] for other in taken)
+            if len(taken) < count and times == allowed and row not in taken:
+                taken.append(row)
+    return taken

@@ -1,0 +1,158 @@
+"""Prefix-shared labelling: token for token what plain generation gives, the same log-probabilities, and resume."""
+
+import dataclasses
+import math
+
+import pytest
+import torch
+
+from lib.autoinstruct.decoding import decode_groups, shared_length, stop_tokens
+from lib.autoinstruct.labelling import Pair, label
+from lib.autoinstruct.prompts import Demonstration, answer_ids, prompt_ids
+from lib.autoinstruct.shared_prefix import attend
+
+QUESTIONS = [
+    ("Name the capital of France.", "Paris"),
+    ("2 + 2", "4"),
+    ("What is the opposite of hot, in one word?", "cold"),
+    ("Is the sea salty? Answer Yes or No.", "Yes"),
+    ("Which animal barks: a cat, a dog or a hen?", "dog"),
+    ("Say hello in Spanish", "hola"),
+    ("Name a colour of the French flag other than white", "blue"),
+]
+DEMOS = tuple(Demonstration(question, f"It is {answer}.") for question, answer in QUESTIONS[:5])
+INSTRUCTIONS = ["Answer with a single word.", "You are a helpful assistant who explains every answer at length.", ""]
+
+
+def plain(model, tokenizer, prompt, new):
+    ids = torch.tensor([prompt])
+    mask, stops = torch.ones_like(ids), list(stop_tokens(tokenizer))
+    out = model.generate(ids, attention_mask=mask, do_sample=False, max_new_tokens=new, eos_token_id=stops)
+    tokens = out[0, len(prompt) :].tolist()
+    return tokens[:-1] if tokens and tokens[-1] in stops else tokens
+
+
+def groups_of(tokenizer, demonstrations, counts=(2, 2, 2)):
+    return [
+        [prompt_ids(tokenizer, text, question, demonstrations=demonstrations) for question, _ in QUESTIONS[:count]]
+        for text, count in zip(INSTRUCTIONS, counts, strict=True)
+    ]
+
+
+@pytest.mark.parametrize("demonstrations", [(), DEMOS], ids=["zero-shot", "five demonstrations"])
+def test_answers_are_generates_token_for_token(lm, demonstrations):
+    model, tokenizer = lm
+    groups = groups_of(tokenizer, demonstrations, counts=(4, 2, 1))
+    found = decode_groups(model, groups, stops=stop_tokens(tokenizer), max_new_tokens=8)
+    wanted = [plain(model, tokenizer, prompt, 8) for group in groups for prompt in group]
+    assert found.tokens == wanted
+    assert len({len(tokens) for tokens in wanted}) > 1  # some stop early, so that rows were dropped on the way
+
+
+def test_gold_log_probabilities_are_a_plain_forwards(lm):
+    model, tokenizer = lm
+    groups = groups_of(tokenizer, DEMOS[:2])
+    gold = [[[answer_ids(tokenizer, answer), answer_ids(tokenizer, "no idea")] for _, answer in QUESTIONS[:2]]] * 3
+    found = decode_groups(model, groups, gold=gold, stops=stop_tokens(tokenizer), max_new_tokens=0)
+    assert found.tokens == [[]] * 6
+    row = 0
+    for group, replies in zip(groups, gold, strict=True):
+        for prompt, both in zip(group, replies, strict=True):
+            for index, reply in enumerate(both):
+                with torch.inference_mode():
+                    logits = model(torch.tensor([prompt + reply])).logits[0, len(prompt) - 1 : -1]
+                picked = logits.log_softmax(-1).gather(-1, torch.tensor(reply)[:, None])
+                assert found.log_probs[row][index] == pytest.approx(float(picked.mean()), abs=2e-4)
+            row += 1
+
+
+def test_what_is_shared_is_the_common_beginning_and_each_keeps_a_token():
+    assert shared_length([[1, 2, 3], [1, 2, 4, 5]]) == 2
+    assert shared_length([[1, 2], [1, 2]]) == 1
+    assert shared_length([[3], [4, 5]]) == 0
+
+
+def test_prompts_without_a_common_beginning_are_decoded_too(lm):
+    model, tokenizer = lm
+    prompts = [tokenizer(text).input_ids for text in ("The capital of France is", "Once upon a time", "One, two,")]
+    found = decode_groups(model, [prompts], stops=stop_tokens(tokenizer), max_new_tokens=6)
+    assert found.tokens == [plain(model, tokenizer, prompt, 6) for prompt in prompts]
+
+
+def test_attention_over_both_parts_is_one_softmax():
+    torch.manual_seed(0)
+    groups, each, heads, kv, dim, prefix, own, new = 2, 3, 4, 2, 8, 5, 4, 2
+    rows = groups * each
+    query = torch.randn(rows, heads, new, dim)
+    keys, values = torch.randn(2, rows, kv, own, dim).unbind()
+    prefix_keys, prefix_values = torch.randn(2, groups, kv, prefix, dim).unbind()
+    prefix_hidden = torch.zeros(groups, prefix, dtype=torch.bool)
+    prefix_hidden[1, 3:] = True
+    own_hidden = torch.rand(rows, new, own) < 0.3
+    found = attend(
+        query,
+        keys,
+        values,
+        prefix_keys,
+        prefix_values,
+        prefix_hidden=prefix_hidden,
+        own_hidden=own_hidden,
+        scaling=dim**-0.5,
+    )
+    every_key = torch.cat([prefix_keys.repeat_interleave(each, 0), keys], 2).repeat_interleave(heads // kv, 1)
+    every_value = torch.cat([prefix_values.repeat_interleave(each, 0), values], 2).repeat_interleave(heads // kv, 1)
+    hidden = torch.cat([prefix_hidden.repeat_interleave(each, 0)[:, None].expand(-1, new, -1), own_hidden], -1)
+    wanted = torch.nn.functional.scaled_dot_product_attention(query, every_key, every_value, attn_mask=~hidden[:, None])
+    torch.testing.assert_close(found.transpose(1, 2), wanted)
+
+
+def pairs():
+    return [Pair(text, question, (answer,)) for text in INSTRUCTIONS[:2] for question, answer in QUESTIONS[:2]]
+
+
+def test_labels_come_in_order_with_their_scores(lm):
+    labels = label(*lm, pairs(), max_new_tokens=4, batch_rows=4, progress=False)
+    alone = label(*lm, pairs()[2:3], max_new_tokens=4, progress=False)[0]
+    assert labels[2].output == alone.output
+    assert labels[2].log_prob == pytest.approx(alone.log_prob, abs=1e-4)
+    assert all(0 <= one.rouge_l <= 1 and one.log_prob < 0 for one in labels)
+    scored = label(*lm, pairs()[:1], max_new_tokens=0, progress=False)[0]
+    assert scored.output is None
+    assert math.isnan(scored.rouge_l)
+    assert scored.log_prob == pytest.approx(labels[0].log_prob, abs=1e-4)
+
+
+def test_a_crash_loses_one_batch_and_a_second_call_goes_on(lm, tmp_path, monkeypatch):
+    from lib.autoinstruct import labelling
+
+    store, done, real = tmp_path / "labels.jsonl", [], labelling.decode_groups
+
+    def breaks_at_the_second_batch(model, groups, **options):
+        if len(done) == 1:
+            raise KeyboardInterrupt
+        done.append(sum(map(len, groups)))
+        return real(model, groups, **options)
+
+    options = {"max_new_tokens": 4, "batch_rows": 2, "progress": False}
+    monkeypatch.setattr(labelling, "decode_groups", breaks_at_the_second_batch)
+    with pytest.raises(KeyboardInterrupt):
+        label(*lm, pairs(), store=store, **options)
+    with store.open("a") as file:
+        file.write('{"key": "cut o')  # what a power cut leaves
+    counted = []
+    monkeypatch.setattr(
+        labelling,
+        "decode_groups",
+        lambda model, groups, **o: counted.append(sum(map(len, groups))) or real(model, groups, **o),
+    )
+    labels = label(*lm, pairs(), store=store, **options)
+    assert sum(counted) + done[0] == len(pairs())
+    assert [one.output for one in labels] == [one.output for one in label(*lm, pairs(), **options)]
+    counted.clear()
+    assert label(*lm, pairs(), store=store, **options) == labels
+    assert not counted
+
+
+def test_a_pair_without_an_answer_is_refused(lm):
+    with pytest.raises(ValueError, match="has no answer"):
+        label(*lm, [dataclasses.replace(pairs()[0], answers=())])

@@ -1,0 +1,119 @@
+"""Tasks and the suite: what is taken and why not, rows kept apart, splits that share no task and no family."""
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from lib import TenfoldError
+from lib.autoinstruct.suite import families, folds, information, select
+from lib.autoinstruct.tasks import Rule, make_tasks, read_jsonl
+
+RULE = Rule(demonstrations=2, screening=2, examples=2)
+
+
+def rows(name="sums", instruction="Add the numbers.", count=8, answer=str, **names):
+    return [
+        {"task": name, "instruction": instruction, "input": f"{i} + 1", "ideals": [answer(i + 1)]} for i in range(count)
+    ]
+
+
+def test_rows_of_a_task_are_kept_apart_and_demonstrations_show_different_answers():
+    (task,), left_out = make_tasks(rows(answer=lambda i: "odd" if i % 4 == 1 else "even"), RULE)
+    assert left_out == {}
+    parts = [
+        [d.input for d in task.demonstrations],
+        [e.input for e in task.screening],
+        [e.input for e in task.examples],
+    ]
+    assert [len(part) for part in parts] == [2, 2, 2]
+    assert len(set().union(*parts)) == 6
+    assert {d.output for d in task.demonstrations} == {"odd", "even"}
+
+
+@pytest.mark.parametrize(
+    ("made", "reason"),
+    [
+        (rows(instruction="Translate into French."), "not English"),
+        (rows(name="french-sums"), "not English"),
+        (rows(instruction="Additionne les nombres, s'il te pla\u00eet."), "not English"),
+        (rows(count=5), "too few short rows"),
+        (rows(answer=lambda i: "x" * 80), "too few short rows"),
+        (rows(answer=lambda i: "yes"), "one answer to everything"),
+        (rows(instruction="word " * 200), "instruction too long"),
+        (rows() + rows(name="other", instruction="add the  numbers"), "instruction shared with another task"),
+    ],
+)
+def test_each_reason_to_leave_a_task_out(made, reason):
+    tasks, left_out = make_tasks(made, RULE)
+    assert tasks == []
+    assert set(left_out) == {reason}
+
+
+def test_natural_instructions_columns_and_a_users_json_lines(tmp_path):
+    made = [
+        {"task_name": "t", "definition": "Say it.", "inputs": str(i), "targets": str(i % 3), "id": i} for i in range(9)
+    ]
+    assert make_tasks(made, RULE)[0][0].instruction == "Say it."
+    path = tmp_path / "mine.jsonl"
+    path.write_text('{"task": "t", "instruction": "Say it.", "input": "1", "answer": "2"}\n\n')
+    assert read_jsonl(path)[0]["answer"] == "2"
+    path.write_text("{}\nnot json\n")
+    with pytest.raises(TenfoldError, match="line 2"):
+        read_jsonl(path)
+
+
+def test_bad_rows_are_named():
+    with pytest.raises(TenfoldError, match="no answers"):
+        make_tasks([{"task": "t", "instruction": "x", "input": "y"}])
+    with pytest.raises(TenfoldError, match="several instructions"):
+        make_tasks(rows() + rows(instruction="Subtract the numbers."))
+
+
+def test_a_model_that_ignores_the_input_has_no_information_whatever_answers_it_prefers():
+    preferences = np.array([-0.1, -3.0, -0.1, -5.0])  # of each answer, after any input
+    table = np.tile(preferences, (4, 1))
+    np.testing.assert_allclose(information(table, ["a", "b", "a", "c"]), 0, atol=1e-12)
+    table[1, 1] += 1.5  # the second row's own answer becomes likelier after its own input
+    np.testing.assert_allclose(information(table, ["a", "b", "a", "c"]), [0, 1.5, 0, 0], atol=1e-12)
+    assert len(information(table, ["a"] * 4)) == 0
+
+
+def test_selection_takes_what_is_above_chance_and_not_saturated():
+    frame = pd.DataFrame(
+        [("chance", 0.1, 0.2, -2.0), ("easy", 2.0, 0.1, -0.01), ("good", 0.5, 0.1, -1.0), ("best", 0.5, 0.05, -1.0)],
+        columns=["task", "information", "error", "log_prob"],
+    )
+    assert select(frame) == ["best", "good"]
+    assert select(frame, limit=1) == ["best"]
+
+
+def several():
+    made = []
+    for i, text in enumerate(
+        [
+            "Convert the colour red to hex.",
+            "Convert the colour paint to hex.",
+            "Add two numbers quickly.",
+            "Name a capital city.",
+            "Spell this backwards.",
+        ]
+    ):
+        made += rows(name=f"task{i}", instruction=text)
+    return make_tasks(made, RULE)[0]
+
+
+def test_alike_instructions_are_one_family():
+    numbers = families(several())
+    assert numbers[0] == numbers[1]
+    assert len(set(numbers)) == 4
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_a_split_never_shares_a_task_or_a_family(seed):
+    tasks = several()
+    parts = folds(tasks, 2, seed=seed)
+    assert sorted(name for part in parts for name in part) == [task.name for task in tasks]
+    assert not set(parts[0]) & set(parts[1])
+    assert any({"task0", "task1"} <= set(part) for part in parts)
+    with pytest.raises(ValueError, match="fewer folds"):
+        folds(tasks, 9)
