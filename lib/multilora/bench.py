@@ -42,7 +42,7 @@ class Loop:
 
 
 @memoised
-def _unet() -> nn.Module:
+def _unet() -> Any:
     torch.manual_seed(0)
     unet = UNet2DConditionModel(
         sample_size=8, in_channels=48, out_channels=48, block_out_channels=(64, 96), layers_per_block=1,
