@@ -208,8 +208,13 @@ def _show(thing, caption: str) -> None:
     from IPython.core.getipython import get_ipython
     from IPython.display import Markdown, display
 
-    if get_ipython() is None:
+    shell = get_ipython()
+    if shell is None:
         return
+    if hasattr(thing, "savefig"):  # the inline backend does so itself, but MPLBACKEND=Agg keeps it away
+        from IPython.core.pylabtools import select_figure_formats
+
+        select_figure_formats(shell, {"png"})
     display(thing)
     if caption:
         display(Markdown(f"*{caption}*"))

@@ -46,7 +46,7 @@ class Calibration:
 
 def calibrate(
     model: nn.Module,
-    batches: Iterable[Int[Tensor, "_ _"]],
+    batches: Iterable[Int[Tensor, "_ _"]] | Int[Tensor, "_ _"],
     *,
     skip: int = 0,
     sensitivity: bool = False,
@@ -57,11 +57,12 @@ def calibrate(
 
     `skip` leaves out the first positions of each row: those that sink tokens will keep exact. `sensitivity` adds one
     backward pass a batch, with labels drawn from the model itself (the Fisher information, not the empirical one).
-    Raises ValueError where the batches hold no token beyond `skip`.
+    One tensor [rows, tokens] counts as batches of one row. Raises ValueError where no token lies beyond `skip`.
     """
     sizes = geometry(model)
     sums = _Sums(attentions(model), sizes.hidden, sizes.width, skip)
     device = next(model.parameters()).device
+    batches = batches.split(1) if isinstance(batches, Tensor) else batches
     with sums.watching(), _frozen(model), torch.set_grad_enabled(sensitivity):
         for batch in tqdm(batches, desc="calibration", unit="batch", disable=not progress, leave=False):
             embedded = cast(Any, model).get_input_embeddings()(batch.to(device)).requires_grad_(sensitivity)

@@ -69,7 +69,7 @@ def compress(
     granularity: str = "joint",
     matrices: Sequence[str] = MATRICES,
     ranks: Plan | tuple[Sequence[int], Sequence[int]] | None = None,
-    whiten: Calibration | Iterable[Int[Tensor, "_ _"]] | None = None,
+    whiten: Calibration | Iterable[Int[Tensor, "_ _"]] | Int[Tensor, "_ _"] | None = None,
     scale_by_norm: bool = False,
     sink_tokens: int = 0,
     int8: bool = False,

@@ -122,3 +122,20 @@ def test_another_processor_counts_as_a_run_and_this_one_does_not(tmp_path, monke
     now = {"parameters": {"size": 1}, "machine": {"processor": "here"}}
     assert golden.recorded_elsewhere("p", now) == {"m": {"third": 3.0, "there": 1.0}}
     assert golden.recorded_elsewhere("p", now | {"parameters": {"size": 2}}) == {}
+
+
+@pytest.mark.parametrize("backend", ["Agg", ""])
+def test_the_executed_notebook_shows_its_figures_under_any_backend(house, write_notebook, monkeypatch, backend):
+    import nbformat
+
+    from lib.lab import runner
+
+    monkeypatch.setenv("MPLBACKEND", backend) if backend else monkeypatch.delenv("MPLBACKEND", raising=False)
+    draw = (
+        "import pandas as pd, matplotlib.pyplot as plt\nfrom lib import lab\nrun = lab.start('tour', globals())\n"
+        "fig, axis = plt.subplots()\nrun.figure(fig, 'one', data=pd.DataFrame({'x': [1]}), caption='c')\nrun.finish()"
+    )
+    notebook = write_notebook("seed = 0  # s", draw, name="00_tour.ipynb")
+    executed = runner.run_notebook(notebook, house / "figures/smoke/guides/tour", profile="smoke", echo=False)
+    outputs = [o for c in nbformat.read(executed, as_version=4).cells for o in c.get("outputs", [])]
+    assert sum("image/png" in o.get("data", {}) for o in outputs) == 1

@@ -123,3 +123,9 @@ def test_empty_calibration_is_refused(make_model: Maker) -> None:
     for batches in ([], [token_ids(2, 3)]):
         with pytest.raises(ValueError, match="hold no token after the first 3 of each row"):
             calibrate(make_model(), batches, skip=3)
+
+
+def test_one_tensor_is_taken_row_by_row(make_model: Maker) -> None:
+    model, rows = make_model(), token_ids(3, 9)
+    whole, split = calibrate(model, rows), calibrate(model, list(rows.split(1)))
+    torch.testing.assert_close(whole.input_root(0), split.input_root(0))
