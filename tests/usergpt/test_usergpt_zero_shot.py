@@ -152,3 +152,11 @@ def test_the_word_encoder_finds_shared_words():
     torch.testing.assert_close(found.norm(dim=-1), torch.tensor([1.0, 1.0, 1.0, 0.0]))
     with pytest.raises(TenfoldError, match="2 texts cannot span 8 dimensions"):
         WordEncoder(["a", "b"], dim=8)
+
+
+def test_the_labellers_second_pass_is_a_part_of_the_first_and_agrees(taxonomy):
+    first, second = load_gold(taxonomy), load_gold(taxonomy, second=True)
+    assert second.keys() < first.keys()
+    assert len(second) >= 60
+    assert agreement(first, second, "tasks").kappa > 0.6
+    assert agreement(first, second, "domains").kappa > 0.6

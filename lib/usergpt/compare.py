@@ -1,0 +1,178 @@
+"""Users against benchmarks: shares with intervals over conversations, and how far two distributions are apart.
+
+Shares of users come from an annotator that errs. `rectified` corrects them by what it does on labelled conversations
+(prediction-powered inference, arXiv:2301.09633, with the power tuning of arXiv:2311.01453): unbiased whatever the
+annotator is worth, and narrower than the labels alone the better it is. Resampling is over threads, not their parts.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Float
+
+from lib import TenfoldError
+
+RESAMPLES = 2_000
+TAILS = (0.025, 0.975)
+
+
+@dataclass(frozen=True)
+class Population:
+    """Shares of labels in a population: point [labels], bootstrap draws [resamples, labels], and what they rest on."""
+
+    codes: tuple[str, ...]
+    point: np.ndarray
+    draws: np.ndarray
+    n: str
+
+    def of(self, codes: Sequence[str]) -> tuple[float, float, float]:
+        """Sum of some labels' shares with its 95 % interval."""
+        columns = [self.codes.index(code) for code in codes]
+        low, high = np.quantile(self.draws[:, columns].sum(axis=1), TAILS)
+        return float(self.point[columns].sum()), float(low), float(high)
+
+
+def bootstrap_weights(
+    groups: Sequence[str], *, resamples: int = RESAMPLES, seed: int = 0
+) -> Float[np.ndarray, "resamples items"]:
+    """Weights of items in resamples of whole groups, each row summing to 1 [resamples, items]."""
+    names, member = np.unique(np.asarray(groups), return_inverse=True)
+    if len(names) < 2:
+        raise TenfoldError("a bootstrap needs at least two independent groups (threads, families).")
+    rng = np.random.default_rng(seed)
+    counts = rng.multinomial(len(names), np.full(len(names), 1 / len(names)), size=resamples)
+    weights = counts[:, member].astype(np.float64)
+    return weights / weights.sum(axis=1, keepdims=True)
+
+
+def labelled(
+    labels: Float[np.ndarray, "items labels"], groups: Sequence[str], codes: Sequence[str], *, unit: str, seed: int = 0
+) -> Population:
+    """Shares of labels that are known for a sample, one row an item."""
+    draws = bootstrap_weights(groups, seed=seed) @ labels
+    return Population(tuple(codes), labels.mean(axis=0), draws, f"{len(labels)} {unit}")
+
+
+def rectified(
+    predicted: Float[np.ndarray, "all labels"],
+    groups: Sequence[str],
+    gold: Float[np.ndarray, "some labels"],
+    gold_predicted: Float[np.ndarray, "some labels"],
+    gold_groups: Sequence[str],
+    codes: Sequence[str],
+    *,
+    seed: int = 0,
+) -> Population:
+    """Shares from an annotator's predictions on many items, corrected by its errors on few labelled ones.
+
+    `gold_predicted` must come from a fit that did not see the item. The weight of the predictions is tuned for each
+    label to the least variance (0: labels alone).
+    """
+    power = _power(gold, gold_predicted, len(predicted))
+    point = gold.mean(axis=0) + power * (predicted.mean(axis=0) - gold_predicted.mean(axis=0))
+    many = bootstrap_weights(groups, seed=seed) @ predicted
+    few = bootstrap_weights(gold_groups, seed=seed + 1)
+    draws = few @ gold + power * (many - few @ gold_predicted)
+    return Population(tuple(codes), point, draws, f"{len(gold)} labelled, {len(predicted)} predicted conversations")
+
+
+def _power(gold: np.ndarray, predicted: np.ndarray, many: int) -> np.ndarray:
+    centred = predicted - predicted.mean(axis=0)
+    shared = (centred * (gold - gold.mean(axis=0))).mean(axis=0)
+    spread = (centred**2).mean(axis=0) * (1 + len(gold) / many)
+    return np.clip(np.divide(shared, spread, out=np.zeros_like(shared), where=spread > 0), 0.0, 1.0)
+
+
+def distribution(labels: Float[np.ndarray, "items labels"]) -> Float[np.ndarray, "items labels"]:
+    """Each item's labels as equal parts of one (an item without labels stays empty), so that shares add up to one."""
+    total = labels.sum(axis=1, keepdims=True)
+    return np.divide(labels, total, out=np.zeros_like(labels), where=total > 0)
+
+
+def jensen_shannon(p: np.ndarray, q: np.ndarray) -> np.ndarray:
+    """Jensen–Shannon divergence in bits (0: equal, 1: disjoint) of distributions along the last axis.
+
+    Negative shares, which a correction can give, count as none; both are brought to sum 1.
+    """
+    p, q = (np.clip(x, 0.0, None) for x in (p, q))
+    p, q = (x / x.sum(axis=-1, keepdims=True) for x in (p, q))
+    middle = (p + q) / 2
+
+    def from_middle(a: np.ndarray) -> np.ndarray:
+        ratio = np.divide(a, middle, out=np.ones_like(middle), where=(a > 0) & (middle > 0))
+        return np.asarray((a * np.log2(ratio)).sum(axis=-1))
+
+    return np.asarray(np.clip((from_middle(p) + from_middle(q)) / 2, 0.0, 1.0))
+
+
+@dataclass(frozen=True)
+class Divergence:
+    """A divergence in bits, its bootstrap draws, and what resampling alone would give."""
+
+    value: float
+    draws: np.ndarray
+
+    @property
+    def ci(self) -> tuple[float, float]:
+        """95 % interval."""
+        low, high = np.quantile(self.draws, TAILS)
+        return float(low), float(high)
+
+
+def divergence(first: Population, second: Population) -> Divergence:
+    """Jensen–Shannon divergence of two populations of `distribution` shares, with its interval.
+
+    Resampling inflates a divergence (it cannot fall below 0): the draws are moved by that bias, estimated as their mean
+    less the value.
+    """
+    value = float(jensen_shannon(first.point, second.point))
+    count = min(len(first.draws), len(second.draws))
+    draws = jensen_shannon(first.draws[:count], second.draws[:count])
+    return Divergence(value, draws - (draws.mean() - value))
+
+
+def resampling_null(
+    first: Float[np.ndarray, "some labels"],
+    second: Float[np.ndarray, "others labels"],
+    *,
+    resamples: int = RESAMPLES,
+    seed: int = 0,
+) -> Float[np.ndarray, "resamples"]:
+    """Divergences between two random parts of the pooled items, of the sizes of the two samples [resamples]."""
+    pooled, size = np.concatenate([first, second]), len(first)
+    rng = np.random.default_rng(seed)
+    found = np.empty(resamples)
+    for i in range(resamples):
+        order = rng.permutation(len(pooled))
+        found[i] = jensen_shannon(pooled[order[:size]].mean(axis=0), pooled[order[size:]].mean(axis=0))
+    return found
+
+
+def share_table(users: Population, benchmarks: Population, names: dict[str, str], paper: dict[str, float]):
+    """Frame of users' and benchmarks' shares and their difference, with intervals, beside the paper's shares."""
+    import pandas as pd
+
+    rows = []
+    for place, code in enumerate(users.codes):
+        value, low, high = users.of([code])
+        other, other_low, other_high = benchmarks.of([code])
+        count = min(len(users.draws), len(benchmarks.draws))
+        apart = users.draws[:count, place] - benchmarks.draws[:count, benchmarks.codes.index(code)]
+        rows.append(
+            {
+                "code": code, "name": names[code], "users": value, "low": low, "high": high,
+                "benchmarks": other, "benchmarks_low": other_low, "benchmarks_high": other_high,
+                "difference": value - other, "difference_low": np.quantile(apart, TAILS[0]),
+                "difference_high": np.quantile(apart, TAILS[1]), "paper": paper.get(code, np.nan),
+            }
+        )  # fmt: skip
+    return pd.DataFrame(rows)
+
+
+def nearest_cosine(
+    requests: Float[np.ndarray, "requests dim"], prompts: Float[np.ndarray, "prompts dim"], *, chunk: int = 1024
+) -> Float[np.ndarray, "requests"]:
+    """Cosine of each request with the nearest benchmark prompt: how well the benchmarks cover it [requests]."""
+    parts = [(requests[i : i + chunk] @ prompts.T).max(axis=1) for i in range(0, len(requests), chunk)]
+    return np.concatenate(parts)

@@ -1,0 +1,127 @@
+import tracemalloc
+import zipfile
+from types import SimpleNamespace
+
+import pytest
+
+from lib import TenfoldError, zoo
+from lib.usergpt import Annotation, Conversation, load_taxonomy
+from lib.usergpt.benchmarks import evals_families, hub_task_counts, lm_eval_families, load_benchmark_gold
+from lib.usergpt.phrases import PhraseAnnotator
+from lib.usergpt.streaming import Share, annotate_corpus, read_annotations, share_of_process
+
+
+@pytest.fixture(scope="module")
+def harness():
+    return lm_eval_families()
+
+
+def test_the_harness_is_read_inside_its_wheel(harness):
+    by_id = {family.id: family for family in harness}
+    assert len(by_id) == len(harness) > 200
+    assert by_id["lm-eval/global_mmlu"].files > 2000
+    assert by_id["lm-eval/ifeval"].output_type == "generate_until"
+    assert sum(bool(family.prompts) for family in harness) > 60
+    assert not any("{{" in prompt or "{%" in prompt for family in harness for prompt in family.prompts)
+
+
+def test_every_family_of_the_harness_has_a_label_and_a_third_of_evals(harness):
+    gold = load_benchmark_gold(load_taxonomy())
+    assert {family.id for family in harness} == {i for i in gold if i.startswith("lm-eval/")}
+    tasks = {f"evals/{task}" for task in set(zoo.load_dataset("evals", "all")["task"])}
+    labelled = {i for i in gold if i.startswith("evals/")}
+    assert labelled < tasks
+    assert len(labelled) == 110
+
+
+def test_templates_lose_their_markup_and_code_is_not_run(tmp_path):
+    wheel = tmp_path / "w.whl"
+    template = "Read the passage: {{passage}}{% if x %} now {% endif %}"
+    task = f"task: t\ndoc_to_text: '{template}'\nprocess: !function utils.boom\n"
+    with zipfile.ZipFile(wheel, "w") as archive:
+        archive.writestr("lm_eval/tasks/toy/a.yaml", task + "output_type: multiple_choice\n")
+        archive.writestr("lm_eval/tasks/toy/b.yaml", "doc_to_text: '{{question}}'\n")
+        archive.writestr("lm_eval/tasks/broken/c.yaml", "a: [1\n")
+        archive.writestr("lm_eval/tasks/README.md", "no task")
+    broken, toy = lm_eval_families(wheel)
+    assert (broken.id, broken.prompts, broken.files) == ("lm-eval/broken", (), 1)
+    assert (toy.files, toy.output_type, toy.collection) == (2, "multiple_choice", "lm-eval")
+    assert toy.prompts == ("Read the passage: … … now …",)
+
+
+def test_evals_families_keep_their_first_prompts():
+    rows = [{"task": "t", "instruction": "Do it.", "input": str(i)} for i in range(9)]
+    (family,) = evals_families(rows)
+    assert family.files == 9
+    assert family.prompts == ("Do it.\n0", "Do it.\n1", "Do it.\n2", "Do it.\n3")
+
+
+def test_hub_categories_become_task_types_and_rare_ones_are_dropped():
+    def data(*categories):
+        return SimpleNamespace(tags=["language:en", *(f"task_categories:{c}" for c in categories)])
+
+    rows = [data("question-answering", "multiple-choice")] * 12 + [data("summarization")] * 9 + [data("other")] * 30
+    assert hub_task_counts([*rows, SimpleNamespace(tags=None)]) == {"QAN": 24}
+
+
+def people(count):
+    return (Conversation(f"c{i}", f"t{i // 2}", (f"write a poem about number {i}",)) for i in range(count))
+
+
+class Interrupted(PhraseAnnotator):
+    def __init__(self, after):
+        self.left = after
+
+    def annotate(self, conversations):
+        if self.left == 0:
+            raise KeyboardInterrupt
+        self.left -= 1
+        yield from super().annotate(conversations)
+
+
+def test_an_interrupted_corpus_goes_on_where_it_was(tmp_path):
+    with pytest.raises(KeyboardInterrupt):
+        annotate_corpus(people(50), Interrupted(2), tmp_path, part_size=10)
+    done = annotate_corpus(people(50), PhraseAnnotator(), tmp_path, part_size=10)
+    assert (done.annotated, done.found) == (30, 20)
+    assert done.per_second > 0
+    assert list(read_annotations(tmp_path)) == list(PhraseAnnotator().annotate(people(50)))
+    again = annotate_corpus(people(50), Interrupted(0), tmp_path, part_size=10)
+    assert (again.annotated, again.found, again.per_second) == (0, 50, 0.0)
+
+
+def test_another_corpus_in_the_same_folder_is_refused(tmp_path):
+    annotate_corpus(people(20), PhraseAnnotator(), tmp_path, part_size=10)
+    with pytest.raises(TenfoldError, match=r"part-000000\.parquet holds other conversations"):
+        annotate_corpus(people(20), PhraseAnnotator(), tmp_path, part_size=5)
+
+
+def test_an_annotator_that_drops_one_is_caught(tmp_path):
+    class Dropping:
+        def annotate(self, conversations):
+            yield from (Annotation(c.id) for c in list(conversations)[1:])
+
+    with pytest.raises(TenfoldError, match="one annotation for each conversation"):
+        annotate_corpus(people(5), Dropping(), tmp_path)
+
+
+def test_processes_share_the_work(tmp_path):
+    for index in (1, 0):
+        done = annotate_corpus(people(50), PhraseAnnotator(), tmp_path, part_size=10, share=Share(index, 2))
+        assert done.annotated == (30 if index == 0 else 20)
+    assert [a.id for a in read_annotations(tmp_path)] == [f"c{i}" for i in range(50)]
+    assert share_of_process() == Share(0, 1)
+
+
+def peak(folder, count):
+    long_texts = (Conversation(str(i), str(i), ("write a poem " + str(i) * 5000,)) for i in range(count))
+    tracemalloc.start()
+    annotate_corpus(long_texts, PhraseAnnotator(), folder, part_size=20)
+    found = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    return found
+
+
+def test_memory_stays_flat(tmp_path):
+    peak(tmp_path / "warm", 40)
+    assert peak(tmp_path / "long", 1000) < 2 * peak(tmp_path / "short", 100)
