@@ -8,7 +8,7 @@ from torch import Tensor
 
 
 def pair_agreement(
-    scores: Float[Tensor, "prompts k"], expert: Float[Tensor, "prompts k"], *, tie: float = 0.0
+    scores: Float[Tensor, "prompts k"], expert: Float[Tensor, "prompts k"], *, tie: float | int = 0.0
 ) -> Float[Tensor, " prompts"]:
     """Share of each prompt's pairs, ties of the expert aside, that the evaluator orders as the expert does.
 

@@ -1,4 +1,4 @@
-"""Preference pairs that an evaluator labels: the best and the worst of k responses, nine pairs for each expert call.
+"""Preference pairs that an evaluator labels: best against worst of k, nine times as many as the expert would have.
 
 Tie rule: a prompt whose best and worst score differ by no more than `tie` gives no pair (a generative judge's grades
 are few, so many prompts tie); among equal scores the first response is taken, as in `lib.preference.pairs`.
@@ -8,13 +8,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from lib.preference.prompts import Question
 from lib.preference.sampling import Response
 
-MULTIPLE = 9  # pairs for each expert call (abstract of arXiv:2407.02119)
+MULTIPLE = 9  # times more pairs than direct labels would give (abstract of arXiv:2407.02119)
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class PairIndices:
         return PairIndices(self.prompt[:count], self.chosen[:count], self.rejected[:count], self.dropped)
 
 
-def best_and_worst(scores: Float[Tensor, "prompts k"], *, tie: float = 0.0) -> PairIndices:
+def best_and_worst(scores: Float[Tensor, "prompts k"], *, tie: float | int = 0.0) -> PairIndices:
     """One pair a prompt: its best against its worst response, in order of prompts; ties are dropped and counted.
 
     Raises ValueError for a single response a prompt, scores that are not finite, or where every prompt ties.
@@ -56,39 +56,21 @@ def best_and_worst(scores: Float[Tensor, "prompts k"], *, tie: float = 0.0) -> P
 
 
 def pseudo_label(
-    scores: Float[Tensor, "prompts k"], *, expert_calls: int, multiple: float = MULTIPLE, tie: float = 0.0
+    scores: Float[Tensor, "prompts k"], *, direct_pairs: int, multiple: float | int = MULTIPLE, tie: float | int = 0.0
 ) -> PairIndices:
-    """The evaluator's pairs for DPO: `multiple` times as many as the expert calls it cost, in the order of prompts.
+    """The evaluator's pairs for DPO: `multiple` times as many as the expert could have labelled, in order of prompts.
 
-    Raises ValueError where the prompts cannot give so many.
+    `direct_pairs` is what the expert calls of the evaluator would have given directly. Raises ValueError where the
+    prompts cannot give so many.
     """
-    wanted = round(multiple * expert_calls)
+    wanted = round(multiple * direct_pairs)
     pairs = best_and_worst(scores, tie=tie)
     if wanted < 1 or len(pairs) < wanted:
         raise ValueError(
-            f"{wanted} pairs ({multiple:g} for each of {expert_calls} expert calls) were asked for, and {len(scores)} "
-            f"prompts give {len(pairs)} ({pairs.dropped} ties): draw responses to more prompts, or label fewer"
+            f"{wanted} pairs ({multiple:g} x {direct_pairs}) were asked for, and {len(scores)} prompts give "
+            f"{len(pairs)} ({pairs.dropped} ties): draw responses to more prompts, or label fewer"
         )
     return pairs.head(wanted)
-
-
-def compared(
-    scores: Float[Tensor, "prompts k"], *, count: int, tie: float = 0.0, generator: torch.Generator
-) -> PairIndices:
-    """Direct labels: `count` expert comparisons of two random responses, each of another prompt; ties give no pair.
-
-    Raises ValueError where there are fewer prompts than comparisons.
-    """
-    prompts, k = scores.shape
-    if not 1 <= count <= prompts:
-        raise ValueError(f"{count} comparisons were asked for, and there are {prompts} prompts: ask for 1 to {prompts}")
-    chosen_prompts = torch.randperm(prompts, generator=generator)[:count]
-    two = torch.stack([torch.randperm(k, generator=generator)[:2] for _ in range(count)])
-    first, second = scores[chosen_prompts, two[:, 0]], scores[chosen_prompts, two[:, 1]]
-    kept: Bool[Tensor, " count"] = (first - second).abs() > tie
-    better = torch.where(first > second, two[:, 0], two[:, 1])[kept]
-    worse = torch.where(first > second, two[:, 1], two[:, 0])[kept]
-    return PairIndices(chosen_prompts[kept], better, worse, int((~kept).sum()))
 
 
 def token_rows(

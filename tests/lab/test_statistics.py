@@ -49,6 +49,22 @@ def test_constant_samples_have_a_degenerate_interval():
     assert estimate.ci == (2.0, 2.0)
 
 
+def test_a_crossed_interval_covers_where_seeds_and_items_both_vary():
+    rng = np.random.default_rng(0)
+    hits, alone = 0, 0
+    for seed in range(60):
+        values = rng.normal(size=(8, 1)) + rng.normal(size=(1, 40)) + rng.normal(size=(8, 40))
+        estimate = statistics.crossed(values, seed=seed)
+        hits += estimate.low <= 0 <= estimate.high
+        alone += bool(np.prod(statistics.bootstrap(values.mean(0), seed=seed).ci) <= 0)
+    assert 51 <= hits <= 60
+    assert alone < hits  # resampling the items alone takes the seeds at hand for all there are
+    assert statistics.crossed(values, seed=3) == statistics.crossed(values, seed=3)
+    assert estimate.n == "8 x 40 seeds x items"
+    with pytest.raises(TenfoldError, match="at least 3 seeds"):
+        statistics.crossed(values[:2])
+
+
 def test_over_seeds_is_students_t():
     values = [1.0, 2.0, 4.0]
     estimate = statistics.over_seeds(values)

@@ -6,7 +6,7 @@ import torch
 from lib.preference.prompts import Question
 from lib.preference.sampling import Response
 from lib.proxy_reward.evaluation import best_of_k_gain, imbalance, pair_agreement, rank_correlation
-from lib.proxy_reward.pseudo_labels import best_and_worst, compared, pseudo_label, token_rows
+from lib.proxy_reward.pseudo_labels import best_and_worst, pseudo_label, token_rows
 
 SCORES = torch.tensor([[3.0, 1.0, 2.0, 3.0], [1.0, 1.0, 1.0, 1.0], [0.0, 0.2, 0.1, 0.0], [4.0, 2.0, 5.0, 1.0]])
 
@@ -20,22 +20,12 @@ def test_best_against_worst_with_ties_dropped():
     assert best_and_worst(SCORES, tie=0.5).prompt.tolist() == [0, 3]
 
 
-def test_nine_pairs_for_each_expert_call():
+def test_nine_times_as_many_pairs():
     scores = torch.rand(30, 4, generator=torch.Generator().manual_seed(0))
-    assert len(pseudo_label(scores, expert_calls=3)) == 27
-    assert len(pseudo_label(scores, expert_calls=4, multiple=2.5)) == 10
+    assert len(pseudo_label(scores, direct_pairs=3)) == 27
+    assert len(pseudo_label(scores, direct_pairs=4, multiple=2.5)) == 10
     with pytest.raises(ValueError, match="36 pairs"):
-        pseudo_label(scores, expert_calls=4)
-
-
-def test_comparisons_are_of_two_responses_to_one_prompt_each():
-    pairs = compared(SCORES, count=4, generator=torch.Generator().manual_seed(0))
-    assert len(pairs) + pairs.dropped == 4
-    assert pairs.dropped >= 1  # the prompt whose responses all tie
-    assert len(pairs.prompt.unique()) == len(pairs)
-    assert (SCORES[pairs.prompt, pairs.chosen] > SCORES[pairs.prompt, pairs.rejected]).all()
-    with pytest.raises(ValueError, match="5 comparisons"):
-        compared(SCORES, count=5, generator=torch.Generator())
+        pseudo_label(scores, direct_pairs=4)
 
 
 def test_bad_scores_are_refused():
