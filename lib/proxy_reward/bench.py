@@ -28,7 +28,7 @@ def cases(*, quick: bool = False) -> Iterator[dict[str, Any]]:
     yield from _within_limits(points, width, centres)
     yield from _against_scikit_learn(*((2_000, 32, 20) if quick else (20_000, 384, 100)))
     yield _badge(*((500, 16, 5) if quick else (5_000, 384, 50)))
-    yield _shared_prefix(4 if quick else 32)
+    yield _shared_prefix(4 if quick else 12)
 
 
 def cloud(points: int, width: int) -> torch.Tensor:

@@ -7,10 +7,12 @@ from lib import TenfoldError
 from lib.preference.judges import RecordedJudge, ReferenceJudge, RougeJudge
 from lib.preference.judging import JudgeFailed
 from lib.preference.ledger import BudgetExceeded, Ledger, Metered
-from lib.proxy_reward.active import QueryPool
+from lib.proxy_reward.active import QueryPool, select
 from lib.proxy_reward.apart import SameJudge, final_scores, keep_apart, same_judge
 from lib.proxy_reward.curves import learning_curve
 from lib.proxy_reward.labelling import Expert
+from lib.proxy_reward.pseudo_labels import pseudo_label
+from lib.proxy_reward.ridge import fit_ridge
 
 PROMPTS = [f"question {i}" for i in range(12)]
 ANSWERS = [f"answer number {i}" for i in range(12)]
@@ -152,3 +154,20 @@ def test_final_prompts_are_held_out():
             RougeJudge(references), PROMPTS[:2], [["a"], ["b"]],
             labelled_by=ReferenceJudge(Encoder(), references), labelled=PROMPTS[1:5],
         )  # fmt: skip
+
+
+def test_the_readmes_example_spends_its_budget_and_labels_nine_times_more_pairs(tmp_path):
+    k, budget, count = 4, 8, 20
+    prompts = [f"question {i // k}" for i in range(count * k)]
+    responses = [f"{'word ' * (1 + i % k)}{i}" for i in range(count * k)]
+    ift = torch.randn(count * k, 6, generator=torch.Generator().manual_seed(0))
+    ift[:, 0] = torch.tensor([float(len(r)) for r in responses])
+    ledger = Ledger(budget)
+    expert = Expert(Counting(), ledger, tmp_path / "labels.jsonl")
+    chosen = select(QueryPool(ift), budget, "random", generator=torch.Generator())
+    scores = expert.scores([prompts[i] for i in chosen], [responses[i] for i in chosen])
+    evaluator = fit_ridge(ift[chosen], scores)
+    pairs = pseudo_label(evaluator.score(ift).view(-1, k), direct_pairs=budget // k)
+    assert ledger.left == 0
+    assert len(pairs) == 9 * budget // k
+    assert float((pairs.chosen > pairs.rejected).float().mean()) > 0.9  # the expert likes long responses
