@@ -1,7 +1,8 @@
 """Auto-Instruct: instructions written by a language model and ranked by a trained model (arXiv:2310.13127)."""
 
-from lib.autoinstruct.choose import choose, per_example, per_task
-from lib.autoinstruct.generate import Candidate, CandidateSet, Inducer, collect, generate, variants
+from lib.autoinstruct.choosing import choose, per_example, per_task
+from lib.autoinstruct.generation import Candidate, CandidateSet, Inducer, collect, generate, variants
+from lib.autoinstruct.labelled import LabelledTask, label_task
 from lib.autoinstruct.labelling import Label, Pair, label
 from lib.autoinstruct.metrics import exact_match, rouge_l
 from lib.autoinstruct.prompts import Demonstration
@@ -19,6 +20,7 @@ __all__ = [
     "Inducer",
     "Label",
     "LabelTable",
+    "LabelledTask",
     "Pair",
     "Rule",
     "Task",
@@ -30,6 +32,7 @@ __all__ = [
     "folds",
     "generate",
     "label",
+    "label_task",
     "load_scorer",
     "make_tasks",
     "per_example",

@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from lib.autoinstruct.decoding import decode_groups
-from lib.autoinstruct.generate.candidates import Candidate
+from lib.autoinstruct.generation.candidates import Candidate
 from lib.autoinstruct.labelling import Pair, label
 from lib.autoinstruct.prompts import Demonstration
 from lib.autoinstruct.ranker.rows import LabelTable

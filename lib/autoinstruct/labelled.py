@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Float, Int
 
-from lib.autoinstruct.generate.candidates import Candidate
+from lib.autoinstruct.generation.candidates import Candidate
 from lib.autoinstruct.labelling import Pair, label
 from lib.autoinstruct.prompts import Demonstration
 from lib.autoinstruct.ranker.rows import LabelTable
@@ -112,7 +112,7 @@ def expected_best_of(
     *,
     count: int,
     rng: np.random.Generator,
-    draws: int = 200,
+    draws: int = 500,
 ) -> float:
     """Mean metric of the best-scored of `count` candidates, over random subsets and examples."""
     found = []

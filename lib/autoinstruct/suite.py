@@ -64,9 +64,9 @@ def information(table: np.ndarray, answers: Sequence[str]) -> np.ndarray:
     return np.array([table[i, i] - table[different[:, i], i].mean() for i in rows])
 
 
-def select(screened: pd.DataFrame, *, limit: int | None = None) -> list[str]:
-    """Names of the tasks above chance by more than a standard error and not saturated; the most informed first."""
-    above = screened["information"] > screened["error"]
+def select(screened: pd.DataFrame, *, limit: int | None = None, errors: float = 1.0) -> list[str]:
+    """Names of the tasks above chance by more than `errors` standard errors and not saturated; the surest first."""
+    above = screened["information"] > errors * screened["error"]
     kept = screened[above & (screened["log_prob"] < SATURATED)]
     kept = kept.assign(ratio=kept["information"] / kept["error"]).sort_values(
         ["ratio", "task"], ascending=[False, True]

@@ -8,9 +8,9 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from lib.autoinstruct import baselines
-from lib.autoinstruct.choose import per_example, per_task
-from lib.autoinstruct.generate import Candidate, Inducer, inducer_examples
-from lib.autoinstruct.generate.inducer import STYLES, train_inducer
+from lib.autoinstruct.choosing import per_example, per_task
+from lib.autoinstruct.generation import Candidate, Inducer, inducer_examples
+from lib.autoinstruct.generation.inducer import STYLES, train_inducer
 from lib.autoinstruct.prompts import Demonstration
 from lib.autoinstruct.ranker import LabelTable
 from lib.autoinstruct.tasks import Rule, make_tasks
@@ -94,20 +94,25 @@ def tiny(lm):
     return LlamaForCausalLM(LlamaConfig(vocab_size=len(lm[1]), **sizes, **ends)).eval()
 
 
-def test_the_inducer_trains_its_adapter_and_style_vectors_only_and_comes_back(tiny, lm, tmp_path):
+def test_the_inducer_trains_its_adapter_only_and_comes_back(tiny, lm, tmp_path):
     inducer = Inducer(tiny, lm[1], rank=4, layers=2)
     examples = inducer_examples(tasks())
     assert {example.style for example in examples} == {"one-sentence", "use-example"}
     names = {name for name, weight in inducer.named_parameters() if weight.requires_grad}
-    assert "style_vectors" in names
-    assert all("lora_" in name for name in names - {"style_vectors"})
-    losses = train_inducer(inducer, examples, epochs=8, batch_size=2, lr=2e-2, progress=False)
+    assert names
+    assert all("lora_" in name for name in names)
+    losses = train_inducer(inducer, examples, epochs=16, batch_size=1, lr=2e-2, progress=False)
     assert np.mean(losses[-2:]) < np.mean(losses[:2]) - 0.1
     path = tmp_path / "inducer.safetensors"
     inducer.save(path)
     again = Inducer(tiny.__class__(tiny.config), lm[1], rank=4, layers=2)
     again.load(path)
     assert torch.equal(again.style_vectors, inducer.style_vectors)
+    assert all(
+        torch.equal(w, dict(again.named_parameters())[name])
+        for name, w in inducer.named_parameters()
+        if "lora_" in name
+    )
     with pytest.raises(ValueError, match="no adapter"):
         Inducer(tiny.__class__(tiny.config), lm[1], rank=4, layers=1).load(path)
 

@@ -7,7 +7,7 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 import pytest
 
 from lib import TenfoldError
-from lib.autoinstruct.generate import (
+from lib.autoinstruct.generation import (
     FEW_SHOT,
     ZERO_SHOT,
     Budget,

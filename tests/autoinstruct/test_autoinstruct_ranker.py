@@ -8,8 +8,8 @@ import torch
 from transformers import BertConfig, BertModel, T5Config, T5ForConditionalGeneration
 
 from lib import zoo
-from lib.autoinstruct.choose import choose, per_example, per_task
-from lib.autoinstruct.generate import Candidate
+from lib.autoinstruct.choosing import choose, per_example, per_task
+from lib.autoinstruct.generation import Candidate
 from lib.autoinstruct.ranker import (
     CrossEncoder,
     FrozenHead,

@@ -5,6 +5,8 @@ import pandas as pd
 import pytest
 
 from lib import TenfoldError
+from lib.autoinstruct import suite
+from lib.autoinstruct.labelling import Label
 from lib.autoinstruct.suite import families, folds, information, select
 from lib.autoinstruct.tasks import Rule, make_tasks, read_jsonl
 
@@ -117,3 +119,27 @@ def test_a_split_never_shares_a_task_or_a_family(seed):
     assert any({"task0", "task1"} <= set(part) for part in parts)
     with pytest.raises(ValueError, match="fewer folds"):
         folds(tasks, 9)
+
+
+def test_screening_tells_a_task_that_the_model_can_do_from_one_that_it_guesses(monkeypatch):
+    """A scripted model that adds one to the first word of an input of `sums`, and prefers short answers otherwise."""
+
+    def scripted(model, tokenizer, pairs, *, max_new_tokens, **_):
+        assert max_new_tokens == 0
+
+        def log_prob(pair, answer):
+            knows = pair.instruction == "Add the numbers." and answer == str(int(pair.input.split()[0]) + 1)
+            return -0.5 if knows else -2.0 - len(answer)
+
+        return [
+            Label(None, 0.0, 0.0, log_prob(pair, pair.answers[0]), tuple(log_prob(pair, a) for a in pair.others))
+            for pair in pairs
+        ]
+
+    monkeypatch.setattr(suite, "label", scripted)
+    made = rows() + rows(name="guesses", instruction="Subtract one number from another.", answer=lambda i: "ab"[i % 2])
+    frame = suite.screen(None, None, make_tasks(made, RULE)[0]).set_index("task")
+    assert frame.loc["sums", "information"] == pytest.approx(2.5)
+    assert frame.loc["guesses", "information"] == pytest.approx(0)
+    assert frame.loc["sums", "log_prob"] == pytest.approx(-0.5)
+    assert select(frame.reset_index()) == ["sums"]

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float, Int
 
-from lib.autoinstruct.generate.candidates import Candidate
+from lib.autoinstruct.generation.candidates import Candidate
 
 
 @dataclass(frozen=True)

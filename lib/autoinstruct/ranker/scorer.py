@@ -1,7 +1,6 @@
 """What rankers have in common: pairs are prepared once (the frozen part), then scored by the part that is trained."""
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -40,10 +39,11 @@ class Prepared:
         return [tensor[rows] for tensor in self.tensors]
 
 
-def load_scorer(name: str, *, device: str | None = None, **options: Any) -> Scorer:
+def load_scorer(name: str, *, device: str | None = None, trained_layers: int = 2, max_tokens: int = 80) -> Scorer:
     """Ranker on a pretrained model: the "yes" logit of an encoder-decoder (FLAN-T5), else a cross-encoder.
 
-    `name` is a short name, a folder or a hub name; raises TenfoldError where it is not to be had.
+    `name` is a short name, a folder or a hub name; raises TenfoldError where it is not to be had. `trained_layers` is
+    the cross-encoder's; of an encoder-decoder all layers are trained.
     """
     from transformers import AutoConfig, AutoModelForSeq2SeqLM, AutoTokenizer
 
@@ -54,6 +54,7 @@ def load_scorer(name: str, *, device: str | None = None, **options: Any) -> Scor
 
     if name not in ENCODERS and from_hub(AutoConfig.from_pretrained, name, ENCODERS).is_encoder_decoder:
         model = from_hub(AutoModelForSeq2SeqLM.from_pretrained, name, ENCODERS)
-        return YesLogit(model.to(device), from_hub(AutoTokenizer.from_pretrained, name, ENCODERS), **options)
+        tokenizer = from_hub(AutoTokenizer.from_pretrained, name, ENCODERS)
+        return YesLogit(model.to(device), tokenizer, max_tokens=max_tokens)
     encoder = load_encoder(name, device=device)
-    return CrossEncoder(encoder.model, encoder.tokenizer, **options)
+    return CrossEncoder(encoder.model, encoder.tokenizer, trained_layers=trained_layers, max_tokens=max_tokens)

@@ -5,8 +5,8 @@ from typing import Protocol, runtime_checkable
 
 from tqdm import tqdm
 
-from lib.autoinstruct.generate.candidates import Candidate, CandidateSet, collect
-from lib.autoinstruct.generate.styles import FEW_SHOT, WORKED, ZERO_SHOT, WorkedTask, meta_prompt
+from lib.autoinstruct.generation.candidates import Candidate, CandidateSet, collect
+from lib.autoinstruct.generation.styles import FEW_SHOT, WORKED, ZERO_SHOT, WorkedTask, meta_prompt
 from lib.autoinstruct.prompts import Demonstration
 
 

@@ -6,7 +6,7 @@ They are what a capable model would add in each style; a small one cannot, so th
 import re
 from collections.abc import Sequence
 
-from lib.autoinstruct.generate.candidates import Candidate
+from lib.autoinstruct.generation.candidates import Candidate
 from lib.autoinstruct.prompts import Demonstration
 
 NUMBER = re.compile(r"[-+]?\d[\d,]*(\.\d+)?%?")

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import Float, Int
 
-from lib.autoinstruct.generate.candidates import Candidate
+from lib.autoinstruct.generation.candidates import Candidate
 from lib.autoinstruct.ranker.rows import LabelTable
 from lib.autoinstruct.ranker.scorer import Scorer
 from lib.autoinstruct.ranker.training import predict

@@ -1,7 +1,8 @@
 """The inducer: a small language model fine-tuned to write the instruction that demonstrations follow.
 
-One adapter (LoRA) with a learned token a style: the style's vector stands before the demonstrations, and in training it
-is the style of the human instruction to be written. (The paper prompts a large model instead; see `meta`.)
+One adapter (LoRA) with a token of its own a style: the style's vector stands before the demonstrations, and in training
+it is the style of the human instruction to be written. The vectors are fixed and the adapter learns to read them, so
+that training does not reach below the adapted layers. (The paper prompts a large model instead; see `meta`.)
 """
 
 from collections.abc import Iterable, Sequence
@@ -14,8 +15,8 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from lib.autoinstruct.generate.candidates import Candidate
-from lib.autoinstruct.generate.styles import REQUESTS, style_of
+from lib.autoinstruct.generation.candidates import Candidate
+from lib.autoinstruct.generation.styles import REQUESTS, style_of
 from lib.autoinstruct.prompts import Demonstration
 from lib.autoinstruct.shared_prefix import padded_left, padded_right
 
@@ -32,18 +33,14 @@ class InducerExample:
 
 
 def inducer_examples(tasks: Iterable[Any], *, shown: int = 3) -> list[InducerExample]:
-    """Examples of tasks with their human instruction; `shown` of each task's demonstrations, in two rotations."""
-    found = []
-    for task in tasks:
-        demos, style = task.demonstrations, style_of(task.instruction)
-        for start in (0, 1):
-            rotated = tuple((*demos[start:], *demos[:start])[:shown])
-            found.append(InducerExample(rotated, task.instruction, style))
-    return found
+    """One example a task: the first `shown` demonstrations, its human instruction, and the style that one has."""
+    return [InducerExample(t.demonstrations[:shown], t.instruction, style_of(t.instruction)) for t in tasks]
 
 
 class Inducer(nn.Module):
-    """A causal language model with an adapter on its upper layers and one learned vector a style."""
+    """A causal language model with an adapter on its upper layers and one fixed vector a style."""
+
+    style_vectors: Tensor
 
     def __init__(self, model: Any, tokenizer: Any, *, rank: int = 16, layers: int = 10) -> None:
         from peft import LoraConfig, get_peft_model
@@ -59,9 +56,9 @@ class Inducer(nn.Module):
             if "lora_" in name:
                 weight.data = weight.data.float()  # adapters below float32 barely move
         self.tokenizer = tokenizer
-        start = self.embedding.weight.detach().float()
-        spread = 0.1 * torch.randn(len(STYLES), start.shape[1], device=start.device) * start.std()
-        self.style_vectors = nn.Parameter(start.mean(0) + spread)
+        weight = self.embedding.weight.detach().float()
+        drawn = torch.randn(len(STYLES), weight.shape[1], generator=torch.Generator().manual_seed(0))
+        self.register_buffer("style_vectors", drawn.to(weight.device) * weight.std())  # as large as a token's
 
     @property
     def embedding(self) -> Any:
@@ -69,7 +66,7 @@ class Inducer(nn.Module):
         return self.language_model.get_input_embeddings()
 
     def trainable(self) -> list[nn.Parameter]:
-        """Adapter and style vectors."""
+        """Weights of the adapter."""
         return [weight for weight in self.parameters() if weight.requires_grad]
 
     def _context(self, demonstrations: Sequence[Demonstration]) -> list[int]:
@@ -142,21 +139,22 @@ class Inducer(nn.Module):
         """Write the adapter and the style vectors to a file."""
         from safetensors.torch import save_file
 
-        kept = {
-            name: weight.detach().cpu().contiguous() for name, weight in self.named_parameters() if weight.requires_grad
-        }
-        save_file(kept, path)
+        save_file({name: tensor.cpu().contiguous() for name, tensor in self._own().items()}, path)
 
     def load(self, path: Path) -> None:
         """Read what `save` wrote; raises ValueError where it is of another shape."""
         from safetensors.torch import load_file
 
-        kept, own = load_file(path), dict(self.named_parameters())
-        if kept.keys() != {name for name, weight in own.items() if weight.requires_grad}:
+        kept, own = load_file(path), self._own()
+        if kept.keys() != own.keys():
             raise ValueError(f"{path.name} is no adapter of this model, rank and layers")
-        with torch.no_grad():
-            for name, weight in kept.items():
-                own[name].copy_(weight)
+        for name, tensor in kept.items():
+            own[name].copy_(tensor)
+
+    def _own(self) -> dict[str, Tensor]:
+        """What is not the language model's, detached."""
+        adapter = {name: weight.detach() for name, weight in self.named_parameters() if weight.requires_grad}
+        return adapter | {"style_vectors": self.style_vectors}
 
 
 def train_inducer(
