@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from lib.preference.adapters import load_policy, save_policy, set_weights, weights, with_lora
     from lib.preference.chat_judge import ChatJudge
+    from lib.preference.divergence import reference_divergence, response_log_probs
     from lib.preference.judges import RecordedJudge, ReferenceJudge, RewardModelJudge, RougeJudge
     from lib.preference.judging import Judge, JudgeFailed, score_all, win_rate
     from lib.preference.ledger import BudgetExceeded, Ledger, Metered
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 PLACES = {
     "adapters": ["load_policy", "save_policy", "set_weights", "weights", "with_lora"],
     "chat_judge": ["ChatJudge"],
+    "divergence": ["reference_divergence", "response_log_probs"],
     "judges": ["RecordedJudge", "ReferenceJudge", "RewardModelJudge", "RougeJudge"],
     "judging": ["Judge", "JudgeFailed", "score_all", "win_rate"],
     "ledger": ["BudgetExceeded", "Ledger", "Metered"],
@@ -62,6 +64,8 @@ __all__ = [
     "online_pool",
     "pairs",
     "questions",
+    "reference_divergence",
+    "response_log_probs",
     "sample",
     "save_policy",
     "score_all",

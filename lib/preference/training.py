@@ -63,7 +63,7 @@ def config(output_dir: Path | str, cls: type[DPOConfig] = DPOConfig, **settings:
 
     cuda = torch.cuda.is_available()
     quiet = {
-        "report_to": [], "save_strategy": "no", "logging_steps": 1, "disable_tqdm": True, "bf16": cuda,
+        "report_to": [], "save_strategy": "no", "logging_steps": 1.0, "disable_tqdm": True, "bf16": cuda,
         "gradient_checkpointing": cuda, "use_cpu": not cuda, "dataloader_pin_memory": cuda,
     }  # fmt: skip
     return cls(str(output_dir), **(quiet | settings))

@@ -1,0 +1,36 @@
+"""Settings of SELM training: trl's DPO settings, and how optimistic to be about what."""
+
+from dataclasses import dataclass, field
+
+from trl import DPOConfig
+
+from lib import TenfoldError
+
+OPTIMISMS = ("sampled", "greedy")
+
+
+@dataclass
+class SELMConfig(DPOConfig):
+    """`trl.DPOConfig` with the weight α of Eq. (4.2) of arXiv:2405.19332 and the kind of third response.
+
+    α = 0 is DPO. The paper uses α = 0.001 (Zephyr) and 0.0001 (Llama-3) at β = 0.01. `optimism`: take the third
+    response from `sampled_ids` (y ~ π_ref, as the text says) or from `greedy_ids` (as the published code does); a
+    column `response_ids` is taken as it is. Raises TenfoldError for settings that the objective does not cover.
+    """
+
+    alpha: float = field(default=0.001, metadata={"help": "Weight of the optimism term, multiplied by beta."})
+    optimism: str = field(default="sampled", metadata={"help": "Third response: 'sampled' or 'greedy'."})
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.alpha < 0:
+            raise TenfoldError(f"alpha = {self.alpha} would be pessimistic: give 0 (DPO) or a positive weight.")
+        if self.optimism not in OPTIMISMS:
+            raise TenfoldError(f"optimism = {self.optimism!r} is not known: use one of {', '.join(OPTIMISMS)}.")
+        if not 0 <= self.label_smoothing < 0.5:
+            raise TenfoldError(f"label_smoothing = {self.label_smoothing} must lie in [0, 0.5).")
+        if self.f_divergence_type != "reverse_kl" or self.ld_alpha is not None:
+            raise TenfoldError(
+                "SELM's objective is derived for the reverse KL of whole sequences: leave f_divergence_type and "
+                "ld_alpha at their defaults."
+            )

@@ -1,0 +1,162 @@
+"""SELM on trl's DPOTrainer: one joined forward pass for chosen, rejected and third responses (arXiv:2405.19332)."""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from datasets import Dataset
+from torch import Tensor
+from torch.utils.data import DataLoader
+from trl.data_utils import is_conversational
+
+from lib import TenfoldError
+from lib.preference import TokenDPOTrainer
+from lib.preference.losses import dpo_loss
+from lib.selm.collator import DataCollatorForTriples, joined, split_third
+from lib.selm.configuration import SELMConfig
+from lib.selm.joined import JoinedForward
+from lib.selm.losses import optimism_term
+
+
+class SELMTrainer(TokenDPOTrainer):
+    """DPO with the optimism term of Eq. (4.2), on data with a third response beside chosen and rejected.
+
+    Data: token ids (`prompt_ids`, `chosen_ids`, `rejected_ids` and `response_ids`, or the columns that
+    `args.optimism` chooses from), or text as trl takes it with a `response` beside `chosen` and `rejected`. The
+    reference of a PEFT policy is its adapter before training, or the model below where a `peft_config` is given. It
+    logs `logps/response`, `logps/ref_response` and `rewards/response` beside trl's metrics; in evaluation on sampled
+    responses also `kl`, the estimate of KL(π_ref || π) that they give.
+    """
+
+    _tag_names = ["trl", "selm"]
+    _name = "SELM"
+    _paper = {
+        "title": "Self-Exploring Language Models: Active Preference Elicitation for Online Alignment",
+        "id": "2405.19332",
+    }
+    args: SELMConfig
+    model: Any
+
+    def __init__(self, model: Any, ref_model: Any = None, args: Any = None, **options: Any) -> None:
+        if not isinstance(args, SELMConfig):
+            raise TenfoldError("SELMTrainer needs args of SELMConfig: it holds alpha and optimism.")
+        tokenizer = options.get("processing_class")
+        if options.get("data_collator") is None and tokenizer is not None:
+            options["data_collator"] = DataCollatorForTriples(
+                pad_token_id=tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id,
+                max_length=args.max_length,
+                truncation_mode=args.truncation_mode,
+                pad_to_multiple_of=args.pad_to_multiple_of,  # type: ignore[arg-type]
+                share=args.world_size == 1,
+            )
+        super().__init__(model, ref_model=ref_model, args=args, **options)
+
+    def _set_signature_columns_if_needed(self) -> None:
+        super()._set_signature_columns_if_needed()
+        assert self._signature_columns is not None
+        self._signature_columns = list(dict.fromkeys([*self._signature_columns, "response_ids", "ref_response_logps"]))
+
+    def _prepare_dataset(self, dataset, processing_class, args, dataset_name):  # type: ignore[override]
+        prepared = super()._prepare_dataset(dataset, processing_class, args, dataset_name)
+        columns = prepared.column_names or []
+        if "response_ids" in columns or (args.alpha == 0 and f"{args.optimism}_ids" not in columns):
+            return prepared
+        if f"{args.optimism}_ids" in columns:
+            return prepared.rename_column(f"{args.optimism}_ids", "response_ids")
+        if "response" not in columns:
+            raise TenfoldError(
+                f"the {dataset_name} data has no third response for optimism={args.optimism!r}: add response_ids or "
+                f"{args.optimism}_ids (token ids), or a column response (text)."
+            )
+        return prepared.map(self._tokenize_response, fn_kwargs={"tokenizer": processing_class})
+
+    def _tokenize_response(self, example: Mapping[str, Any], tokenizer: Any) -> dict[str, list[int]]:
+        start = len(example["prompt_ids"])
+        if is_conversational({"prompt": example["prompt"]}):
+            turns = example["prompt"] + example["response"]
+            return {"response_ids": tokenizer(tokenizer.apply_chat_template(turns, tokenize=False)).input_ids[start:]}
+        text = example["prompt"] + example["response"].removesuffix(tokenizer.eos_token) + tokenizer.eos_token
+        return {"response_ids": tokenizer(text).input_ids[start:]}  # trl ends chosen and rejected so, too
+
+    def compute_ref_log_probs(self, model, inputs):
+        """Reference log-probabilities of chosen and rejected, as in trl; third responses are left out."""
+        return super().compute_ref_log_probs(model, split_third(inputs)[0])
+
+    def _precompute_ref_logps(self, dataset: Dataset, name: str, batch_size: int) -> Dataset:
+        found = super()._precompute_ref_logps(dataset, name, batch_size)
+        if "response_ids" not in found.column_names:
+            return found
+        columns = found.select_columns(["prompt_ids", "response_ids"])
+        loader = DataLoader(columns, batch_size=batch_size, collate_fn=self.data_collator.responses)  # type: ignore[arg-type]
+        model = self._precompute_engine or self.ref_model or self.model
+        values: list[Tensor] = []
+        for batch in self.accelerator.prepare(loader):
+            log_probs = torch.cat(super().compute_ref_log_probs(model, batch))
+            values.append(self.accelerator.gather_for_metrics(log_probs))  # type: ignore[arg-type]
+        return found.add_column("ref_response_logps", torch.cat(values).tolist())
+
+    def _compute_loss(self, model, inputs, return_outputs):
+        pair, third = split_third(inputs)
+        smoothed = self.label_smoothing > 0 and "sigmoid" in self.loss_types
+        wanted = bool(third) and (self.args.alpha > 0 or not self.model.training)
+        if not (wanted or smoothed):
+            return super()._compute_loss(model, pair, return_outputs)
+        third = third if wanted else {}
+        reference = self._reference(pair, third)
+        size = len(pair["input_ids"]) // 2
+        pair["ref_chosen_logps"], pair["ref_rejected_logps"] = reference[:size], reference[size : 2 * size]
+        forward = JoinedForward(model, third, pad_token_id=self._padding())
+        with self._reference_given():
+            result = super()._compute_loss(forward, pair, return_outputs)
+        loss, *outputs = result if return_outputs else (result,)
+        if smoothed:
+            loss = loss + self._smoothing(forward.log_probs, reference, size)
+        if wanted:
+            rows = third["response_rows"]
+            ref_response = third["ref_response_logps"] if self.precompute_ref_logps else reference[rows]
+            loss = loss + self._optimism(forward.log_probs[rows], ref_response)
+        return (loss, *outputs) if return_outputs else loss
+
+    def _padding(self) -> int:
+        return int(self._tokenizer.pad_token_id)  # type: ignore[arg-type]
+
+    def _reference(self, pair: dict[str, Any], third: dict[str, Tensor]) -> Tensor:
+        """log π_ref of the joined rows in one pass, or of the pair as it was computed before training."""
+        if self.precompute_ref_logps:
+            return torch.cat([pair["ref_chosen_logps"], pair["ref_rejected_logps"]])
+        batch = joined(pair, third, self._padding())
+        return torch.cat(self.compute_ref_log_probs(self.ref_model or self.model, batch))
+
+    @contextmanager
+    def _reference_given(self) -> Iterator[None]:
+        """Let trl take the reference's log-probabilities from the batch."""
+        before, self.precompute_ref_logps = self.precompute_ref_logps, True
+        try:
+            yield
+        finally:
+            self.precompute_ref_logps = before
+
+    def _smoothing(self, log_probs: Tensor, reference: Tensor, size: int) -> Tensor:
+        """What label smoothing adds to the sigmoid loss, which trl 1.16 leaves out."""
+        ratios = (log_probs - reference[: len(log_probs)])[: 2 * size]
+        margin = ratios[:size] - ratios[size:]
+        weight = sum(w for kind, w in zip(self.loss_types, self.loss_weights, strict=True) if kind == "sigmoid")
+        with_labels_flipped = dpo_loss(margin, beta=self.beta, label_smoothing=self.label_smoothing)
+        return weight * (with_labels_flipped - dpo_loss(margin, beta=self.beta)).mean()
+
+    def _optimism(self, response: Tensor, ref_response: Tensor) -> Tensor:
+        """Mean of Eq. (4.2)'s term over the batch; its metrics are logged under trl's manner of names."""
+        mode = "train" if self.model.training else "eval"
+        term = optimism_term(response, ref_response, alpha=self.args.alpha, beta=self.beta).mean()
+        gathered = self.accelerator.gather(torch.stack([response.detach(), ref_response.to(response)], dim=1))
+        logged = {
+            "logps/response": gathered[:, 0].mean(),
+            "logps/ref_response": gathered[:, 1].mean(),
+            "rewards/response": self.beta * (gathered[:, 0] - gathered[:, 1]).mean(),
+        }
+        if mode == "eval" and self.args.optimism == "sampled":
+            logged["kl"] = (gathered[:, 1] - gathered[:, 0]).mean()
+        for name, value in logged.items():
+            self._metrics[mode][name].append(value.item())
+        return term
