@@ -75,7 +75,9 @@ class SELMTrainer(TokenDPOTrainer):
         start = len(example["prompt_ids"])
         if is_conversational({"prompt": example["prompt"]}):
             turns = example["prompt"] + example["response"]
-            return {"response_ids": tokenizer(tokenizer.apply_chat_template(turns, tokenize=False)).input_ids[start:]}
+            options = {"tools": example.get("tools"), **(example.get("chat_template_kwargs") or {})}
+            ids = tokenizer.apply_chat_template(turns, tokenize=True, return_dict=True, **options)["input_ids"]
+            return {"response_ids": ids[start:]}
         text = example["prompt"] + example["response"].removesuffix(tokenizer.eos_token) + tokenizer.eos_token
         return {"response_ids": tokenizer(text).input_ids[start:]}  # trl ends chosen and rejected so, too
 

@@ -212,16 +212,15 @@ def test_optimism_chooses_the_column(triples, tokenizer, tmp_path, policy_and_re
 @pytest.mark.parametrize("conversational", [False, True])
 def test_text_with_a_third_response(policy_and_reference, tokenizer, tmp_path, conversational):
     row = {"prompt": "2 + 2 =", "chosen": " 4", "rejected": " 5", "response": " four, I think"}
+    rows = [row, row | {"response": " 4"}]
     if conversational:
-        row = {
-            name: [{"role": "user" if name == "prompt" else "assistant", "content": text}] for name, text in row.items()
-        }
-    data = datasets.Dataset.from_list([row] * 2)
+        roles = {"prompt": "user", "chosen": "assistant", "rejected": "assistant", "response": "assistant"}
+        rows = [{name: [{"role": roles[name], "content": text}] for name, text in r.items()} for r in rows]
+    data = datasets.Dataset.from_list(rows)
     trainer = made(SELMTrainer, *policy_and_reference, data, tokenizer, tmp_path, alpha=1.0)
-    prepared = trainer.train_dataset[0]
-    assert tokenizer.decode(prepared["response_ids"]).startswith("four" if conversational else " four, I think")
-    whole = tokenizer.decode(prepared["prompt_ids"] + prepared["response_ids"])
-    assert "2 + 2 =" in whole
+    first, second = trainer.train_dataset
+    assert tokenizer.decode(first["response_ids"]).startswith(" four, I think")
+    assert second["response_ids"] == second["chosen_ids"]  # ended and templated as trl does it
     loss_and_gradients(trainer)
 
 
