@@ -45,3 +45,8 @@ def enumerable():
     model = tiny(5, scale=1.0)
     model.generation_config.eos_token_id = 1
     return model, Words()
+
+
+@pytest.fixture(name="tiny", scope="session")
+def tiny_factory():
+    return tiny
