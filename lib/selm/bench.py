@@ -70,14 +70,14 @@ def training_step(trainer: type[preference.TokenDPOTrainer], rows: list[dict[str
     )
     data = datasets.Dataset.from_list(rows)
     runner = trainer(policy, args=args, train_dataset=data, processing_class=tokenizer)
-    runner.create_optimizer()
+    optimizer = runner.create_optimizer()
     batch = runner._prepare_inputs(next(iter(runner.get_train_dataloader())))
     policy.train()
 
     def step() -> None:
         policy.zero_grad(set_to_none=True)
         runner.compute_loss(policy, dict(batch)).backward()
-        runner.optimizer.step()
+        optimizer.step()
 
     return step
 

@@ -80,7 +80,7 @@ def cross_fit(
 
 def main_labels(probabilities: Float[np.ndarray, "items labels"], codes: Sequence[str]) -> list[str]:
     """Most probable label of each item."""
-    return [codes[i] for i in probabilities.argmax(axis=1)]
+    return [codes[int(i)] for i in probabilities.argmax(axis=1)]
 
 
 class CalibratedAnnotator:

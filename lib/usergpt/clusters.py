@@ -6,6 +6,7 @@ arXiv:2203.05794). Clusters below a minimum size are never shown: their members 
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -63,7 +64,8 @@ def find_topics(
 
     if len(texts) < clusters:
         raise TenfoldError(f"{len(texts)} texts do not make {clusters} clusters: ask for fewer.")
-    fitted = KMeans(clusters, n_init=2, random_state=seed)
+    options: Any = {"n_init": 2}  # the stub knows only its text values
+    fitted = KMeans(clusters, random_state=seed, **options)
     assigned = fitted.fit_predict(embeddings)
     sizes = np.bincount(assigned, minlength=clusters)
     shown = np.flatnonzero(sizes >= minimum)
