@@ -25,7 +25,7 @@ TIMED_PAIRS = 220  # of the pairs that are ranked, scaled up
 
 def cases(*, quick: bool = False) -> Iterator[dict[str, Any]]:
     """Yield the cases: labelling at 0 and 5 demonstrations, by number of candidates, and ranking 1,000 x 22."""
-    examples, instructions = (2, 2) if quick else (8, 6)
+    examples, instructions = (2, 2) if quick else (6, 2)
     for shots, goal in ((5, 0.5), (0, None)):
         groups = _groups(shots, instructions, examples)
         yield {
@@ -36,7 +36,7 @@ def cases(*, quick: bool = False) -> Iterator[dict[str, Any]]:
             "peer_name": "model.generate",
             "goal": goal,
         }
-    for count in (2,) if quick else (2, 4, 7):
+    for count in (2,) if quick else (4,):
         groups = _groups(5, count, examples)
         yield {
             "name": f"label {examples} examples with {count} candidates, against 1",

@@ -138,7 +138,7 @@ def test_a_cross_encoder_is_the_encoder_below_and_trains_above(encoder):
     scorer = CrossEncoder(encoder.model, encoder.tokenizer, trained_layers=1, max_tokens=32)
     pairs = [("2 + 2", "Add."), ("a much longer input than the other one", "Answer with one word only.")]
     hidden, present = scorer.prepare(pairs)
-    inputs = encoder.tokenizer(*map(list, zip(*pairs, strict=True)), padding=True, return_tensors="pt")
+    inputs = encoder.tokenizer(*map(list, zip(*pairs, strict=True)), padding=True, return_tensors="pt")  # fits uncut
     with torch.inference_mode():
         wanted = encoder.model(**inputs, output_hidden_states=True).hidden_states[-2]
     longest = wanted.shape[1]
@@ -197,3 +197,14 @@ def test_bad_settings_are_refused(encoder):
         CrossEncoder(torch.nn.Linear(1, 1), None)
     with pytest.raises(ValueError, match="at least one input"):
         choose(FrozenHead(encoder), [], [Candidate("a", "rule", "a")])
+
+
+def test_the_papers_ranker_planned_on_the_meta_device(encoder):
+    """FLAN-T5-Large's public configuration: its head is tied here, so that 33 M of its 783 M are counted once."""
+    config = T5Config(
+        vocab_size=32128, d_model=1024, d_kv=64, d_ff=2816, num_layers=24, num_heads=16, feed_forward_proj="gated-gelu",
+        decoder_start_token_id=0,
+    )  # fmt: skip
+    with torch.device("meta"):
+        scorer = YesLogit(T5ForConditionalGeneration(config), encoder.tokenizer)
+    assert sum(weight.numel() for weight in scorer.trainable()) == pytest.approx(750e6, rel=0.001)

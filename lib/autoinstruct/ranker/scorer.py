@@ -1,6 +1,7 @@
 """What rankers have in common: pairs are prepared once (the frozen part), then scored by the part that is trained."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -39,11 +40,13 @@ class Prepared:
         return [tensor[rows] for tensor in self.tensors]
 
 
-def load_scorer(name: str, *, device: str | None = None, trained_layers: int = 2, max_tokens: int = 80) -> Scorer:
+def load_scorer(
+    name: str, *, device: str | None = None, trained_layers: int = 2, max_tokens: int = 80, dtype: str = "float32"
+) -> Scorer:
     """Ranker on a pretrained model: the "yes" logit of an encoder-decoder (FLAN-T5), else a cross-encoder.
 
-    `name` is a short name, a folder or a hub name; raises TenfoldError where it is not to be had. `trained_layers` is
-    the cross-encoder's; of an encoder-decoder all layers are trained.
+    `name` is a short name, a folder or a hub name; raises TenfoldError where it is not to be had. `trained_layers` and
+    `dtype` (of matrix products) are the cross-encoder's; of an encoder-decoder all layers are trained.
     """
     from transformers import AutoConfig, AutoModelForSeq2SeqLM, AutoTokenizer
 
@@ -57,4 +60,5 @@ def load_scorer(name: str, *, device: str | None = None, trained_layers: int = 2
         tokenizer = from_hub(AutoTokenizer.from_pretrained, name, ENCODERS)
         return YesLogit(model.to(device), tokenizer, max_tokens=max_tokens)
     encoder = load_encoder(name, device=device)
-    return CrossEncoder(encoder.model, encoder.tokenizer, trained_layers=trained_layers, max_tokens=max_tokens)
+    options: dict[str, Any] = {"trained_layers": trained_layers, "max_tokens": max_tokens}
+    return CrossEncoder(encoder.model, encoder.tokenizer, dtype=getattr(torch, dtype), **options)
