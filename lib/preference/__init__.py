@@ -7,6 +7,7 @@ if TYPE_CHECKING:
     from lib.preference.adapters import load_policy, save_policy, set_weights, weights, with_lora
     from lib.preference.chat_judge import ChatJudge
     from lib.preference.divergence import reference_divergence, response_log_probs
+    from lib.preference.features import principal, response_features
     from lib.preference.judges import RecordedJudge, ReferenceJudge, RewardModelJudge, RougeJudge
     from lib.preference.judging import Judge, JudgeFailed, score_all, win_rate
     from lib.preference.ledger import BudgetExceeded, Ledger, Metered
@@ -14,7 +15,7 @@ if TYPE_CHECKING:
     from lib.preference.pairing import PairCounts, Scored, best_and_worst, pairs
     from lib.preference.pool import Pool, PoolLogProbs, PoolPairs, draw_pairs, online_pool
     from lib.preference.prompts import Question, questions
-    from lib.preference.rounds import Round, Sampling, online
+    from lib.preference.rounds import Round, Sampling, adopt_samples, online, read_round
     from lib.preference.sampling import Response, sample
     from lib.preference.training import TokenDPOTrainer, config, train
 
@@ -22,6 +23,7 @@ PLACES = {
     "adapters": ["load_policy", "save_policy", "set_weights", "weights", "with_lora"],
     "chat_judge": ["ChatJudge"],
     "divergence": ["reference_divergence", "response_log_probs"],
+    "features": ["principal", "response_features"],
     "judges": ["RecordedJudge", "ReferenceJudge", "RewardModelJudge", "RougeJudge"],
     "judging": ["Judge", "JudgeFailed", "score_all", "win_rate"],
     "ledger": ["BudgetExceeded", "Ledger", "Metered"],
@@ -29,7 +31,7 @@ PLACES = {
     "pairing": ["PairCounts", "Scored", "best_and_worst", "pairs"],
     "pool": ["Pool", "PoolLogProbs", "PoolPairs", "draw_pairs", "online_pool"],
     "prompts": ["Question", "questions"],
-    "rounds": ["Round", "Sampling", "online"],
+    "rounds": ["Round", "Sampling", "adopt_samples", "online", "read_round"],
     "sampling": ["Response", "sample"],
     "training": ["TokenDPOTrainer", "config", "train"],  # the only place that needs trl (seconds to import)
 }
@@ -55,6 +57,7 @@ __all__ = [
     "Sampling",
     "Scored",
     "TokenDPOTrainer",
+    "adopt_samples",
     "best_and_worst",
     "config",
     "dpo_loss",
@@ -63,8 +66,11 @@ __all__ = [
     "online",
     "online_pool",
     "pairs",
+    "principal",
     "questions",
+    "read_round",
     "reference_divergence",
+    "response_features",
     "response_log_probs",
     "sample",
     "save_policy",

@@ -22,3 +22,8 @@ def copied_share(prompt: str, response: str) -> float:
     pairs = set(zip(source, source[1:], strict=False))
     copied = [pair in pairs for pair in zip(said, said[1:], strict=False)]
     return sum(before or after for before, after in zip([False, *copied], [*copied, False], strict=True)) / len(said)
+
+
+def copy_penalty(prompt: str, response: str, *, weight: float | int, free: float | int) -> float:
+    """weight * max(0, c - free) / (1 - free), where c is the copied share: 0 up to the free share, `weight` for all."""
+    return weight * max(0.0, copied_share(prompt, response) - free) / (1 - free)

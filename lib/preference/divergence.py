@@ -26,7 +26,7 @@ def response_log_probs(
 ) -> Float[Tensor, " rows"]:
     """log π(y|x) of each response in nats, summed over its tokens, by one forward pass."""
     found = torch.zeros(len(prompts), dtype=torch.float64)
-    for rows, batch in _batches(policy, prompts, responses, batch_size, progress, "log-probabilities"):
+    for rows, batch in batches(policy, prompts, responses, batch_size, progress, "log-probabilities"):
         chosen = _logits(policy, batch).log_softmax(-1).gather(-1, batch["targets"][:, None]).squeeze(-1)
         found[rows] = _per_row(chosen, batch)
     return found
@@ -48,7 +48,7 @@ def reference_divergence(
     its adapters.
     """
     found = torch.zeros(len(prompts), dtype=torch.float64)
-    for rows, batch in _batches(policy, prompts, responses, batch_size, progress, "divergence"):
+    for rows, batch in batches(policy, prompts, responses, batch_size, progress, "divergence"):
         with without_adapter(policy) if reference is None else nullcontext():
             of = _logits(policy if reference is None else reference, batch).log_softmax(-1)
         other = _logits(policy, batch).log_softmax(-1)
@@ -56,7 +56,7 @@ def reference_divergence(
     return found
 
 
-def _batches(
+def batches(
     policy: Any, prompts: Sequence[Ids], responses: Sequence[Ids], size: int, progress: bool, label: str
 ) -> Iterator[tuple[list[int], dict[str, Tensor]]]:
     """Rows of similar length, padded on the right; `scored[b, i]`: the token after position i is the response's."""

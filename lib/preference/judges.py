@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from lib import TenfoldError
-from lib.preference.copying import copied_share
+from lib.preference.copying import copy_penalty
 from lib.preference.judging import prefer_by_score
 
 
@@ -48,22 +48,32 @@ class ReferenceJudge:
 
     def penalty(self, prompt: str, response: str) -> float:
         """Penalty for copying: from 0 (at most the free share) to `weight` (all of it)."""
-        return self.weight * max(0.0, copied_share(prompt, response) - self.free) / (1 - self.free)
+        return copy_penalty(prompt, response, weight=self.weight, free=self.free)
 
 
 class RougeJudge:
-    """ROUGE-L (F measure) of a response to the beginning of the real answer, cut at `words` words."""
+    """ROUGE-L (F measure) of a response to the beginning of the real answer, cut at `words` words.
 
-    def __init__(self, references: Mapping[str, str], *, words: int = 48) -> None:
+    Answers often begin with the words of their question, so an echo scores well here too: a positive `weight` takes off
+    the penalty of `ReferenceJudge`; at weight 1 an echo scores at most 0.
+    """
+
+    def __init__(
+        self, references: Mapping[str, str], *, words: int = 48, weight: float | int = 0.0, free: float | int = 0.5
+    ) -> None:
         from rouge_score.rouge_scorer import RougeScorer
 
-        self.references, self.words = references, words
+        self.references, self.words, self.weight, self.free = references, words, weight, free
         self._scorer = RougeScorer(["rougeL"], use_stemmer=True)
 
     def score(self, prompt: str, responses: Sequence[str]) -> list[float]:
         """F measure of each response; raises TenfoldError for a prompt without a reference answer."""
         beginning = " ".join(reference_of(self.references, prompt).split()[: self.words])
-        return [self._scorer.score(beginning, response)["rougeL"].fmeasure for response in responses]
+        return [
+            self._scorer.score(beginning, response)["rougeL"].fmeasure
+            - copy_penalty(prompt, response, weight=self.weight, free=self.free)
+            for response in responses
+        ]
 
     def prefer(self, prompt: str, a: str, b: str) -> float:
         """Preference by score."""

@@ -20,18 +20,24 @@ class Question:
 
 
 def questions(
-    records: Any, tokenizer: Any, *, limit: int, max_tokens: int = 64, min_answer_words: int = 8
+    records: Any,
+    tokenizer: Any,
+    *,
+    limit: int,
+    max_tokens: int = 64,
+    min_answer_words: int = 8,
+    system: str | None = None,
 ) -> list[Question]:
     """Return the first `limit` distinct questions of at most `max_tokens` tokens (template included) with an answer.
 
-    Raises TenfoldError where the records hold fewer.
+    `system` is the system prompt, the template's own where None. Raises TenfoldError where the records hold fewer.
     """
     found: dict[str, Question] = {}
     for question, answer in exchanges(records):
         text, answer = question.strip(), answer.strip()
         if not text or text in found or len(answer.split()) < min_answer_words or len(text) > 8 * max_tokens:
             continue
-        tokens = prompt_ids(tokenizer, text)
+        tokens = prompt_ids(tokenizer, text, system=system)
         if len(tokens) <= max_tokens:
             found[text] = Question(text, answer, tuple(tokens))
         if len(found) == limit:

@@ -7,6 +7,7 @@
 
 import json
 import os
+import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -83,6 +84,17 @@ def online(
         done.append(read_round(place, number))
     load_policy(policy, folder / f"round-{rounds}")
     return done
+
+
+def adopt_samples(source: Path, target: Path) -> None:
+    """Give a new run the first round's samples and scores of another with the same policy and settings.
+
+    Arms that differ in their training alone draw the same responses in their first round; `online` refuses the folder
+    where the settings differ after all.
+    """
+    (target / "round-1").mkdir(parents=True, exist_ok=True)
+    for name in ("settings.json", "round-1/samples.jsonl", "round-1/scores.jsonl"):
+        shutil.copyfile(source / name, target / name)
 
 
 def _run(policy, tokenizer, portion, number, place, judge, train, sampling, margin, extra, progress) -> None:

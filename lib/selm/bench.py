@@ -6,7 +6,7 @@ cases: it costs a row of the batch only in the third.
 """
 
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import cache
 from typing import Any
 
@@ -29,14 +29,19 @@ def cases(*, quick: bool = False) -> Iterator[dict[str, Any]]:
     Unit s: the caller times `ours` and `peer` in turn.
     """
     pairs = 1 if quick else 6
-    rows = triples(pairs)
-    for name, apart in (("y one of three ranked", range(0, pairs, 3)), ("y always apart", range(pairs))):
-        mixed = [row if i in apart else row | {"response_ids": row["chosen_ids"]} for i, row in enumerate(rows)]
-        ours, peer = training_step(SELMTrainer, mixed), training_step(preference.TokenDPOTrainer, mixed)
-        yield _case(f"step of {pairs} pairs, {name}", ours, peer, "trl DPOTrainer", STEP_GOAL)
+    yield step_case(pairs, apart=range(0, pairs, 3))
+    yield step_case(pairs, apart=range(pairs))
     for prompts, k in [(2, 1)] if quick else [(48, 1), (12, 4)]:
         ours, peer = sampling(prompts, k, 4 if quick else RESPONSE_TOKENS)
         yield _case(f"sampling {prompts} x {k} responses", ours, peer, "transformers generate", SAMPLING_GOAL)
+
+
+def step_case(pairs: int, *, apart: Iterable[int]) -> dict[str, Any]:
+    """A training step on so many pairs, of which those named in `apart` have a third response of their own."""
+    own = set(apart)
+    rows = [row if i in own else row | {"response_ids": row["chosen_ids"]} for i, row in enumerate(triples(pairs))]
+    ours, peer = training_step(SELMTrainer, rows), training_step(preference.TokenDPOTrainer, rows)
+    return _case(f"step of {pairs} pairs, {len(own)} with y apart", ours, peer, "trl DPOTrainer", STEP_GOAL)
 
 
 @cache

@@ -3,21 +3,24 @@
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
+CHATS = {True: ("conversations", "from", "value"), False: ("messages", "role", "content")}
 ASKING, ANSWERING = ("human", "user"), ("gpt", "assistant", "chatgpt")
 
 
 def exchanges(records: Iterable[Mapping[str, Any]]) -> Iterator[tuple[str, str]]:
     """Question and answer of each record: of a chat's first two turns `{conversations: [{from, value}]}` where they are
-    one, of `question` and `answer`, or of `instruction` (with its `input`) and `output`.
+    one (or `{messages: [{role, content}]}`), of `question` and `answer`, or of `instruction` (with its `input`) and
+    `output`.
 
     Raises ValueError for records of another shape.
     """
     for record in records:
-        if "conversations" in record:
-            turns = record["conversations"]
-            speakers = [turn["from"] for turn in turns[:2]]
+        if "conversations" in record or "messages" in record:
+            name, speaker, said = CHATS["conversations" in record]
+            turns = record[name][:2]
+            speakers = [turn[speaker] for turn in turns]
             if len(speakers) == 2 and speakers[0] in ASKING and speakers[1] in ANSWERING:
-                yield turns[0]["value"], turns[1]["value"]
+                yield turns[0][said], turns[1][said]
         elif "question" in record and "answer" in record:
             yield record["question"], record["answer"]
         elif "instruction" in record and "output" in record:

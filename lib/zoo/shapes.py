@@ -8,6 +8,10 @@ from typing import Any
 from lib import TenfoldError
 
 SHAPES: dict[str, dict[str, Any]] = {
+    "HuggingFaceH4/mistral-7b-sft-beta": {
+        "hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32, "num_attention_heads": 32,
+        "num_key_value_heads": 8, "vocab_size": 32000, "max_position_embeddings": 32768,
+    },
     "JackFram/llama-68m": {
         "hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 2, "num_attention_heads": 12,
         "num_key_value_heads": 12, "vocab_size": 32000, "max_position_embeddings": 2048,

@@ -122,6 +122,8 @@ def test_rouge_judges_by_the_beginning_of_the_answer():
     judge = RougeJudge({"q": "the cat sat on the mat and then it slept for a very long while"}, words=6)
     assert judge.score("q", ["the cat sat on the mat", "dogs bark"]) == [1.0, 0.0]
     assert judge.prefer("q", "the cat", "dogs bark") == 1
+    echo = RougeJudge({"what is a cat": "what is a cat you ask"}, weight=1.0)
+    assert echo.score("what is a cat", ["what is a cat"])[0] <= 0 < echo.score("what is a cat", ["you ask"])[0]
 
 
 def test_chat_judge_asks_both_orders_and_keeps_ties():

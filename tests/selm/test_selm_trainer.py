@@ -72,6 +72,22 @@ def test_alpha_zero_is_trls_dpo_with_its_gradients(policy_and_reference, triples
     assert max(float((ga[n] - gb[n]).abs().max()) for n in ga) < 1e-6
 
 
+def test_skipping_prompt_positions_changes_no_number(policy_and_reference, triples, tokenizer, tmp_path, monkeypatch):
+    from contextlib import nullcontext
+
+    from lib.preference import training
+
+    ours = made(TokenDPOTrainer, *copy.deepcopy(policy_and_reference), triples, tokenizer, tmp_path)
+    a, ga = loss_and_gradients(ours)
+    monkeypatch.setattr(training, "response_positions_only", nullcontext)  # trl as it comes
+    theirs = made(TokenDPOTrainer, *policy_and_reference, triples, tokenizer, tmp_path)
+    b, gb = loss_and_gradients(theirs)
+    assert float(a) == pytest.approx(float(b), abs=1e-6)
+    assert max(float((ga[n] - gb[n]).abs().max()) for n in ga) < 1e-6
+    for name in ("entropy", "mean_token_accuracy", "logits/chosen", "logps/rejected"):
+        assert ours._metrics["train"][name] == pytest.approx(theirs._metrics["train"][name], abs=1e-4)
+
+
 def test_alpha_near_zero_comes_near_dpo_through_the_joined_pass(policy_and_reference, triples, tokenizer, tmp_path):
     policy, reference = policy_and_reference
     ours = made(SELMTrainer, *copy.deepcopy((policy, reference)), triples, tokenizer, tmp_path, alpha=1e-12)

@@ -15,11 +15,12 @@ def test_exchanges_of_every_shape():
             ]
         },
         {"conversations": [{"from": "gpt", "value": "begins without a question"}]},
+        {"messages": [{"role": "user", "content": "m"}, {"role": "assistant", "content": "n"}]},
         {"question": "1 + 1?", "answer": "2"},
         {"instruction": "Add.", "input": "1, 1", "output": "2"},
         {"instruction": "Sing.", "input": "", "output": "la"},
     ]
-    assert list(exchanges(records)) == [("q", "a"), ("1 + 1?", "2"), ("Add.\n1, 1", "2"), ("Sing.", "la")]
+    assert list(exchanges(records)) == [("q", "a"), ("m", "n"), ("1 + 1?", "2"), ("Add.\n1, 1", "2"), ("Sing.", "la")]
 
 
 def test_other_records_are_refused_by_name():
