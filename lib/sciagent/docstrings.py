@@ -15,6 +15,11 @@ HEADINGS = (
     "other parameters",
 )
 UNIT = re.compile(r"\[([^\[\]]{0,30})\]")
+CITED = re.compile(
+    r"(?:,?\s*\b(?:as|is|shown|in|according|to|given|presented|described|developed|originally|from|by|and|of|per|also|"
+    r"recommended|listed|published|reviewed|cited|proposed|explained|provided|found|see|for details|based on)\b)*"
+    r"\s*(?:,?\s*(?:and\s+)?\[\w+\]_)+", re.I,
+)  # fmt: skip
 MARKUP = re.compile(r":[a-z:]+:`~?([^`]*)`")
 NO_UNIT = {"", "-", "--", "unitless", "dimensionless", "none", "1"}
 
@@ -99,5 +104,5 @@ def _entry(lines: list[str]) -> list[Described]:
 def plain_text(text: str) -> str:
     """Prose without reStructuredText: roles, double backquotes, citation marks."""
     text = MARKUP.sub(r"\1", text)
-    text = re.sub(r"\[\d+\]_|\[\w+\]_|``|`|\*\*", "", text)
+    text = re.sub(r"``|`|\*\*", "", CITED.sub("", text))
     return " ".join(text.split())

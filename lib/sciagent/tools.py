@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from lib.sciagent.docstrings import Described, Docstring, parse
+from lib.sciagent.phrases import context_of, first_clause, goal_of
 
 JSON_TYPES = {bool: "boolean", int: "integer", float: "number", str: "string", list: "array", tuple: "array"}
 
@@ -63,17 +64,19 @@ class Tool:
         return f"{self.name}({', '.join(names)}{', /' if self.positional else ''})"
 
     def shown(self) -> str:
-        """Signature, summary, and the parameters' meaning and units: the text that a model is shown."""
+        """Signature, result, parameters' meaning and units, and what is special: the text that a model is shown."""
         used = {name for example in self.examples for name in example.arguments}
         named = [f"{p.name}: {_short(p)}" for p in self.parameters if (p.required or p.name in used) and p.text]
-        back = f" -> {_short(self.returns)}" if self.returns.text else ""
-        return f"{self.signature()}{back}\n  {_cut(self.summary, 110)}\n  {'; '.join(named)}"
+        goal = goal_of(self.returns.text, self.summary)
+        special = context_of(self.summary, goal)
+        return f"{self.signature()} -> {goal}{f' ({special})' if special else ''}; {'; '.join(named)}"
 
     def indexed(self) -> str:
         """Text a retriever indexes: name, summary, parameters, result."""
         words = " ".join(re.findall(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|\d+", self.name))
-        listed = ", ".join(p.text for p in self.parameters if p.text)
-        return f"{words}. {self.summary} Given {_cut(listed, 300)}. Returns {self.returns.text}."
+        listed = ", ".join(first_clause(p.text, 40) for p in self.parameters if p.text)
+        returned = first_clause(self.returns.text, 60)
+        return f"{words}. {_cut(self.summary, 160)} Given {_cut(listed, 160)}. Returns {returned}."
 
     def call(self, arguments: dict[str, Any]) -> str:
         """Source of a call with these arguments."""
@@ -115,7 +118,7 @@ def written(value: Any) -> str:
 
 
 def _short(p: Parameter) -> str:
-    return f"{_cut(p.text, 48)}{f' [{p.unit}]' if p.unit else ''}"
+    return f"{first_clause(p.text, 26)}{f' {p.unit}' if p.unit else ''}"
 
 
 def _cut(text: str, most: int) -> str:

@@ -39,7 +39,7 @@ Examples
 
 def test_a_docstring_gives_its_summary_parameters_and_units():
     found = docstrings.parse(inspect.cleandoc(DOC))
-    assert found.summary == "Calculates the drag of a sphere, as in ."
+    assert found.summary == "Calculates the drag of a sphere."
     assert [(p.name, p.unit) for p in found.parameters] == [("rho", "kg/m^3"), ("v", "m/s"), ("w", "m/s"), ("n", "")]
     assert found.parameters[0].text == "Density of the fluid"
     assert (found.returns[0].text, found.returns[0].unit) == ("Drag", "N")

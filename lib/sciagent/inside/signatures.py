@@ -63,9 +63,9 @@ def by_signature(module: str) -> list[dict[str, Any]]:
 KINDS = {
     "pdf": "Probability density at x of",
     "pmf": "Probability that the value is k of",
-    "cdf": "Probability of a value up to x (cumulative distribution function) of",
-    "sf": "Probability of a value above x (survival function) of",
-    "ppf": "Quantile at probability q (inverse of the cumulative distribution function) of",
+    "cdf": "Probability of a value up to x under",
+    "sf": "Probability of a value above x under",
+    "ppf": "Quantile at probability q of",
 }
 
 

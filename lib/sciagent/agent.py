@@ -1,0 +1,194 @@
+"""The agent: plan, retrieve, write a program with the functions shown, run it, correct it once (arXiv:2402.11451).
+
+G = M_plan(q);  F_k = topk cos(E(q, G), E(f));  S = M_act(q, F_k);  answer = run(S)
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from lib import TenfoldError
+from lib.sciagent import lm
+from lib.sciagent.grammar import Grammar
+from lib.sciagent.program import ProgramRefused, calls, checked
+from lib.sciagent.sandbox import Execution, Sandbox
+from lib.sciagent.toolset import Toolset
+
+
+@dataclass(frozen=True)
+class Planner:
+    """`M_plan`: a language model that writes a short plan for a question."""
+
+    model: Any
+    tokenizer: Any
+    max_new_tokens: int = 48
+
+    def plans(self, questions: Sequence[str], *, progress: bool = False) -> list[str]:
+        """One line of plan a question."""
+        prompts = [lm.plan_prompt(q) for q in questions]
+        texts = lm.generate(self.model, self.tokenizer, prompts, max_new_tokens=self.max_new_tokens, progress=progress)
+        return [text.strip().split("\n")[0] for text in texts]
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """A program for a question, and what came of it; `called` are the shown functions it calls."""
+
+    program: str
+    called: tuple[str, ...]
+    execution: Execution
+
+    @property
+    def failed(self) -> str:
+        """Why there is no answer; "" where there is one."""
+        if not self.execution.ok:
+            return self.execution.error
+        return "" if self.execution.value is not None else "the program gives no answer"
+
+
+@dataclass(frozen=True)
+class Action:
+    """`M_act`: a language model that writes a rationale and a program with the functions it is shown, or with none.
+
+    Its tokens are held to programs that call shown functions only (`constrained`). A program that fails is shown to
+    the model once more, with its error (`correct`).
+    """
+
+    model: Any
+    tokenizer: Any
+    constrained: bool = True
+    correct: bool = True
+    max_new_tokens: int = 150
+
+    def attempts(
+        self, questions: Sequence[str], shown: Sequence[Sequence[str]], tools: Toolset,
+        sandbox: Sandbox, *, progress: bool = False,
+    ) -> list[list[Attempt]]:  # fmt: skip
+        """Attempts of each question, the last one being its answer: one, or two where the first failed."""
+        found = [[a] for a in self._write(questions, shown, tools, sandbox, None, progress)]
+        failed = [i for i, a in enumerate(found) if a[-1].failed] if self.correct else []
+        if failed:
+            chosen = [[values[i] for i in failed] for values in (questions, shown)]
+            again = self._write(*chosen, tools, sandbox, [found[i][-1] for i in failed], progress)
+            for i, attempt in zip(failed, again, strict=True):
+                found[i].append(attempt)
+        return found
+
+    def _write(
+        self, questions: Sequence[str], shown: Sequence[Sequence[str]], tools: Toolset,
+        sandbox: Sandbox, failed: list[Attempt] | None, progress: bool,
+    ) -> list[Attempt]:  # fmt: skip
+        prompts, rules = [], []
+        for i, (question, names) in enumerate(zip(questions, shown, strict=True)):
+            listed = [tools[name] for name in names]
+            error = {"error": failed[i].failed, "program": failed[i].program} if failed else {}
+            prompts.append(lm.action_prompt(question, listed, **error))
+            rules.append(Grammar(listed))
+        programs = lm.generate(
+            self.model, self.tokenizer, prompts, max_new_tokens=self.max_new_tokens,
+            allows=rules if self.constrained else None, progress=progress,
+        )  # fmt: skip
+        outcomes = sandbox.map([tools.job(p, names) for p, names in zip(programs, shown, strict=True)])
+        return [
+            Attempt(p, _called(p, names), o) for p, names, o in zip(programs, shown, outcomes, strict=True)
+        ]  # fmt: skip
+
+
+def _called(program: str, names: Sequence[str]) -> tuple[str, ...]:
+    try:
+        return tuple(calls(checked(program, functions=names), names))
+    except ProgramRefused:
+        return ()
+
+
+@dataclass(frozen=True)
+class Trace:
+    """One question from plan to answer; print it."""
+
+    question: str
+    plan: str
+    functions: tuple[str, ...]
+    attempts: tuple[Attempt, ...]
+
+    @property
+    def program(self) -> str:
+        """The last program written."""
+        return self.attempts[-1].program
+
+    @property
+    def output(self) -> str:
+        """What it printed, or the error it ended with."""
+        last = self.attempts[-1]
+        return last.failed or last.execution.stdout
+
+    @property
+    def answer(self) -> Any:
+        """Its value; None where it failed."""
+        return self.attempts[-1].execution.value
+
+    def __str__(self) -> str:
+        lines = [f"Question   {self.question}", f"Plan       {self.plan}", f"Retrieved  {', '.join(self.functions)}"]
+        for number, attempt in enumerate(self.attempts, start=1):
+            label = "Program    " if number == 1 else "Corrected  "
+            lines.append(label + attempt.program.replace("\n", "\n" + " " * len(label)))
+            lines.append(f"Output     {attempt.failed or attempt.execution.value}")
+        return "\n".join(lines)
+
+
+@dataclass
+class SciAgent:
+    """An agent over a toolset, which `swap` exchanges for another one without training.
+
+    `index` makes the retriever's index of a toolset (`lib.sciagent.retriever`); `shown` functions are put before the
+    action model.
+    """
+
+    planner: Planner
+    action: Action
+    tools: Toolset
+    sandbox: Sandbox
+    index: Callable[[Toolset], Any]
+    shown: int = 3
+    _searchable: Any = field(init=False)
+
+    def __post_init__(self) -> None:
+        if not len(self.tools):
+            raise TenfoldError("the toolset is empty: add functions, or take those of a package by from_package.")
+        self._searchable = self.index(self.tools)
+
+    @classmethod
+    def from_pretrained(
+        cls, model: str, tools: Toolset, sandbox: Sandbox, *, adapter: str | Path | None = None,
+        encoder: str = "minilm", dtype: Any = None, device: str | None = None, shown: int = 3,
+    ) -> "SciAgent":  # fmt: skip
+        """Agent of a language model, a sentence encoder (short names, folders, hub names) and an adapter of `lm.train`.
+
+        A model without an adapter was never taught the two prompts: expect little of it.
+        """
+        from lib.sciagent.retriever import hybrid
+        from lib.zoo import load_encoder, load_lm
+
+        base, tokenizer = load_lm(model, dtype=dtype, device=device)
+        base = base if adapter is None else lm.load(base, Path(adapter))
+        index = hybrid(load_encoder(encoder, device))
+        return cls(Planner(base, tokenizer), Action(base, tokenizer), tools, sandbox, index, shown)
+
+    def swap(self, tools: Toolset) -> "SciAgent":
+        """The same agent over another toolset."""
+        return SciAgent(self.planner, self.action, tools, self.sandbox, self.index, self.shown)
+
+    def solve(self, question: str) -> Trace:
+        """Trace of one question; raises TenfoldError for an empty one."""
+        return self.solve_all([question])[0]
+
+    def solve_all(self, questions: Sequence[str], *, progress: bool = False) -> list[Trace]:
+        """Traces of many questions, in batches."""
+        if not all(q.strip() for q in questions):
+            raise TenfoldError("a question is empty: say what to compute and from what.")
+        plans = self.planner.plans(questions, progress=progress)
+        queries = [f"{q} {p}" for q, p in zip(questions, plans, strict=True)]
+        shown = self._searchable.search(queries, self.shown)
+        attempts = self.action.attempts(questions, shown, self.tools, self.sandbox, progress=progress)
+        rows = zip(questions, plans, shown, attempts, strict=True)
+        return [Trace(q, p, tuple(s), tuple(a)) for q, p, s, a in rows]

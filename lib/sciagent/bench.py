@@ -1,0 +1,137 @@
+"""Speed: a sandbox call against a fresh `python` a call, and retrieval against a plain search of unbatched queries.
+
+Ratios are ours / peer, so smaller is better. Goals in absolute terms are ratios to a constant: 5 ms a warm call, 200
+calls a second on two workers, 5 ms a query over 10,000 functions.
+"""
+
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+
+from lib.sciagent.retriever import EncoderIndex, WordIndex
+from lib.sciagent.sandbox import Job, Limits, Sandbox
+
+PRELOAD = ("numpy", "pandas", "fluids.core", "fluids.friction", "ht", "chemicals", "scipy.special")
+PROGRAM = "answer = Reynolds(V=2.5, D=0.25, rho=1.1613, mu=1.9e-05)"
+TOOLS = {"Reynolds": "fluids.core:Reynolds"}
+FRESH = "from fluids.core import Reynolds\nprint(Reynolds(V=2.5, D=0.25, rho=1.1613, mu=1.9e-05))"
+
+
+def cases(*, quick: bool = False) -> Iterator[dict[str, Any]]:
+    """Yield the cases: calls on warm workers, code in a fork of its own, throughput, and retrieval."""
+    calls, functions = (10, 500) if quick else (100, 10_000)
+    with Sandbox(workers=2, preload=PRELOAD, limits=Limits(seconds=10.0)) as sandbox:
+        yield from _calls(sandbox, calls)
+    yield from _retrieval(functions, 8 if quick else 32)
+
+
+def _calls(sandbox: Sandbox, calls: int) -> Iterator[dict[str, Any]]:
+    def milliseconds(call: Callable[[], Any], times: int) -> list[float]:
+        call()
+        found = []
+        for _ in range(times):
+            began = time.perf_counter()
+            call()
+            found.append(1e3 * (time.perf_counter() - began))
+        return [float(np.median(part)) for part in np.array_split(found, min(times, 7))]
+
+    def checked() -> None:
+        assert sandbox.run(PROGRAM, tools=TOOLS).ok
+
+    def unchecked() -> None:
+        assert sandbox.run_unchecked(FRESH).ok
+
+    def fresh() -> None:
+        subprocess.run([sys.executable, "-I", "-c", FRESH], check=True, capture_output=True)
+
+    def rate() -> list[float]:
+        jobs = [Job(PROGRAM, TOOLS)] * (5 * calls)
+        sandbox.map(jobs[:10])
+        found = []
+        for _ in range(5):
+            began = time.perf_counter()
+            sandbox.map(jobs)
+            found.append(1e3 * (time.perf_counter() - began) / len(jobs))
+        return found
+
+    few = max(7, calls // 10)
+    yield {
+        "name": "a program on a warm worker, against a fresh python", "unit": "ms", "peer_name": "python -I -c",
+        "ours": lambda: milliseconds(checked, calls), "peer": lambda: milliseconds(fresh, few), "goal": 0.1,
+    }  # fmt: skip
+    yield {
+        "name": "unchecked code in a fork of its own, against a fresh python", "unit": "ms",
+        "ours": lambda: milliseconds(unchecked, calls), "peer": lambda: milliseconds(fresh, few),
+        "peer_name": "python -I -c", "goal": 0.3,
+    }  # fmt: skip
+    yield {
+        "name": "a program on a warm worker, median", "unit": "ms", "ours": lambda: milliseconds(checked, calls),
+        "peer": lambda: [5.0] * min(calls, 7), "peer_name": "5 ms", "goal": 1.0,
+    }  # fmt: skip
+    yield {
+        "name": "a program among many on two workers", "unit": "ms", "ours": rate, "peer": lambda: [5.0] * 5,
+        "peer_name": "200 calls a second", "goal": 1.0,
+    }  # fmt: skip
+
+
+def _retrieval(functions: int, batch: int) -> Iterator[dict[str, Any]]:
+    from lib.zoo import load_encoder
+
+    encoder = load_encoder("minilm")
+    draw = np.random.default_rng(0)
+    vocabulary = np.array("pressure drop pipe heat flux vapor liquid density critical friction valve rate".split())
+    texts = [" ".join(row) for row in draw.choice(vocabulary, (functions, 12))]
+    names = [f"f{i}" for i in range(functions)]
+    queries = [" ".join(row) for row in draw.choice(vocabulary, (batch, 24))]
+    index = _without_encoding(encoder, names, draw)
+    sparse = WordIndex(names, texts)
+
+    def one_by_one() -> None:
+        """A plain search: each query encoded alone, all functions sorted."""
+        vectors = index.vectors.numpy()
+        for query in queries:
+            np.argsort(-(vectors @ encoder.encode([query])[0].numpy()))[:5]
+
+    def ranked_words() -> None:
+        from rank_bm25 import BM25Okapi
+
+        peer = BM25Okapi([text.split() for text in texts])
+        timed.append(_seconds(lambda: [np.argsort(-peer.get_scores(q.split()))[:5] for q in queries]))
+
+    timed: list[float] = []
+    where = f"{batch} queries over {functions} functions"
+    yield {
+        "name": f"encoder, {where}", "unit": "s", "ours": lambda: index.search(queries, 5), "peer": one_by_one,
+        "peer_name": "one query at a time, all sorted", "goal": 1.0,
+    }  # fmt: skip
+    yield {
+        "name": f"encoder, a query of {where}", "unit": "ms", "peer_name": "5 ms", "goal": 1.0,
+        "ours": lambda: [1e3 * _seconds(lambda: index.search(queries, 5)) / batch for _ in range(7)],
+        "peer": lambda: [5.0] * 7,
+    }  # fmt: skip
+    ranked_words()
+    yield {
+        "name": f"BM25, a query of {where}, against rank-bm25", "unit": "ms", "peer_name": "rank-bm25", "goal": 0.2,
+        "ours": lambda: [1e3 * _seconds(lambda: sparse.search(queries, 5)) / batch],
+        "peer": lambda: [1e3 * timed[-1] / batch],
+    }  # fmt: skip
+
+
+def _without_encoding(encoder: Any, names: list[str], draw: np.random.Generator) -> EncoderIndex:
+    """An index of random unit vectors: search time does not depend on their direction."""
+    import torch
+
+    index = EncoderIndex(encoder, names[:1], ["one"])
+    vectors = torch.from_numpy(draw.standard_normal((len(names), index.vectors.shape[1]), dtype=np.float32))
+    index.names, index.vectors = names, torch.nn.functional.normalize(vectors, dim=-1)
+    return index
+
+
+def _seconds(call: Callable[[], Any]) -> float:
+    began = time.perf_counter()
+    call()
+    return time.perf_counter() - began

@@ -1,0 +1,178 @@
+"""A MathFunc-like corpus: questions, plans, functions shown and solutions verified by execution (arXiv:2402.11451).
+
+Every training question gets ad-hoc functions of its own, as the paper's were written for one question each: a wrapper
+around the library's function, named and documented in the question's words. **Own-function** samples show it.
+**Cross-retrieval** samples show what is retrieved from the library and the ad-hoc functions of *other* questions, never
+the question's own, and are kept where the library function that answers is among them. Function-free samples show
+retrieved functions too, and use none.
+"""
+
+import ast
+import hashlib
+import random
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from lib.sciagent import phrases
+from lib.sciagent.questions import Question
+from lib.sciagent.tools import Example, Parameter, Tool
+from lib.sciagent.toolset import Toolset
+
+MODES = ("cross", "own")
+HELD_OUT_FAMILIES = 4  # one family in so many is for tests
+Retrieve = Callable[[Sequence[str], Sequence[str]], list[list[str]]]  # queries and candidate names -> ranked names
+
+
+@dataclass(frozen=True)
+class Sample:
+    """What the action model learns from: a question, the names of the functions shown, and the program."""
+
+    question: Question
+    shown: tuple[str, ...]
+    program: str
+
+
+def in_test(family: str, *, held_out_libraries: Sequence[str] = ()) -> bool:
+    """Whether a family of functions (a library's module) is held out: by a hash that no seed moves, or its library."""
+    if family.split(".")[0] in held_out_libraries:
+        return True
+    return int(hashlib.sha256(family.encode()).hexdigest()[:8], 16) % HELD_OUT_FAMILIES == 0
+
+
+def split_tools(tools: Sequence[Tool], *, held_out_libraries: Sequence[str] = ()) -> tuple[list[Tool], list[Tool]]:
+    """Tools for training and tools for testing: no family, and no held-out library, on both sides.
+
+    The methods of one family compute the same quantity in other ways, so a split within families would leak.
+    """
+    test = [tool for tool in tools if in_test(unit_of_split(tool), held_out_libraries=held_out_libraries)]
+    names = {tool.name for tool in test}
+    return [tool for tool in tools if tool.name not in names], test
+
+
+def unit_of_split(tool: Tool) -> str:
+    """What a split keeps together: the module, whose functions are methods for one quantity.
+
+    A module of distributions holds many quantities (a unit is one distribution), and so do those of mathematics and
+    finance (a unit is a stem of names: `gammainc` and `gammaincc`).
+    """
+    if tool.domain == "statistics":
+        return f"{tool.family}.{tool.name.rpartition('_')[0]}"
+    return f"{tool.family}.{tool.name[:4]}" if tool.domain in ("mathematics", "finance") else tool.family
+
+
+def own_function(question: Question, toolset: Toolset, number: int) -> Tool:
+    """The ad-hoc function of a question: a wrapper of its library function, in the question's words."""
+    tool = toolset[question.functions[-1]]
+    words = re.findall(r"[a-z]+", question.goal.lower())[:4] or ["value"]
+    name = f"{'_'.join(words)}_{number}"
+    example = _example(question, tool)
+    wanted = {p.name: p for p in tool.parameters if p.name in example}
+    renamed = {p.name: _argument(p, i) for i, p in enumerate(wanted.values())}
+    passed = ", ".join(renamed[n] if tool.positional else f"{n}={renamed[n]}" for n in example)
+    module, _, attribute = tool.place.partition(":")
+    source = (
+        f"def {name}({', '.join(renamed.values())}):\n    import {module}\n    return {module}.{attribute}({passed})\n"
+    )
+    draw = random.Random(name)
+    return Tool(
+        name=name, library="adhoc", family=tool.family, domain=tool.domain,
+        summary=phrases.reworded(phrases.context_of(tool.summary, question.goal) or question.goal, draw, 1.0),
+        parameters=tuple(
+            Parameter(renamed[p.name], phrases.reworded(p.text, draw, 1.0), p.unit, p.kind) for p in wanted.values()
+        ),
+        returns=Parameter("value", phrases.reworded(question.goal, draw, 1.0), tool.returns.unit),
+        examples=(Example({renamed[n]: v for n, v in example.items()}, question.answer, True),),
+        source=source,
+    )  # fmt: skip
+
+
+def _example(question: Question, tool: Tool) -> dict[str, Any]:
+    """Arguments of a question's last call by name; of the tool's first example where one is a variable."""
+    call = ast.parse(question.program.splitlines()[-1].removeprefix("answer = "), mode="eval").body
+    assert isinstance(call, ast.Call)
+    try:
+        values = [ast.literal_eval(a) for a in [*call.args, *(k.value for k in call.keywords)]]
+    except ValueError:
+        return tool.examples[0].arguments
+    names = [k.arg for k in call.keywords] or [p.name for p in tool.parameters]
+    return {str(n): v for n, v in zip(names, values, strict=False)}
+
+
+def _argument(parameter: Parameter, position: int) -> str:
+    words = re.findall(r"[a-z]+", phrases.first_clause(parameter.text, 40).lower())[:2]
+    return "_".join([*words, str(position)])
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """Training questions with the ad-hoc function of each (None where the question needs none)."""
+
+    questions: tuple[Question, ...]
+    own: tuple[Tool | None, ...]
+    library: Toolset
+    tools: Toolset  # the library and all ad-hoc functions
+
+    @classmethod
+    def build(cls, questions: Sequence[Question], library: Toolset) -> "Corpus":
+        """Corpus of questions over a library's tools."""
+        own = [own_function(q, library, i) if q.functions else None for i, q in enumerate(questions)]
+        return cls(tuple(questions), tuple(own), library, library | Toolset(tool for tool in own if tool))
+
+    def candidates(self, number: int) -> list[str]:
+        """Names that question `number` may retrieve: all but its own ad-hoc function."""
+        own = self.own[number]
+        return [tool.name for tool in self.tools if own is None or tool.name != own.name]
+
+    def samples(
+        self, mode: str, retrieve: Retrieve, *, shown: int, seed: int, keep: Sequence[int] | None = None
+    ) -> list[Sample]:
+        """Training samples of the questions (those numbered in `keep`), with `shown` functions each at most.
+
+        Raises ValueError for a mode other than `cross` and `own`.
+        """
+        if mode not in MODES:
+            raise ValueError(f"mode {mode!r} is neither 'cross' nor 'own'")
+        numbers = list(range(len(self.questions)) if keep is None else keep)
+        queries = [f"{self.questions[i].text} {self.questions[i].plan}" for i in numbers]
+        ranked = retrieve(queries, [tool.name for tool in self.tools])
+        draw = random.Random(f"{seed}/{mode}")
+        made = [self._sample(i, names, mode, shown, draw) for i, names in zip(numbers, ranked, strict=True)]
+        return [sample for sample in made if sample is not None]
+
+    def _sample(self, i: int, ranked: list[str], mode: str, shown: int, draw: random.Random) -> Sample | None:
+        question, own = self.questions[i], self.own[i]
+        if own is not None and mode == "own":
+            if len(question.functions) > 1:
+                return None  # an ad-hoc function answers one call
+            return Sample(question, (own.name,), f"answer = {own.call(own.examples[0].arguments)}")
+        allowed = set(self.candidates(i))
+        names = [name for name in ranked if name in allowed][: draw.randint(1, shown)]
+        if not set(question.functions) <= set(names):
+            return None  # what was retrieved cannot answer it
+        draw.shuffle(names)
+        return Sample(question, tuple(names), question.program)
+
+
+def rationale(program: str, toolset: Toolset, names: Sequence[str]) -> str:
+    """A program with a comment before each line: what it computes, and from which of the question's values.
+
+    The comment puts each value beside the documented meaning of its argument, in the order of the call: a small model
+    binds the values there, and copies them below.
+    """
+    lines = []
+    for line in program.splitlines():
+        called = next((name for name in names if re.search(rf"\b{re.escape(name)}\(", line)), None)
+        lines += [f"# {_bindings(line, toolset[called]) if called else 'arithmetic'}", line]
+    return "\n".join(lines)
+
+
+def _bindings(line: str, tool: Tool) -> str:
+    call = ast.parse(line.partition(" = ")[2], mode="eval").body
+    assert isinstance(call, ast.Call)
+    names = [p.name for p in tool.parameters]
+    given = [*zip(names, call.args, strict=False), *((k.arg, k.value) for k in call.keywords)]
+    texts = {p.name: phrases.first_clause(p.text, 26) for p in tool.parameters}
+    goal = phrases.first_clause(phrases.goal_of(tool.returns.text, tool.summary), 40)
+    return f"{goal} from " + "; ".join(f"{texts.get(str(n)) or n} {ast.unparse(v)}" for n, v in given)

@@ -1,0 +1,191 @@
+"""Retrieval of functions for a question (and plan): a sentence encoder, tuned contrastively, beside BM25.
+
+`F_k = topk cos(E(question, plan), E(function))` of arXiv:2402.11451; in-batch negatives as in DPR (arXiv:2004.04906).
+"""
+
+import copy
+import random
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from lib.sciagent.toolset import Toolset
+
+TEMPERATURE = 0.05  # of the contrastive loss, as sentence encoders are commonly tuned
+LONGEST_TOKENS = 96
+
+
+def words(text: str) -> list[str]:
+    """Lower-case words of two letters or more, without the plural's s."""
+    return [w.rstrip("s") or w for w in re.findall(r"[a-z]{2,}", text.lower())]
+
+
+class EncoderIndex:
+    """Functions by the embedding of their text; exact search by one matrix product, in blocks of queries."""
+
+    def __init__(self, encoder: Any, names: Sequence[str], texts: Sequence[str], *, progress: bool = False) -> None:
+        self.encoder, self.names = encoder, list(names)
+        self.vectors = encoder.encode(texts, progress=progress)
+
+    def scores(self, queries: Sequence[str]) -> Float[Tensor, "queries functions"]:
+        """Cosine of each query with each function."""
+        return self.encoder.encode(queries) @ self.vectors.T
+
+    def search(self, queries: Sequence[str], k: int) -> list[list[str]]:
+        """Names of the k nearest functions of each query, nearest first."""
+        return ranked(self.scores(queries), self.names, k)
+
+
+class WordIndex:
+    """Functions by BM25 (Okapi), as a sparse matrix so that a batch of queries is one product."""
+
+    def __init__(self, names: Sequence[str], texts: Sequence[str]) -> None:
+        from rank_bm25 import BM25Okapi
+        from scipy.sparse import csr_array
+
+        self.names = list(names)
+        documents = [words(text) or ["-"] for text in texts]
+        bm25 = BM25Okapi(documents)
+        self.vocabulary = {word: i for i, word in enumerate(bm25.idf)}
+        rows, columns, values = [], [], []
+        for row, (frequencies, length) in enumerate(zip(bm25.doc_freqs, bm25.doc_len, strict=True)):
+            for word, count in frequencies.items():
+                norm = count + bm25.k1 * (1 - bm25.b + bm25.b * length / bm25.avgdl)
+                rows.append(row)
+                columns.append(self.vocabulary[word])
+                values.append(bm25.idf[word] * count * (bm25.k1 + 1) / norm)
+        self.weights = csr_array((values, (columns, rows)), shape=(len(self.vocabulary), len(documents)))
+
+    def scores(self, queries: Sequence[str]) -> Float[Tensor, "queries functions"]:
+        """BM25 score of each function for each query."""
+        from scipy.sparse import csr_array
+
+        entries = [(i, self.vocabulary[w]) for i, q in enumerate(queries) for w in words(q) if w in self.vocabulary]
+        rows, columns = zip(*entries, strict=True) if entries else ((), ())
+        counts = csr_array((np.ones(len(rows)), (rows, columns)), shape=(len(queries), len(self.vocabulary)))
+        return torch.from_numpy((counts @ self.weights).toarray()).float()
+
+    def search(self, queries: Sequence[str], k: int) -> list[list[str]]:
+        """Names of the k best functions of each query, best first."""
+        return ranked(self.scores(queries), self.names, k)
+
+
+@dataclass
+class HybridIndex:
+    """Both, each query's scores put on one scale (zero mean, unit spread), then added; `weight` is the encoder's."""
+
+    dense: EncoderIndex
+    sparse: WordIndex
+    weight: float = 0.7
+    names: list[str] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.names = self.dense.names
+
+    def scores(self, queries: Sequence[str]) -> Float[Tensor, "queries functions"]:
+        """Weighted sum of standardised scores."""
+        dense, sparse = (_standardised(index.scores(queries)) for index in (self.dense, self.sparse))
+        return self.weight * dense + (1 - self.weight) * sparse
+
+    def search(self, queries: Sequence[str], k: int) -> list[list[str]]:
+        """Names of the k best functions of each query, best first."""
+        return ranked(self.scores(queries), self.names, k)
+
+
+def hybrid(encoder: Any) -> Callable[[Toolset], HybridIndex]:
+    """What makes the index of a toolset, for `agent.SciAgent`: an encoder and BM25 over the tools' texts."""
+
+    def index(tools: Toolset) -> HybridIndex:
+        names, texts = [tool.name for tool in tools], [tool.indexed() for tool in tools]
+        return HybridIndex(EncoderIndex(encoder, names, texts), WordIndex(names, texts))
+
+    return index
+
+
+def _standardised(scores: Float[Tensor, "queries functions"]) -> Float[Tensor, "queries functions"]:
+    return (scores - scores.mean(1, keepdim=True)) / scores.std(1, keepdim=True).clamp_min(1e-6)
+
+
+def ranked(scores: Float[Tensor, "queries functions"], names: Sequence[str], k: int) -> list[list[str]]:
+    """Names of the k highest scores of each row, highest first."""
+    best = scores.topk(min(k, scores.shape[1]), dim=1).indices
+    return [[names[j] for j in row] for row in best.tolist()]
+
+
+def ranks(found: Sequence[Sequence[str]], wanted: Sequence[Sequence[str]]) -> np.ndarray:
+    """Rank (from 1) of the worst-placed wanted function of each query; infinity where one was not found."""
+    worst = []
+    for names, needed in zip(found, wanted, strict=True):
+        place = {name: i + 1 for i, name in enumerate(names)}
+        worst.append(max(place.get(name, np.inf) for name in needed))
+    return np.array(worst)
+
+
+def hit_at(rank: np.ndarray, k: int) -> np.ndarray:
+    """1 for each query all of whose functions are among the first k, else 0."""
+    return (rank <= k).astype(float)
+
+
+def reciprocal(rank: np.ndarray) -> np.ndarray:
+    """Reciprocal rank of each query, 0 where not found; their mean is the MRR."""
+    return 1 / rank
+
+
+def tune(
+    encoder: Any, queries: Sequence[str], positives: Sequence[str], negatives: Sequence[Sequence[str]], *, steps: int,
+    batch_size: int = 32, learning_rate: float = 3e-5, seed: int = 0, progress: bool = False,
+) -> Any:  # fmt: skip
+    """A copy of a sentence encoder (`lib.zoo.load_encoder`), tuned so that queries lie near their function's text.
+
+    Each query is told apart from the batch's other functions and from one hard negative of its own (texts in
+    `negatives`, which may be empty). Texts of one function are never each other's negatives.
+    """
+    from tqdm import tqdm
+
+    tuned = copy.copy(encoder)
+    tuned.model = copy.deepcopy(encoder.model).train()
+    draw = random.Random(seed)
+    optimizer = torch.optim.AdamW(tuned.model.parameters(), lr=learning_rate, weight_decay=0.01)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda s: min(1.0, (s + 1) / 5) * (1 - s / steps))
+    order: list[int] = []
+    for _ in tqdm(range(steps), desc="tune retriever", disable=not progress):
+        if len(order) < batch_size:
+            order = draw.sample(range(len(queries)), len(queries))
+        batch, order = order[:batch_size], order[batch_size:]
+        loss = contrastive_loss(tuned, batch, queries, positives, negatives, draw)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(tuned.model.parameters(), 1.0)
+        optimizer.step()
+        schedule.step()
+        optimizer.zero_grad(set_to_none=True)
+    tuned.model.eval()
+    return tuned
+
+
+def contrastive_loss(
+    encoder: Any, batch: Sequence[int], queries: Sequence[str], positives: Sequence[str],
+    negatives: Sequence[Sequence[str]], draw: random.Random,
+) -> Float[Tensor, ""]:  # fmt: skip
+    """Cross-entropy of each query's own function among the batch's functions and hard negatives."""
+    hard = [draw.choice(negatives[i]) for i in batch if negatives[i]]
+    texts = [positives[i] for i in batch] + hard
+    query, function = embed(encoder, [queries[i] for i in batch]), embed(encoder, texts)
+    scores = query @ function.T / TEMPERATURE
+    same = torch.tensor([[texts[j] == texts[i] and i != j for j in range(len(texts))] for i in range(len(batch))])
+    return torch.nn.functional.cross_entropy(scores.masked_fill(same, -torch.inf), torch.arange(len(batch)))
+
+
+def embed(encoder: Any, texts: Sequence[str]) -> Float[Tensor, "texts dim"]:
+    """Embeddings with gradients: mean over tokens, unit length, as `Encoder.encode` has them without."""
+    inputs = encoder.tokenizer(
+        list(texts), padding=True, truncation=True, max_length=LONGEST_TOKENS, return_tensors="pt"
+    ).to(encoder.model.device)
+    hidden = encoder.model(**inputs).last_hidden_state.float()
+    mask = inputs["attention_mask"].unsqueeze(-1)
+    return torch.nn.functional.normalize((hidden * mask).sum(1) / mask.sum(1), dim=-1)

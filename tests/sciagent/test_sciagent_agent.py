@@ -1,0 +1,207 @@
+# ruff: noqa: E501 - one list of texts
+"""Constrained decoding, training and generation at tiny size, and the agent's loop with a scripted model."""
+
+import pytest
+import torch
+
+from lib import TenfoldError
+from lib.sciagent import Execution, Toolset, agent, lm, retriever, science
+from lib.sciagent.grammar import Grammar
+from lib.sciagent.program import calls, checked
+
+
+@pytest.fixture(scope="module")
+def grammar(tools):
+    return Grammar([tools["LMTD"], tools["fv"]])
+
+
+POSSIBLE = [
+    "", "#", "# any words ( at all", "a", "answer", "answer =", "answer = ", "answer = L", "answer = LMTD", "answer = LMTD(",
+    "answer = LMTD(T", "answer = LMTD(Thi=3", "answer = LMTD(Thi=30.5, Tho=2e", "x = fv(rate=0.1, nper=3, pmt=1, pv=2)\nanswer = x",
+    "answer = 2 * pi * 3**2", "answer = sqrt(2) / (1 +", "# words\nanswer = [1, 2", "answer = fv(rate=sq",
+]  # fmt: skip
+IMPOSSIBLE = [
+    " answer", "answer = Re", "answer = os.", "import os", "answer = LMTD(q", "answer = LMTD(Thi=3, zz=", "answer = fv.__",
+    "answer = y", "LMTD = 3", "answer = 3;", "answer = (lambda", "answer = {", "answer = 2)", "answer = 'a'.", "fv(1)\n",
+    "answer == 3\n", "a_name_that_never_comes_to_an_end", "answer = open(", "# a\n# b", "x = 1\n\nanswer", "answer = 1\nx", "answer = LMTD(Thi=3)", "answer = LMTD(Thi=3, Thi=",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("text", POSSIBLE)
+def test_what_can_still_become_a_program_goes_on(grammar, text):
+    assert grammar(text)
+
+
+@pytest.mark.parametrize("text", IMPOSSIBLE)
+def test_what_calls_something_else_is_stopped_at_once(grammar, text):
+    assert not grammar(text)
+
+
+def test_every_prefix_of_a_program_is_allowed_and_it_may_end_only_when_complete(tools, grammar):
+    program = f"# mean difference\nx = {tools['LMTD'].call(tools['LMTD'].examples[0].arguments)}\nanswer = round(x, 2)"
+    assert all(grammar(program[:i]) for i in range(len(program) + 1))
+    assert grammar(program + lm.END)
+    for unfinished in ("", "# words", "x = 3", "answer = ", "answer = LMTD(", "answer = 3 +"):
+        assert not grammar(unfinished + lm.END)
+
+
+class Tokenizer:
+    """Characters as tokens, in the shape that `lm.generate` asks for."""
+
+    pad_token_id, eos_token_id, eos_token = 0, 1, "<eos>"
+
+    def __call__(self, texts, *, padding=False, add_special_tokens=False, return_tensors=None):
+        from transformers import BatchEncoding
+
+        rows = [self.encode(t) for t in ([texts] if isinstance(texts, str) else texts)]
+        if return_tensors is None:
+            return BatchEncoding({"input_ids": rows[0]})
+        width = max(map(len, rows))
+        ids = torch.tensor([[0] * (width - len(r)) + r for r in rows])
+        mask = torch.tensor([[0] * (width - len(r)) + [1] * len(r) for r in rows])
+        return BatchEncoding({"input_ids": ids, "attention_mask": mask})
+
+    def encode(self, text):
+        parts = text.split(self.eos_token)
+        ids = [[ord(c) % 126 + 2 for c in part] for part in parts]
+        return [i for n, part in enumerate(ids) for i in ([1] if n else []) + part]
+
+    def decode(self, ids):
+        return "".join(self.eos_token if i == 1 else chr(max(i - 2, 0)) for i in ids)
+
+
+@pytest.fixture(scope="module")
+def tiny():
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=130, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2,
+        num_key_value_heads=1, max_position_embeddings=512,
+    )  # fmt: skip
+    return LlamaForCausalLM(config).eval(), Tokenizer()
+
+
+def test_constrained_generation_writes_programs_of_shown_functions_only(tiny, tools):
+    model, tokenizer = tiny
+    prompts = ["a", "a longer prompt"]
+    rules = [Grammar([tools["LMTD"]])] * 2
+    free = lm.generate(model, tokenizer, prompts, max_new_tokens=24)
+    held = lm.generate(model, tokenizer, prompts, max_new_tokens=24, allows=rules)
+    assert not any(rules[0](text) and text for text in free), "an untrained model writes no programs by itself"
+    assert all(rules[0](text) for text in held)
+
+
+def test_batched_generation_is_that_of_each_prompt_alone(tiny):
+    model, tokenizer = tiny
+    prompts = ["x", "a much longer prompt than that", "one more"]
+    together = lm.generate(model, tokenizer, prompts, max_new_tokens=12)
+    alone = [lm.generate(model, tokenizer, [p], max_new_tokens=12)[0] for p in prompts]
+    assert together == alone
+
+
+def test_training_teaches_the_completion_and_saves_the_adapter(tiny, tmp_path):
+    import copy
+
+    model, tokenizer = tiny
+    pairs = [lm.Pair("Question: a\nPlan:", " first"), lm.Pair("Question: b\nPlan:", " other")] * 4
+    recipe = lm.Recipe(rank=8, learning_rate=1e-2, epochs=80, batch_size=4)
+    adapted = lm.train(copy.deepcopy(model), tokenizer, pairs, recipe, seed=0)
+    written = lm.generate(adapted, tokenizer, [p.prompt for p in pairs[:2]], max_new_tokens=10)
+    assert written == [" first", " other"]
+    lm.save(adapted, tmp_path)
+    again = lm.load(copy.deepcopy(model), tmp_path)
+    assert lm.generate(again, tokenizer, [p.prompt for p in pairs[:2]], max_new_tokens=10) == written
+
+
+def test_the_loss_is_the_completions_cross_entropy_whatever_the_padding(tiny):
+    model, tokenizer = tiny
+    rows = [([5, 6, 7], [8, 9]), ([5], [6, 7, 8, 9, 10])]
+    found = lm.completion_loss(model, rows, pad=0)
+    terms = []
+    for prompt, completion in rows:
+        ids = torch.tensor([prompt + completion])
+        logits = model(input_ids=ids).logits[0]
+        terms += [-logits[len(prompt) + i - 1].log_softmax(-1)[t] for i, t in enumerate(completion)]
+    torch.testing.assert_close(found, torch.stack(terms).mean(), atol=1e-5, rtol=1e-5)
+
+
+def test_nothing_to_train_on_is_refused(tiny):
+    with pytest.raises(ValueError, match="no pairs"):
+        lm.train(*tiny, [], lm.Recipe(), seed=0)
+
+
+class Scripted:
+    """Stands for `lm.generate`: says what it is told, and keeps the prompts."""
+
+    def __init__(self, monkeypatch, answers):
+        self.answers, self.prompts = list(answers), []
+        monkeypatch.setattr(lm, "generate", self)
+
+    def __call__(self, model, tokenizer, prompts, **_):
+        self.prompts += prompts
+        return [self.answers.pop(0) for _ in prompts]
+
+
+def words_index(tools):
+    return retriever.WordIndex([t.name for t in tools], [t.indexed() for t in tools])
+
+
+def new_agent(tools, warm):
+    return agent.SciAgent(agent.Planner(None, None), agent.Action(None, None), tools, warm, words_index)
+
+
+def test_a_question_goes_from_plan_to_answer(monkeypatch, tools, warm):
+    call = "# mean difference\nanswer = LMTD(Thi=100, Tho=60, Tci=30, Tco=40.2)"
+    script = Scripted(monkeypatch, [" log-mean temperature difference of a heat exchanger\nmore", call])
+    trace = new_agent(tools, warm).solve("Log mean temperature difference?")
+    assert trace.plan == "log-mean temperature difference of a heat exchanger"
+    assert "LMTD" in trace.functions
+    assert len(trace.functions) == 3
+    assert trace.answer == pytest.approx(43.200409294131525)
+    assert trace.attempts[0].called == ("LMTD",)
+    assert "LMTD(" in script.prompts[1]
+    assert str(trace).splitlines()[-1].startswith("Output     43.2")
+
+
+def test_an_error_is_shown_to_the_model_once(monkeypatch, tools, warm):
+    script = Scripted(monkeypatch, ["p", "answer = 1 / 0", "answer = 2"])
+    trace = new_agent(tools, warm).solve("q")
+    assert [a.execution.kind for a in trace.attempts] == ["error", "ok"]
+    assert trace.answer == 2
+    assert "Failed program:\nanswer = 1 / 0\nError: ZeroDivisionError" in script.prompts[2]
+    assert "Corrected  answer = 2" in str(trace)
+    script = Scripted(monkeypatch, ["p", "# only words", "answer = 3"])
+    assert new_agent(tools, warm).solve("q").answer == 3
+    assert "Error: the program gives no answer" in script.prompts[2]
+    Scripted(monkeypatch, ["p", "answer = 1 / 0", "answer = 1 / 0"])
+    assert new_agent(tools, warm).solve("q").output.startswith("ZeroDivisionError")
+
+
+def test_swapping_the_toolset_needs_nothing_else(monkeypatch, tools, warm):
+    Scripted(monkeypatch, ["p", "answer = fv(0.1, 2, -1, -10)"])
+    assert new_agent(tools, warm).swap(tools.subset({"fv"})).solve("future value").answer == pytest.approx(14.2)
+    with pytest.raises(TenfoldError, match="the toolset is empty"):
+        new_agent(Toolset(), warm)
+    with pytest.raises(TenfoldError, match="a question is empty"):
+        new_agent(tools, warm).solve("  ")
+
+
+def test_a_program_that_calls_what_was_not_shown_never_runs(monkeypatch, tools, warm):
+    Scripted(monkeypatch, ["p", "answer = irr([1])", "import os"])
+    trace = new_agent(tools.subset({"fv"}), warm).solve("q")
+    assert [a.execution.kind for a in trace.attempts] == ["refused", "refused"]
+    assert trace.answer is None
+    assert isinstance(trace.attempts[0].execution, Execution)
+
+
+def test_science_tools_answer_science_tasks(warm):
+    tools = science.science_toolset(warm)
+    rows = science.science_tasks(2, seed=0)
+    assert {row["function"] for row in rows} == {tool.name for tool in tools}
+    first = next(row for row in rows if row["task"] == "ph_calculation")
+    wanted = float(first["ideals"][0])
+    assert science.solved(first, wanted)
+    assert not science.solved(first, wanted + 0.2)
+    assert not science.solved(first, None)
+    assert calls(checked("answer = ph_of_acid(molarity=0.1, dissociation=1)", functions=["ph_of_acid"]), ["ph_of_acid"])
