@@ -69,8 +69,8 @@ class Action:
         found = [[a] for a in self._write(questions, shown, tools, sandbox, None, progress)]
         failed = [i for i, a in enumerate(found) if a[-1].failed] if self.correct else []
         if failed:
-            chosen = [[values[i] for i in failed] for values in (questions, shown)]
-            again = self._write(*chosen, tools, sandbox, [found[i][-1] for i in failed], progress)
+            posed, offered = [questions[i] for i in failed], [shown[i] for i in failed]
+            again = self._write(posed, offered, tools, sandbox, [found[i][-1] for i in failed], progress)
             for i, attempt in zip(failed, again, strict=True):
                 found[i].append(attempt)
         return found

@@ -113,6 +113,13 @@ def _retrieval(functions: int, batch: int) -> Iterator[dict[str, Any]]:
         "ours": lambda: [1e3 * _seconds(lambda: index.search(queries, 5)) / batch for _ in range(7)],
         "peer": lambda: [5.0] * 7,
     }  # fmt: skip
+    many = [f"f{i}" for i in range(10 * functions)]
+    large = _without_encoding(encoder, many, draw)
+    yield {
+        "name": f"encoder, a query of {batch} queries over {10 * functions} functions", "unit": "ms",
+        "ours": lambda: [1e3 * _seconds(lambda: large.search(queries, 5)) / batch for _ in range(7)],
+        "peer": lambda: [5.0] * 7, "peer_name": "5 ms", "goal": None,
+    }  # fmt: skip
     ranked_words()
     yield {
         "name": f"BM25, a query of {where}, against rank-bm25", "unit": "ms", "peer_name": "rank-bm25", "goal": 0.2,
@@ -125,7 +132,7 @@ def _without_encoding(encoder: Any, names: list[str], draw: np.random.Generator)
     """An index of random unit vectors: search time does not depend on their direction."""
     import torch
 
-    index = EncoderIndex(encoder, names[:1], ["one"])
+    index = EncoderIndex(encoder, names[:1], ["one"], dtype="bfloat16")
     vectors = torch.from_numpy(draw.standard_normal((len(names), index.vectors.shape[1]), dtype=np.float32))
     index.names, index.vectors = names, torch.nn.functional.normalize(vectors, dim=-1)
     return index

@@ -30,7 +30,7 @@ def science_tasks(each: int, *, seed: int) -> list[dict[str, Any]]:
     from lib.zoo import load_dataset
 
     rows: dict[str, list[dict[str, Any]]] = {task: [] for task in TASKS}
-    for row in load_dataset("evals", "all"):
+    for row in load_dataset("evals", "all").to_list():
         if row["task"] in rows:
             text = ASKED.get(row["task"], "{}").format(" ".join(row["input"].split()))
             text = re.sub(r"\s*(Answer with a single word|Provide your).*$", "", text)

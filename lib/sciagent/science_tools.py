@@ -53,7 +53,7 @@ def resistance_of_bands(colors: str) -> float:
     names = "black brown red orange yellow green blue violet grey white".split()
     digits = {name: i for i, name in enumerate(names)} | {"gray": 8, "purple": 7}
     first, second, multiplier = colors.lower().split()[:3]
-    power = {"gold": -1, "silver": -2}.get(multiplier, digits.get(multiplier))
+    power = {**digits, "gold": -1, "silver": -2}[multiplier]
     return round((10 * digits[first] + digits[second]) * 10.0**power, 6)
 
 

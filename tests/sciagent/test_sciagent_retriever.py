@@ -88,6 +88,13 @@ def test_embeddings_with_gradients_are_those_without(encoder):
     torch.testing.assert_close(retriever.embed(encoder, TEXTS).detach(), encoder.encode(TEXTS), atol=1e-5, rtol=1e-5)
 
 
+def test_half_precision_changes_cosines_by_little(encoder):
+    whole = retriever.EncoderIndex(encoder, NAMES, TEXTS)
+    half = retriever.EncoderIndex(encoder, NAMES, TEXTS, dtype="bfloat16")
+    assert half.vectors.dtype == torch.float32
+    torch.testing.assert_close(half.scores(QUERIES), whole.scores(QUERIES), atol=0.03, rtol=0)
+
+
 def test_tuning_brings_queries_to_their_functions_and_leaves_the_encoder_alone(encoder):
     queries, positives = ["the drag on", "loan", "pressure along"], [TEXTS[0], TEXTS[3], TEXTS[1]]
     before = encoder.encode(queries)
