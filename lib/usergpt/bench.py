@@ -48,7 +48,8 @@ def _merging(count: int) -> dict[str, Any]:
 
     points = _unit(count // 10, 0).repeat(10, axis=0) + 0.3 * _unit(count // 10 * 10, 1)
     points /= np.linalg.norm(points, axis=1, keepdims=True)
-    peer = AgglomerativeClustering(None, metric="cosine", linkage="average", distance_threshold=0.25)
+    options: Any = {"n_clusters": None, "distance_threshold": 0.25}
+    peer = AgglomerativeClustering(metric="cosine", linkage="average", **options)
     return {
         "name": f"{len(points)} labels merged", "unit": "s",
         "ours": lambda: mutual_neighbour_groups(points, k=5, threshold=0.75), "peer": lambda: peer.fit(points),
