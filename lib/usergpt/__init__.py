@@ -8,25 +8,37 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from lib.usergpt.annotation import Annotation, Annotator
+from lib.usergpt.chat_annotator import ChatAnnotator
+from lib.usergpt.chat_models import EndpointChatModel, LocalChatModel
 from lib.usergpt.conversations import Conversation, ConversationReader, draw
+from lib.usergpt.demonstrations import DemonstrationPool, load_demonstrations
 from lib.usergpt.gold import agreement, load_gold
 from lib.usergpt.privacy import mask, masked_excerpt
+from lib.usergpt.streaming import annotate_corpus
 from lib.usergpt.taxonomy import Taxonomy, load_taxonomy
 
 if TYPE_CHECKING:
+    from lib.usergpt.calibration import CalibratedAnnotator
     from lib.usergpt.zero_shot import Cut, EmbeddingAnnotator
 
-PLACES = {"EmbeddingAnnotator": "zero_shot", "Cut": "zero_shot"}
+PLACES = {"EmbeddingAnnotator": "zero_shot", "Cut": "zero_shot", "CalibratedAnnotator": "calibration"}
 __all__ = [
     "Annotation",
     "Annotator",
+    "CalibratedAnnotator",
+    "ChatAnnotator",
     "Conversation",
     "ConversationReader",
     "Cut",
+    "DemonstrationPool",
     "EmbeddingAnnotator",
+    "EndpointChatModel",
+    "LocalChatModel",
     "Taxonomy",
     "agreement",
+    "annotate_corpus",
     "draw",
+    "load_demonstrations",
     "load_gold",
     "load_taxonomy",
     "mask",

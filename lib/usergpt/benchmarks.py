@@ -21,7 +21,7 @@ from lib.usergpt.taxonomy import Taxonomy
 
 FOLDER = "lm_eval/tasks/"
 FILES = 6  # task files read of a family: the rest are its other languages and subjects
-PROMPTS = 4  # prompts kept of a family
+PROMPTS = 2  # prompts kept of a family
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,8 @@
 """Unsupervised topics as a second view: clusters of embeddings with names from class TF-IDF, in a hierarchy.
 
 Names are the words whose frequency in a cluster stands out against the other clusters (class TF-IDF,
-arXiv:2203.05794). Clusters below a minimum size are never shown: their members stand as one remainder.
+arXiv:2203.05794); verbs of requests ("write", "explain") are left out, since they name tasks. Clusters below a minimum
+size are never shown: their members stand as one remainder.
 """
 
 from collections.abc import Sequence
@@ -12,8 +13,12 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from lib import TenfoldError
+from lib.usergpt.phrases import VERBS
 from lib.usergpt.privacy import mask
 
+WISHES = frozenset(
+    "using used please like want need know let sure does did doing going new good make thank thanks".split()
+)
 HIDDEN = -1  # members of clusters that are too small to be shown
 
 
@@ -86,12 +91,12 @@ def find_topics(
 def name_clusters(
     texts: Sequence[str], member: Int[np.ndarray, "texts"], *, words: int = 3, texts_at_least: int = 3
 ) -> dict[int, str]:
-    """Name of each cluster: its `words` of greatest class TF-IDF, each used by `texts_at_least` of all texts."""
-    from sklearn.feature_extraction.text import CountVectorizer
+    """Name of each cluster: its Latin-script `words` of greatest class TF-IDF, each used by `texts_at_least` texts."""
+    from sklearn.feature_extraction.text import ENGLISH_STOP_WORDS, CountVectorizer
 
     counter = CountVectorizer(
-        stop_words="english", min_df=min(texts_at_least, max(1, len(texts) // 20)), max_df=0.5, max_features=8000,
-        token_pattern=r"(?u)\b[^\W\d_]{3,}\b", binary=True,
+        stop_words=sorted(ENGLISH_STOP_WORDS | VERBS | WISHES), token_pattern=r"\b[a-zà-ÿ]{3,}\b", binary=True,
+        min_df=min(texts_at_least, max(1, len(texts) // 20)), max_df=0.5, max_features=8000,
     )  # fmt: skip
     table = counter.fit_transform([mask(text) for text in texts])
     vocabulary = counter.get_feature_names_out()

@@ -176,3 +176,19 @@ def nearest_cosine(
     """Cosine of each request with the nearest benchmark prompt: how well the benchmarks cover it [requests]."""
     parts = [(requests[i : i + chunk] @ prompts.T).max(axis=1) for i in range(0, len(requests), chunk)]
     return np.concatenate(parts)
+
+
+def jackknife(values: Sequence[float], whole: float) -> tuple[float, float]:
+    """95 % interval of `whole` from the statistic's values with one group of items left out at a time.
+
+    For statistics that repeated items would distort, such as a number of distinct labels. Raises TenfoldError for
+    fewer than three groups.
+    """
+    from scipy import stats
+
+    left_out = np.asarray(values, dtype=np.float64)
+    if left_out.size < 3:
+        raise TenfoldError("a jackknife needs at least three groups to leave out.")
+    variance = (left_out.size - 1) / left_out.size * ((left_out - left_out.mean()) ** 2).sum()
+    half = float(stats.t.ppf(TAILS[1], left_out.size - 1) * np.sqrt(variance))
+    return whole - half, whole + half

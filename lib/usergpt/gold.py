@@ -1,8 +1,8 @@
 """Labels by people: ids and codes only, no text; and how well an annotator agrees with them.
 
-`gold.csv`: a random draw of conversations (`draw(…, salt="gold")`) labelled by one maintainer with the guidelines of
-`taxonomy.toml`: one domain, one to three task types, the main one first. `gold_second.csv`: a part of them labelled
-again later by the same person without sight of the first labels, so it measures consistency, not two opinions.
+`gold.csv`: a random draw of conversations (`draw(…, salt="gold")`) labelled by one maintainer from masked excerpts with
+the guidelines of `taxonomy.toml`: one domain, one to three task types, the main one first. `gold_second.csv`: a part of
+them labelled once more by the same person within hours. That is an upper bound of how well two people would agree.
 """
 
 import csv

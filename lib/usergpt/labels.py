@@ -34,10 +34,9 @@ class Merge:
     names: dict[str, str]
     counts: dict[str, int]
 
-    @property
-    def compression(self) -> float:
-        """Distinct labels before over after."""
-        return self.counts["raw"] / max(1, self.counts["rare joined"])
+    def compression(self, step: str = "rare joined") -> float:
+        """Distinct labels before over after a step (all steps by default)."""
+        return self.counts["raw"] / self.counts[step]
 
 
 def synonym(label: str) -> str:

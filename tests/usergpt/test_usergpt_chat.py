@@ -11,6 +11,7 @@ from lib.usergpt.chat_annotator import ChatAnnotator, in_lockstep
 from lib.usergpt.chat_models import ChatModel, EndpointChatModel, LocalChatModel, Reply
 from lib.usergpt.conversations import Conversation
 from lib.usergpt.demonstrations import Demonstration, DemonstrationPool, load_demonstrations
+from lib.usergpt.failures import failed
 from lib.usergpt.prompting import build_prompt, parse_reply
 from lib.usergpt.reply_cache import ReplyCache
 
@@ -270,3 +271,12 @@ def test_a_local_model_answers_in_batches_the_same_twice_and_refuses_what_does_n
     assert found[1].fault.startswith("a prompt of 9")
     assert all(found[i].text.startswith("** Output 1 **\n[domain]") for i in (0, 2))
     assert model.complete(prompts) == found
+
+
+def test_failures_are_judged_and_what_cannot_be_read_is_no_verdict():
+    model = Scripted(lambda prompt, attempt: Reply(f"answer to {prompt}"))
+    said = iter([Reply("FAIL."), Reply("pass"), Reply("PASS or FAIL?"), Reply(fault="endpoint: time-out")])
+    judge = Scripted(lambda prompt, attempt: next(said))
+    assert failed(model, judge, ["a", "b", "c", "mail x@y.org"]) == [True, False, None, None]
+    assert "Answer:\nanswer to a\n" in judge.asked[0]
+    assert "x@y.org" not in "".join(model.asked + judge.asked)

@@ -10,6 +10,7 @@ from lib.usergpt.compare import (
     bootstrap_weights,
     distribution,
     divergence,
+    jackknife,
     jensen_shannon,
     labelled,
     nearest_cosine,
@@ -166,3 +167,12 @@ def test_a_calibrated_annotator_keeps_the_protocol():
     table = indicator(gold, annotator.codes["tasks"], "tasks")
     assert table.sum() == 24
     assert main_labels(table, annotator.codes["tasks"])[:3] == ["CRE", "DBG", "TRA"]
+
+
+def test_the_jackknife_of_a_mean_is_its_standard_error():
+    values = np.random.default_rng(0).normal(size=12)
+    left_out = [np.delete(values, i).mean() for i in range(12)]
+    low, high = jackknife(left_out, values.mean())
+    assert (high - low) / 2 == pytest.approx(2.200985 * values.std(ddof=1) / 12**0.5, rel=1e-5)
+    with pytest.raises(TenfoldError, match="three groups"):
+        jackknife([1.0, 2.0], 1.5)

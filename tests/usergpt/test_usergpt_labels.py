@@ -43,7 +43,8 @@ def test_labels_are_merged_in_three_steps_and_named_by_the_commonest():
     assert merge.names == {
         "debugging": "debugging", "bug fixing": "debugging", "code repair": "debugging", "poems": "poem", "odd": "poem",
     }  # fmt: skip
-    assert merge.compression == 2.5
+    assert merge.compression() == 2.5
+    assert merge.compression("synonyms") == 1.25
     with pytest.raises(TenfoldError, match="no labels to merge"):
         merge_labels({}, {})
 
