@@ -21,7 +21,7 @@ KNOWN_UP_TO = 0.25  # severity up to which the values are; between the two nothi
 class Verdict:
     """Probabilities of each category's values with the reject class last, and each image's quality from 0 to 10."""
 
-    probabilities: list[Float[Tensor, "n values"]]
+    probabilities: list[Float[Tensor, "n _"]]
     quality: Float[Tensor, " n"]
 
     def present(self, values: Int[Tensor, "n 5"]) -> Bool[Tensor, "n 5"]:

@@ -100,7 +100,7 @@ def train(
     model, encoder, optimizer = accelerator.prepare(unet, tag_encoder, optimizer)
     scheduler, averages, losses = noising(), [w.detach().clone() for w in weights], []
     for step in progress(range(recipe.steps)):
-        scenes = draw(recipe.batch_size, generator)
+        scenes = draw(recipe.batch_size // accelerator.num_processes, generator)
         loss = _loss(model, encoder, scenes, scheduler, generator, accelerator.device)
         accelerator.backward(loss)
         accelerator.clip_grad_norm_(weights, 1.0)
