@@ -14,9 +14,14 @@ from lib.multilora.scenes.experiments import (
     build_base,
     build_judge,
     build_prior,
+    identities,
     judged_images,
     load_base,
+    load_judge,
+    load_pipeline,
     make_images,
+    picture_of,
+    tag_accuracy,
     wanted_scenes,
 )
 from lib.multilora.scenes.training import Recipe
@@ -129,7 +134,7 @@ def trained(tmp_path_factory):
     """Base, prior, two LoRAs and a judge, each trained for a few steps."""
     folder = tmp_path_factory.mktemp("scenes")
     build_base(folder / "base", CHANNELS, Recipe(3, batch_size=4, average=0.9), 0)
-    build_prior(folder / "base", folder / "prior", Recipe(2, batch_size=4), truth=0.5, rate=0.5, seed=0)
+    build_prior(folder / "base", folder / "prior", Recipe(2, batch_size=4), 0.5, 0.5, 0)
     chosen = [next(e for e in lora_elements("held-out") if e.category == c) for c in ("character", "clothing")]
     for element in chosen:
         build_adapter(folder / "base", folder / "loras" / element.name, element, Recipe(3, batch_size=4), 0)
@@ -147,21 +152,19 @@ def test_every_condition_gives_paired_images_and_a_row_each(trained):
     folder, chosen = trained
     conditions = [Condition(m, steps=3, tau=1) for m in ("none", "merge", "switch", "composite")]
     conditions.append(Condition("switch", steps=3, tau=1, first="clothing"))
-    rows, images = judged_images(folder / "base", folder / "loras", folder / "judge", chosen, conditions, [5, 6])
-    assert images.shape == (5, 2, 3, 32, 32)
+    rows = judged_images(folder / "base", folder / "loras", folder / "judge", chosen, conditions, [5, 6])
     assert len(rows) == 10
     assert rows["presence"].between(0, 1).all()
     assert rows[["style", "background", "object"]].isna().all().all()
-    assert all((images[i] - images[j]).abs().max() > 1e-4 for i in range(5) for j in range(i))
-    again, _ = judged_images(folder / "base", folder / "loras", folder / "judge", chosen, conditions, [6, 5])
+    assert rows["pixels"].nunique() == 10
+    assert picture_of(rows["pixels"][0]).shape == (32, 32, 3)
+    again = judged_images(folder / "base", folder / "loras", folder / "judge", chosen, conditions, [6, 5])
     order = ["method", "first", "seed"]
     assert rows.sort_values(order)["quality"].to_list() == pytest.approx(again.sort_values(order)["quality"].to_list())
 
 
 def test_no_lora_is_the_base_model_and_one_lora_is_the_same_by_any_method(trained):
     folder, chosen = trained
-    from lib.multilora.scenes.experiments import load_pipeline
-
     pipe = load_pipeline(folder / "base", folder / "loras")
     bare = ScenePipeline(*load_base(folder / "base"))
     tags, noise = to_tags(wanted_scenes(chosen, [1])), starting_noise([1])
@@ -172,6 +175,25 @@ def test_no_lora_is_the_base_model_and_one_lora_is_the_same_by_any_method(traine
     unguided = make_images(pipe, chosen, Condition("composite", steps=3, guidance=1.0), [1])
     with compose(pipe, {e.name: 1.0 for e in chosen}, "composite", batched=False):
         assert (pipe(tags, noise=noise, guidance_scale=1.0, num_inference_steps=3) - unguided).abs().max() < 1e-4
+
+
+def test_what_the_method_fixes_holds_for_a_lora(trained):
+    folder, (first, _) = trained
+    found = identities(folder / "base", folder / "loras", first, Condition("merge", steps=3), seed=1)
+    assert found["methods alone"] < 1e-5
+    assert found["composite"] < 1e-4 < found["merge"]
+    again = identities(folder / "base", folder / "loras", first, Condition("merge", steps=3), seed=1)
+    assert again == found, "the copy was left on"
+
+
+def test_a_judge_is_examined_on_every_kind_of_damage(trained):
+    folder, _ = trained
+    rows = judge.examine(load_judge(folder / "judge"), corruptions.UNSEEN, images=40, seed=1)
+    assert [row["renders"] for row in rows] == ["clean", "warped"]
+    assert 0 <= rows[1]["rejected"] <= 1
+    assert set(tag_accuracy(folder / "base", folder / "judge", Condition("none", steps=2), seeds=[1, 2])) == set(
+        CATEGORIES
+    )
 
 
 def test_two_processes_train_one_model(tmp_path):

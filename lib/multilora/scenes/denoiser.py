@@ -15,7 +15,7 @@ from torch.nn.functional import pixel_shuffle, pixel_unshuffle
 from lib.multilora.scenes.elements import NULL, TAGS, null_tags
 
 PATCH = 4
-SCHEDULE = {"beta_schedule": "squaredcos_cap_v2", "prediction_type": "sample"}
+SCHEDULE: dict[str, Any] = {"beta_schedule": "squaredcos_cap_v2", "prediction_type": "sample"}
 
 
 def make_unet(*, channels: tuple[int, ...] = (64, 96), tag_width: int = 64) -> Any:
@@ -57,7 +57,6 @@ class ScenePipeline(DiffusionPipeline):
         super().__init__()
         scheduler = scheduler or DPMSolverMultistepScheduler(**SCHEDULE)
         self.register_modules(unet=unet, tag_encoder=tag_encoder, scheduler=scheduler)
-        self.set_progress_bar_config(disable=True)
 
     @torch.no_grad()
     def __call__(
@@ -75,7 +74,7 @@ class ScenePipeline(DiffusionPipeline):
             context = torch.cat([self.tag_encoder(null_tags(len(tags)).to(self.unet.device)), context])
         self.scheduler.set_timesteps(num_inference_steps)
         latents = noise.to(self.unet.device)
-        for time in self.progress_bar(self.scheduler.timesteps):
+        for time in self.scheduler.timesteps:
             inputs = torch.cat([latents] * 2) if guided else latents
             scene = self.unet(inputs, time, encoder_hidden_states=context, return_dict=False)[0]
             if guided:

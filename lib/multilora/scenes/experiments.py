@@ -1,11 +1,12 @@
 """What the testbed is used for, as jobs for worker processes: training to folders, and judged images from them."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import torch
 from accelerate import PartialState
@@ -14,10 +15,10 @@ from jaxtyping import Float, Int
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from lib.multilora.composition import compose
+from lib.multilora.composition import METHODS, compose
 from lib.multilora.scenes.adapters import load_adapters, train_adapter
 from lib.multilora.scenes.denoiser import ScenePipeline, TagEncoder, make_unet, starting_noise
-from lib.multilora.scenes.elements import VALUES, draw_generic, index_of, names_of, to_tags
+from lib.multilora.scenes.elements import draw_generic, index_of, names_of, to_tags
 from lib.multilora.scenes.judge import SceneJudge, train_judge
 from lib.multilora.scenes.training import Recipe, generic_scenes, half_known_scenes, train
 from lib.multilora.testbed import CATEGORIES, Element
@@ -35,7 +36,7 @@ def build_base(folder: Path, channels: Sequence[int], recipe: Recipe, seed: int)
         _save(folder, unet, tags)
 
 
-def build_prior(base: Path, folder: Path, recipe: Recipe, *, truth: float, rate: float, seed: int) -> None:
+def build_prior(base: Path, folder: Path, recipe: Recipe, truth: float, rate: float, seed: int) -> None:
     """Train a base model on with all triggers half known, and keep it."""
     unet, tags = load_base(base)
     for module in (unet, tags):
@@ -45,7 +46,8 @@ def build_prior(base: Path, folder: Path, recipe: Recipe, *, truth: float, rate:
         return half_known_scenes(TRIGGERS, n, truth=truth, rate=rate, generator=generator)
 
     train(unet, tags, draw, recipe, seed=seed)
-    _save(folder, unet, tags)
+    if PartialState().is_main_process:
+        _save(folder, unet, tags)
 
 
 def build_adapter(base: Path, folder: Path, element: Element, recipe: Recipe, seed: int) -> None:
@@ -137,14 +139,13 @@ def judged_images(
     combination: Sequence[Element],
     conditions: Sequence[Condition],
     seeds: Sequence[int],
-) -> tuple[pd.DataFrame, Float[Tensor, "conditions n 3 32 32"]]:
-    """Images of a combination under each condition, and a row for each: which elements show, and the quality."""
-    pipe, rows, images = load_pipeline(base, adapters), [], []
+) -> pd.DataFrame:
+    """A row for each image of a combination under each condition: which elements show, its quality, and its pixels."""
+    pipe, rows = load_pipeline(base, adapters), []
     wanted = wanted_scenes(combination, seeds)
     asked = [CATEGORIES.index(element.category) for element in combination]
     for condition in conditions:
         made = make_images(pipe, combination, condition, seeds)
-        images.append(made)
         verdict = load_judge(judge).judge(made)
         present, rejected = verdict.present(wanted), verdict.rejected
         for i, seed in enumerate(seeds):
@@ -153,22 +154,42 @@ def judged_images(
                 **vars(condition), "presence": float(present[i, asked].float().mean()),
                 "complete": float(present[i, asked].all()), "quality": float(verdict.quality[i]),
                 "rejected": float(rejected[i].float().mean()),
+                "pixels": ((made[i].permute(1, 2, 0) + 1) * 127.5).round().byte().numpy().tobytes(),
             }  # fmt: skip
             row |= {CATEGORIES[c]: float(present[i, c]) if c in asked else float("nan") for c in range(len(CATEGORIES))}
             rows.append(row)
-    return pd.DataFrame(rows), torch.stack(images)
+    return pd.DataFrame(rows)
 
 
-def tag_accuracy(base: Path, judge: Path, *, images: int, seed: int, guidance: float, steps: int) -> dict[str, float]:
-    """Share of generic scenes in which the base model shows each category as told, no LoRA anywhere."""
-    unet, tags = load_base(base)
-    values = draw_generic(images, generator=torch.Generator().manual_seed(seed))
-    noise = starting_noise([seed * 1000 + i for i in range(images)])
-    made = ScenePipeline(unet, tags)(to_tags(values), noise=noise, guidance_scale=guidance, num_inference_steps=steps)
+def picture_of(pixels: bytes) -> np.ndarray:
+    """Pixels of a row as an image: height, width, colour, 0 to 255."""
+    return np.frombuffer(pixels, dtype=np.uint8).reshape(32, 32, 3)
+
+
+def tag_accuracy(base: Path, judge: Path, condition: Condition, *, seeds: Sequence[int]) -> dict[str, float]:
+    """Share of generic scenes in which a base model shows each category as told, no LoRA anywhere."""
+    values = wanted_scenes((), seeds)
+    pipe = ScenePipeline(*load_base(base))
+    options = {"guidance_scale": condition.guidance, "num_inference_steps": condition.steps}
+    made = pipe(to_tags(values), noise=starting_noise(list(seeds)), **options)
     found = load_judge(judge).judge(made).present(values).float().mean(0)
     return dict(zip(CATEGORIES, found.tolist(), strict=True))
 
 
-def classes_of(category: str) -> list[str]:
-    """Names of a judge's classes in a category, the reject class last."""
-    return [*VALUES[category], "rejected"]
+def identities(base: Path, adapters: Path, element: Element, condition: Condition, *, seed: int) -> dict[str, Any]:
+    """Pixel differences that the method fixes, for one LoRA: between methods alone, and with two copies of it."""
+    pipe = load_pipeline(base, adapters)
+    alone = [make_images(pipe, [element], replace(condition, method=m), [seed]) for m in METHODS]
+    copy = f"{element.name}-copy"
+    load_adapters(pipe.unet, [(copy, adapters / element.name)])
+    try:
+        equals = {}
+        for method in ("composite", "merge"):
+            with compose(pipe, {element.name: condition.weight, copy: condition.weight}, method, batched=True):
+                tags, noise = to_tags(wanted_scenes([element], [seed])), starting_noise([seed])
+                options = {"guidance_scale": condition.guidance, "num_inference_steps": condition.steps}
+                equals[method] = pipe(tags, noise=noise, **options)
+    finally:
+        pipe.unet.delete_adapters(copy)
+    differ = [float((image - alone[0]).abs().max()) for image in (*alone, equals["composite"], equals["merge"])]
+    return {"lora": element.name, "methods alone": max(differ[:3]), "composite": differ[3], "merge": differ[4]}

@@ -1,14 +1,15 @@
 """Judge of scenes with exact ground truth: each category's value, or none (reject), and how spoilt the image is."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from lib.multilora.scenes.corruptions import corrupt
+from lib.multilora.scenes.corruptions import Corruption, corrupt
 from lib.multilora.scenes.elements import VALUES
 from lib.multilora.scenes.renderer import render
 from lib.multilora.testbed import CATEGORIES
@@ -104,3 +105,26 @@ def train_judge(
         optimizer.step()
         rates.step()
     return judge.eval()
+
+
+def examine(judge: SceneJudge, kinds: Sequence[Corruption], *, images: int, seed: int) -> list[dict[str, Any]]:
+    """How a judge does on new renders: a row for clean ones and one for each kind of corruption.
+
+    Share of values named where they should be, share rejected where they should be, and Spearman's correlation of
+    quality with the true severity (turned round, so that 1 is perfect).
+    """
+    from scipy.stats import spearmanr
+
+    generator, rows = torch.Generator().manual_seed(seed), []
+    for kind in (None, *kinds):
+        spoilt: dict[str, Any] = {"clean": 1.0} if kind is None else {"clean": 0.0, "kinds": (kind,)}
+        lesson = scenes_to_judge(images, generator=generator, **spoilt)
+        verdict = judge.judge(lesson.images)
+        known, bad = lesson.severity <= KNOWN_UP_TO, lesson.severity >= REJECTED_FROM
+        row: dict[str, Any] = {"renders": "clean" if kind is None else kind.__name__}
+        row["named rightly"] = float(verdict.present(lesson.values)[known].float().mean())
+        if kind is not None:
+            row["rejected"] = float(verdict.rejected[bad].float().mean())
+            row["quality follows severity"] = float(spearmanr(verdict.quality, -lesson.severity).statistic)
+        rows.append(row)
+    return rows
