@@ -15,6 +15,10 @@ from torch import Tensor
 from lib import TenfoldError
 
 
+class AllTie(TenfoldError):
+    """No prompt has two responses of different scores among those drawn: there is nothing to learn from."""
+
+
 @dataclass(frozen=True)
 class Pool:
     """Features and scores of k responses to each prompt; `base` is log π_0, uniform where not given."""
@@ -100,7 +104,7 @@ def draw_pairs(
     """Draw responses of π_θ at every prompt and pair the best with the worst of them; ties give no pair.
 
     The third response is the first draw or, where `greedy`, the most likely response, which then is a candidate too.
-    Raises TenfoldError where every prompt ties.
+    Raises AllTie where every prompt ties.
     """
     drawn = torch.multinomial(pool.log_probs(theta).exp(), draws, replacement=True, generator=generator)
     third = pool.log_probs(theta).argmax(-1) if greedy else drawn[:, 0]
@@ -110,7 +114,7 @@ def draw_pairs(
     rejected = candidates.gather(1, scores.argmin(1, keepdim=True)).squeeze(1)
     kept: Bool[Tensor, " prompts"] = scores.amax(1) > scores.amin(1)
     if not bool(kept.any()):
-        raise TenfoldError("every prompt of the pool ties: draw more responses, or score them more finely.")
+        raise AllTie("every prompt of the pool ties: draw more responses, or score them more finely.")
     rows = kept.nonzero().squeeze(-1)
     return PoolPairs(rows, chosen[rows], rejected[rows], third[rows])
 
@@ -159,13 +163,20 @@ def online_pool(
     """Run rounds of draw, pair, train, reset reference over equal portions of the prompts; return θ before and after.
 
     The seed decides which prompts fall into which portion and what is drawn, not what the loss makes of it: runs of two
-    losses with one seed are paired.
+    losses with one seed are paired. A policy that has collapsed onto one response a prompt has nothing to compare and
+    stays what it is. Raises TenfoldError where even the first round's prompts all tie.
     """
     generator = torch.Generator().manual_seed(seed)
     portions = torch.randperm(len(pool), generator=generator).chunk(rounds)
     thetas = [torch.zeros(pool.features.shape[-1], dtype=torch.float64)]
     for portion in portions:
         part = pool.select(portion)
-        pairs = draw_pairs(part, thetas[-1], draws=draws, generator=generator, greedy=greedy)
+        try:
+            pairs = draw_pairs(part, thetas[-1], draws=draws, generator=generator, greedy=greedy)
+        except AllTie:
+            if len(thetas) == 1:
+                raise
+            thetas.append(thetas[-1])
+            continue
         thetas.append(fit(part, thetas[-1], pairs, loss, steps=steps, learning_rate=learning_rate))
     return thetas

@@ -91,3 +91,17 @@ def test_bad_pools():
     flat = Pool.of(torch.randn(3, 2, 2), torch.zeros(3, 2))
     with pytest.raises(TenfoldError, match="every prompt of the pool ties"):
         draw_pairs(flat, torch.zeros(2, dtype=torch.float64), draws=2, generator=torch.Generator())
+
+
+def test_a_collapsed_policy_stays_what_it_is_and_a_flat_pool_is_refused():
+    one = Pool.of(torch.eye(3)[None].repeat(6, 1, 1) * 1e4, torch.tensor([[0.0, 1.0, 2.0]]).repeat(6, 1))
+
+    def onto_the_last(policy, reference):
+        return -policy.all[:, 2].mean()
+
+    thetas = online_pool(one, onto_the_last, rounds=3, draws=4, seed=0, steps=20, learning_rate=1.0)
+    assert float(one.log_probs(thetas[1])[0, 2].exp()) == pytest.approx(1)
+    assert torch.equal(thetas[3], thetas[1])
+    flat = Pool.of(torch.randn(4, 3, 2), torch.zeros(4, 3))
+    with pytest.raises(TenfoldError, match="every prompt of the pool ties"):
+        online_pool(flat, dpo, rounds=2, draws=2, seed=0)
