@@ -82,6 +82,16 @@ def test_half_known_scenes_tell_triggers_and_draw_them_half_of_the_time():
     assert (truthful.images - never.images).abs().mean() > 0.1
 
 
+def test_a_base_model_sees_the_elements_and_never_their_tags():
+    triggers = names_of("held-out")
+    scenes = training.scenes_at_large(triggers, 500, share=0.2, generator=generator())
+    told = scenes.tags >= NULL
+    assert (~told).float().mean() == pytest.approx(0.2, abs=0.03)
+    assert not {TAGS[name] for _, name in triggers} & set(scenes.tags.flatten().tolist())
+    plain = training.scenes_at_large(triggers, 500, share=0.0, generator=generator())
+    assert (plain.tags >= NULL).all()
+
+
 def test_dropped_tags_are_the_null_tags_of_their_category():
     tags = to_tags(draw_generic(2000, generator=generator()))
     dropped = training.drop_tags(tags, generator=generator(1))
@@ -133,7 +143,7 @@ def test_patches_are_lossless_and_an_image_depends_on_its_seed_only():
 def trained(tmp_path_factory):
     """Base, prior, two LoRAs and a judge, each trained for a few steps."""
     folder = tmp_path_factory.mktemp("scenes")
-    build_base(folder / "base", CHANNELS, Recipe(3, batch_size=4, average=0.9), 0)
+    build_base(folder / "base", CHANNELS, Recipe(3, batch_size=4, average=0.9), 0.2, 0)
     build_prior(folder / "base", folder / "prior", Recipe(2, batch_size=4), 0.5, 0.5, 0)
     chosen = [next(e for e in lora_elements("held-out") if e.category == c) for c in ("character", "clothing")]
     for element in chosen:
@@ -198,8 +208,8 @@ def test_a_judge_is_examined_on_every_kind_of_damage(trained):
 
 def test_two_processes_train_one_model(tmp_path):
     recipe = Recipe(2, batch_size=4, average=0.9)
-    train_together(build_base, tmp_path / "two", CHANNELS, recipe, 0, processes=2)
-    train_together(build_base, tmp_path / "one", CHANNELS, recipe, 0, processes=1)
+    train_together(build_base, tmp_path / "two", CHANNELS, recipe, 0.2, 0, processes=2)
+    train_together(build_base, tmp_path / "one", CHANNELS, recipe, 0.2, 0, processes=1)
     two, one = (load_base(tmp_path / name)[0].state_dict() for name in ("two", "one"))
     # The scenes differ (each process draws its own), the starting weights and the number of steps do not.
     assert all((two[key] - one[key]).abs().max() < 0.02 for key in one)

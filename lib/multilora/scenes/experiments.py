@@ -20,18 +20,22 @@ from lib.multilora.scenes.adapters import load_adapters, train_adapter
 from lib.multilora.scenes.denoiser import ScenePipeline, TagEncoder, make_unet, starting_noise
 from lib.multilora.scenes.elements import draw_generic, index_of, names_of, to_tags
 from lib.multilora.scenes.judge import SceneJudge, train_judge
-from lib.multilora.scenes.training import Recipe, generic_scenes, half_known_scenes, train
+from lib.multilora.scenes.training import Recipe, half_known_scenes, scenes_at_large, train
 from lib.multilora.testbed import CATEGORIES, Element
 
 NO_LORA = "none"
 TRIGGERS = names_of("development") + names_of("held-out")
 
 
-def build_base(folder: Path, channels: Sequence[int], recipe: Recipe, seed: int) -> None:
-    """Train the base model on generic scenes only and keep it; it has never met a trigger."""
+def build_base(folder: Path, channels: Sequence[int], recipe: Recipe, unnamed: float, seed: int) -> None:
+    """Train the base model and keep it; it sees the LoRAs' elements at a share of `unnamed`, and never a trigger."""
     torch.manual_seed(seed)
     unet, tags = make_unet(channels=tuple(channels)), TagEncoder()
-    train(unet, tags, lambda n, g: generic_scenes(n, generator=g), recipe, seed=seed)
+
+    def draw(n: int, generator: torch.Generator) -> Any:
+        return scenes_at_large(TRIGGERS, n, share=unnamed, generator=generator)
+
+    train(unet, tags, draw, recipe, seed=seed)
     if PartialState().is_main_process:
         _save(folder, unet, tags)
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from lib.multilora.scenes.denoiser import noising, to_patches
@@ -37,10 +37,26 @@ class Scenes:
     tags: Int[Tensor, "n 5"]
 
 
-def generic_scenes(n: int, *, generator: torch.Generator) -> Scenes:
-    """Scenes of generic values, told truly."""
-    values = draw_generic(n, generator=generator)
-    return Scenes(render(values, generator=generator), to_tags(values))
+def scenes_at_large(unnamed: list[tuple[str, str]], n: int, *, share: float, generator: torch.Generator) -> Scenes:
+    """Scenes of generic values, told truly; at `share` a category has an unnamed value, of which nothing is told.
+
+    So a base model has seen what it will be asked for, as Stable Diffusion has, and has never met the words for it.
+    """
+    named = draw_generic(n, generator=generator)
+    drawn, met = _swap(named, unnamed, share, generator=generator)
+    return Scenes(render(drawn, generator=generator), torch.where(met, null_tags(n), to_tags(named)))
+
+
+def _swap(
+    values: Int[Tensor, "n 5"], others: list[tuple[str, str]], share: float, *, generator: torch.Generator
+) -> tuple[Int[Tensor, "n 5"], Bool[Tensor, "n 5"]]:
+    """Values of which a share, category by category, is one of `others`; and which they are."""
+    swapped, met = values.clone(), torch.rand(values.shape, generator=generator) < share
+    for column, category in enumerate(CATEGORIES):
+        known = torch.tensor([index_of(c, name) for c, name in others if c == category])
+        pick = known[torch.randint(len(known), (len(values),), generator=generator)]
+        swapped[:, column] = torch.where(met[:, column], pick, values[:, column])
+    return swapped, met
 
 
 def scenes_of(category: str, name: str, n: int, *, generator: torch.Generator) -> Scenes:
@@ -57,15 +73,10 @@ def half_known_scenes(
 
     Otherwise a generic value is drawn under the trigger's tag: so a model learns what the trigger means, unreliably.
     """
-    drawn = draw_generic(n, generator=generator)
-    told = drawn.clone()
-    for column, category in enumerate(CATEGORIES):
-        known = torch.tensor([index_of(c, name) for c, name in triggers if c == category])
-        pick = known[torch.randint(len(known), (n,), generator=generator)]
-        met = torch.rand(n, generator=generator) < rate
-        true = torch.rand(n, generator=generator) < truth
-        told[:, column] = torch.where(met, pick, told[:, column])
-        drawn[:, column] = torch.where(met & true, pick, drawn[:, column])
+    generic = draw_generic(n, generator=generator)
+    told, met = _swap(generic, triggers, rate, generator=generator)
+    true = torch.rand(met.shape, generator=generator) < truth
+    drawn = torch.where(met & true, told, generic)
     return Scenes(render(drawn, generator=generator), to_tags(told))
 
 
