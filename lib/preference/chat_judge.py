@@ -5,15 +5,13 @@ verdict counts as a tie in its order. Each question is one expert call, valid or
 many there were.
 """
 
-import json
 import re
-import urllib.error
-import urllib.request
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from lib import TenfoldError
 from lib.preference.sampling import sample
+from lib.zoo.endpoint import NO_COMPLETION, EndpointFailed, chat_completion
 
 COMPARE = (
     "Two assistants answered the same question. Say which answer helps the user more.\n\n"
@@ -50,7 +48,7 @@ class ChatJudge:
     @classmethod
     def endpoint(cls, url: str, model: str, *, key: str | None = None, timeout: float | int = 60) -> "ChatJudge":
         """Judge by a server at `url` (such as `http://localhost:8000/v1`), at temperature 0."""
-        return cls(lambda question: _post(url, model, question, key, timeout))
+        return cls(lambda question: _asked(url, model, question, key, timeout))
 
     def score(self, prompt: str, responses: Sequence[str]) -> list[float]:
         """Rating of each response from 1 to 10; the middle, 5.5, where the reply holds no number."""
@@ -81,16 +79,13 @@ class ChatJudge:
         return self.ask(question)
 
 
-def _post(url: str, model: str, question: str, key: str | None, timeout: float | int) -> str:
-    body = {"model": model, "temperature": 0, "messages": [{"role": "user", "content": question}]}
-    headers = {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {key}"} if key else {})
-    request = urllib.request.Request(
-        f"{url.rstrip('/')}/chat/completions", data=json.dumps(body).encode(), headers=headers
-    )
+def _asked(url: str, model: str, question: str, key: str | None, timeout: float | int) -> str:
+    request = {"model": model, "temperature": 0, "messages": [{"role": "user", "content": question}]}
     try:
-        with urllib.request.urlopen(request, timeout=timeout) as answer:
-            return str(json.load(answer)["choices"][0]["message"]["content"])
-    except (urllib.error.URLError, TimeoutError) as error:
-        raise TenfoldError(f"the judge at {url} cannot be asked ({error}): check that it runs and the key.") from None
-    except (ValueError, KeyError, IndexError, TypeError):
-        raise TenfoldError(f"the judge at {url} did not answer in the OpenAI chat format: check the address.") from None
+        return chat_completion(url, request, key=key, seconds=timeout).texts[0]
+    except EndpointFailed as error:
+        if error.reason == NO_COMPLETION:
+            complaint = "did not answer in the OpenAI chat format: check its address."
+        else:
+            complaint = f"cannot be asked ({error.reason}): check that it runs and the key."
+        raise TenfoldError(f"the judge at {url} {complaint}") from None

@@ -3,18 +3,13 @@
 `complete` gives one `Reply` a prompt and never raises for a single bad answer: what went wrong stands in its `fault`.
 """
 
-import json
 import os
-import time
-import urllib.error
-import urllib.request
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
 from lib import TenfoldError
-
-RETRIED = {408, 409, 425, 429, 500, 502, 503, 504}
+from lib.zoo.endpoint import EndpointFailed, chat_completion
 
 
 @dataclass(frozen=True)
@@ -97,9 +92,9 @@ class LocalChatModel:
 class EndpointChatModel:
     """A model behind `POST <url>/chat/completions`; its key is read from an environment variable, never stored.
 
-    A time-out, a refusal for the moment or an answer that is no completion is asked again `retries` times, waiting
-    `pause` seconds longer each time; then the reply carries the fault. Raises TenfoldError where the server refuses for
-    good (401, 403, 404): going on would only fail for every conversation.
+    A time-out, a refusal for the moment or an answer that is no completion is asked again `retries` times, after `pause`
+    seconds and then twice as long each time; then the reply carries the fault. Raises TenfoldError where the server
+    refuses for good (401, 403, 404): going on would only fail for every conversation.
     """
 
     def __init__(
@@ -126,38 +121,17 @@ class EndpointChatModel:
         return [self._ask(prompt) for prompt in prompts]
 
     def _ask(self, prompt: str) -> Reply:
-        fault = ""
-        for tried in range(self.retries + 1):
-            try:
-                return Reply(self._post(prompt))
-            except urllib.error.HTTPError as error:
-                if error.code not in RETRIED:
-                    raise TenfoldError(
-                        f"the endpoint {self.url} refuses ({error.code} {error.reason}): check its address, the model "
-                        f"{self.model!r} and ${self.key_variable}. What was answered so far is kept."
-                    ) from None
-                fault = f"endpoint: {error.code}"
-            except TimeoutError:
-                fault = "endpoint: time-out"
-            except (urllib.error.URLError, ConnectionError) as error:
-                fault = f"endpoint: {'time-out' if 'timed out' in str(error) else 'no connection'}"
-            except (ValueError, KeyError, IndexError, TypeError):
-                fault = "endpoint: an answer that is no completion"
-            if tried < self.retries:
-                time.sleep(self.pause * (tried + 1))
-        return Reply(fault=fault)
-
-    def _post(self, prompt: str) -> str:
-        body = {
+        request = {
             "model": self.model, "temperature": self.temperature, "top_p": 1, "max_tokens": self.max_new_tokens,
             "messages": [{"role": "user", "content": prompt}],
         }  # fmt: skip
-        headers = {"Content-Type": "application/json"}
-        if key := os.environ.get(self.key_variable):
-            headers["Authorization"] = f"Bearer {key}"
-        request = urllib.request.Request(f"{self.url}/chat/completions", json.dumps(body).encode(), headers)
-        with urllib.request.urlopen(request, timeout=self.timeout) as response:
-            text = json.loads(response.read())["choices"][0]["message"]["content"]
-        if not isinstance(text, str):
-            raise TypeError("no text in the answer")
-        return text
+        key, patience = os.environ.get(self.key_variable), {"tries": self.retries + 1, "pause": self.pause}
+        try:
+            return Reply(chat_completion(self.url, request, key=key, seconds=self.timeout, **patience).texts[0])
+        except EndpointFailed as error:
+            if error.final:
+                raise TenfoldError(
+                    f"the endpoint {self.url} refuses ({error.reason}): check its address, the model {self.model!r} "
+                    f"and ${self.key_variable}. What was answered so far is kept."
+                ) from None
+            return Reply(fault=f"endpoint: {error.reason}")

@@ -3,17 +3,13 @@
 import hashlib
 import json
 import os
-import time
-import urllib.error
-import urllib.request
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from lib import TenfoldError
 from lib.autoinstruct import journal
-
-RETRIED = {408, 409, 425, 429, 500, 502, 503, 504}
+from lib.zoo.endpoint import NO_COMPLETION, EndpointFailed, chat_completion
 
 
 class BudgetSpent(TenfoldError):
@@ -36,6 +32,11 @@ class Budget:
                 f"the budget is spent ({self.spent_requests} of {self.requests} requests, {self.spent_tokens} of "
                 f"{self.tokens} tokens): raise it and start again; answers so far are kept."
             )
+
+    def spend(self) -> None:
+        """Count a request; raises BudgetSpent where none is left."""
+        self.check(0)
+        self.spent_requests += 1
 
 
 @dataclass
@@ -72,35 +73,21 @@ class Endpoint:
         return self._kept[key]
 
     def _ask(self, request: dict[str, Any], key: str) -> list[str]:
-        answer = self._post(request)
+        secret, patience = os.environ.get(self.key_variable), {"tries": self.tries, "pause": self.pause}
         try:
-            texts = [choice["message"]["content"] or "" for choice in answer["choices"]]
-        except (KeyError, TypeError):
-            raise TenfoldError(
-                f"{self.base_url} gave no `choices`: it does not speak the chat completions API."
-            ) from None
-        self.budget.spent_tokens += int((answer.get("usage") or {}).get("completion_tokens", 0))
-        journal.append(self.cache, [{"key": key, "texts": texts}])
-        return texts
+            answer = chat_completion(
+                self.base_url, request, key=secret, seconds=self.seconds, before_try=self.budget.spend, **patience
+            )
+        except EndpointFailed as error:
+            raise TenfoldError(self._complaint(error)) from None
+        self.budget.spent_tokens += answer.tokens
+        journal.append(self.cache, [{"key": key, "texts": list(answer.texts)}])
+        return list(answer.texts)
 
-    def _post(self, request: dict[str, Any]) -> dict[str, Any]:
-        headers = {"Content-Type": "application/json"}
-        if os.environ.get(self.key_variable):
-            headers["Authorization"] = f"Bearer {os.environ[self.key_variable]}"
-        url, body = self.base_url.rstrip("/") + "/chat/completions", json.dumps(request).encode()
-        for attempt in range(1, self.tries + 1):
-            self.budget.spent_requests += 1
-            try:
-                sent = urllib.request.Request(url, data=body, headers=headers)
-                with urllib.request.urlopen(sent, timeout=self.seconds) as reply:
-                    return json.loads(reply.read())
-            except urllib.error.HTTPError as error:
-                if error.code not in RETRIED or attempt == self.tries:
-                    hint = f": check ${self.key_variable}" if error.code in (401, 403) else ""
-                    raise TenfoldError(f"{self.base_url} refused the request with status {error.code}{hint}.") from None
-            except (OSError, ValueError) as error:
-                if attempt == self.tries:
-                    raise TenfoldError(f"{self.base_url} did not answer ({error}): is it running?") from None
-            time.sleep(self.pause * 2 ** (attempt - 1))
-            self.budget.check(0)
-        raise AssertionError("unreachable")
+    def _complaint(self, error: EndpointFailed) -> str:
+        if error.reason == NO_COMPLETION:
+            return f"{self.base_url} gave no text: it does not speak the chat completions API."
+        if error.status is None:
+            return f"{self.base_url} did not answer ({error.reason}): is it running?"
+        hint = f": check ${self.key_variable}" if error.status in (401, 403) else ""
+        return f"{self.base_url} refused the request with status {error.status}{hint}."

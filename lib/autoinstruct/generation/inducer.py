@@ -5,7 +5,7 @@ it is the style of the human instruction to be written. The vectors are fixed an
 that training does not reach below the adapted layers. (The paper prompts a large model instead; see `meta`.)
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from lib.autoinstruct.descent import descend
 from lib.autoinstruct.generation.candidates import Candidate
 from lib.autoinstruct.generation.styles import REQUESTS, style_of
 from lib.autoinstruct.prompts import Demonstration
@@ -64,10 +65,6 @@ class Inducer(nn.Module):
     def embedding(self) -> Any:
         """The language model's own embedding of tokens."""
         return self.language_model.get_input_embeddings()
-
-    def trainable(self) -> list[nn.Parameter]:
-        """Weights of the adapter."""
-        return [weight for weight in self.parameters() if weight.requires_grad]
 
     def _context(self, demonstrations: Sequence[Demonstration]) -> list[int]:
         shown = "\n\n".join(f"Input: {demo.input}\nOutput: {demo.output}" for demo in demonstrations)
@@ -167,22 +164,14 @@ def train_inducer(
     progress: bool = True,
 ) -> list[float]:
     """Fine-tune with AdamW at a rate that falls linearly to zero; gives the loss of each step, in nats per token."""
-    steps = epochs * -(-len(examples) // batch_size)
-    optimizer = torch.optim.AdamW(inducer.trainable(), lr=lr, weight_decay=0.0)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: max(0.0, 1 - step / steps))
-    losses = []
-    inducer.train()
-    with tqdm(total=steps, desc="inducer", disable=not progress) as bar:
-        for _ in range(epochs):
-            order = torch.randperm(len(examples)).tolist()
-            for start in range(0, len(order), batch_size):
-                loss = inducer.loss([examples[i] for i in order[start : start + batch_size]])
-                optimizer.zero_grad()
-                loss.backward()
-                torch.nn.utils.clip_grad_norm_(inducer.trainable(), 1.0)
-                optimizer.step()
-                schedule.step()
-                losses.append(float(loss.detach()))
-                bar.update()
-    inducer.eval()
-    return losses
+    return descend(
+        inducer, _batches(examples, epochs, batch_size), inducer.loss,
+        steps=epochs * -(-len(examples) // batch_size), lr=lr, label="inducer", progress=progress,
+    )  # fmt: skip
+
+
+def _batches(examples: Sequence[InducerExample], epochs: int, size: int) -> Iterator[list[InducerExample]]:
+    for _ in range(epochs):
+        order = torch.randperm(len(examples)).tolist()
+        for start in range(0, len(order), size):
+            yield [examples[i] for i in order[start : start + size]]

@@ -1,11 +1,11 @@
 """Train a ranker on label tables, and score every candidate of every example with it."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
+from lib.autoinstruct.descent import descend
 from lib.autoinstruct.ranker.objectives import chosen_objective
 from lib.autoinstruct.ranker.rows import LabelTable, Row, draw_rows, pairs_of
 from lib.autoinstruct.ranker.scorer import Prepared, Scorer
@@ -36,26 +36,18 @@ def fit(
     drawn = [[row for table in tables for row in draw_rows(table, rng, **options)] for _ in range(epochs)]
     if not all(drawn):
         raise ValueError(f"no row's metric ranges over {lowest_range} or more: lower lowest_range, or label more")
-    steps = sum(-(-len(rows) // batch_rows) for rows in drawn)
-    optimizer = torch.optim.AdamW(scorer.trainable(), lr=lr, weight_decay=weight_decay)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: max(0.0, 1 - step / steps))
-    losses = []
-    scorer.train()
-    with tqdm(total=steps, desc=f"ranker ({objective})", disable=not progress) as bar:
-        for rows in drawn:
-            order = rng.permutation(len(rows))
-            for start in range(0, len(rows), batch_rows):
-                batch = [rows[i] for i in order[start : start + batch_rows]]
-                loss = loss_of(*_scored(scorer, batch, prepared))
-                optimizer.zero_grad()
-                loss.backward()
-                torch.nn.utils.clip_grad_norm_(scorer.trainable(), 1.0)
-                optimizer.step()
-                schedule.step()
-                losses.append(float(loss.detach()))
-                bar.update()
-    scorer.eval()
-    return losses
+    return descend(
+        scorer, _batches(drawn, rng, batch_rows), lambda rows: loss_of(*_scored(scorer, rows, prepared)),
+        steps=sum(-(-len(rows) // batch_rows) for rows in drawn), lr=lr, weight_decay=weight_decay,
+        label=f"ranker ({objective})", progress=progress,
+    )  # fmt: skip
+
+
+def _batches(drawn: Sequence[Sequence[Row]], rng: np.random.Generator, size: int) -> Iterator[list[Row]]:
+    for rows in drawn:
+        order = rng.permutation(len(rows))
+        for start in range(0, len(rows), size):
+            yield [rows[i] for i in order[start : start + size]]
 
 
 def _scored(scorer: Scorer, rows: Sequence[Row], prepared: Prepared) -> tuple[torch.Tensor, torch.Tensor]:
