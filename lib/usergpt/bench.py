@@ -1,6 +1,6 @@
 """Speed of the parts that a large corpus spends its time in, each against a plain way of doing the same.
 
-Ratios are ours / peer in seconds, so smaller is better.
+Real requests, embeddings and gold labels throughout. Ratios are ours / peer in seconds, so smaller is better.
 """
 
 from collections.abc import Callable, Iterator
@@ -12,22 +12,28 @@ import torch
 from lib import zoo
 from lib.usergpt.compare import bootstrap_weights, nearest_cosine
 from lib.usergpt.conversations import ConversationReader, draw
+from lib.usergpt.gold import load_gold
 from lib.usergpt.labels import mutual_neighbour_groups
+from lib.usergpt.taxonomy import OTHER, load_taxonomy
 
 
 def cases(*, quick: bool = False) -> Iterator[dict[str, Any]]:
     """Yield the cases; `quick` is the smallest."""
     yield _encoding(24 if quick else 192)
-    yield _merging(200 if quick else 4000)
-    yield _coverage(*(200, 100) if quick else (17_000, 1200))
-    yield _resampling(200 if quick else 3000, 20 if quick else 500)
+    points = _embeddings(60 if quick else 3000)
+    yield _merging(points)
+    yield _coverage(points, points[: len(points) // 3])
+    yield _resampling(20 if quick else 500)
+
+
+def _requests(count: int, characters: int) -> list[str]:
+    corpus = draw(ConversationReader(zoo.stream_dataset("sharegpt", "test")), count, salt="bench")
+    return [conversation.excerpt(characters) for conversation in corpus]
 
 
 def _encoding(count: int) -> dict[str, Any]:
     """Requests embedded in batches of like length, and in batches as they come (padded to their longest)."""
-    encoder = zoo.load_encoder()
-    corpus = draw(ConversationReader(zoo.stream_dataset("sharegpt", "test")), count, salt="bench")
-    texts = [conversation.excerpt(480) for conversation in corpus]
+    encoder, texts = zoo.load_encoder(), _requests(count, 480)
 
     def as_they_come() -> torch.Tensor:
         return torch.cat([encoder.encode(texts[i : i + 32], batch_size=32) for i in range(0, len(texts), 32)])
@@ -38,16 +44,15 @@ def _encoding(count: int) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _unit(count: int, seed: int, dim: int = 384) -> np.ndarray:
-    found = np.random.default_rng(seed).normal(size=(count, dim)).astype(np.float32)
+def _embeddings(count: int) -> np.ndarray:
+    """Unit embeddings [count, dim] of the first words of real requests, as short as free-form labels are."""
+    found = zoo.load_encoder().encode(_requests(count, 40), batch_size=64).float().numpy()
     return found / np.linalg.norm(found, axis=1, keepdims=True)
 
 
-def _merging(count: int) -> dict[str, Any]:
+def _merging(points: np.ndarray) -> dict[str, Any]:
     from sklearn.cluster import AgglomerativeClustering
 
-    points = _unit(count // 10, 0).repeat(10, axis=0) + 0.3 * _unit(count // 10 * 10, 1)
-    points /= np.linalg.norm(points, axis=1, keepdims=True)
     options: Any = {"n_clusters": None, "distance_threshold": 0.25}
     peer = AgglomerativeClustering(metric="cosine", linkage="average", **options)
     return {
@@ -57,34 +62,33 @@ def _merging(count: int) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _coverage(requests: int, prompts: int) -> dict[str, Any]:
+def _coverage(asked: np.ndarray, known: np.ndarray) -> dict[str, Any]:
     from sklearn.neighbors import NearestNeighbors
 
-    asked, known = _unit(requests, 2), _unit(prompts, 3)
     peer = NearestNeighbors(n_neighbors=1, metric="cosine").fit(known)
     return {
-        "name": f"nearest of {prompts} prompts for {requests} requests", "unit": "s",
+        "name": f"nearest of {len(known)} prompts for {len(asked)} requests", "unit": "s",
         "ours": lambda: nearest_cosine(asked, known), "peer": lambda: peer.kneighbors(asked),
         "peer_name": "scikit-learn's NearestNeighbors", "goal": 1.0,
     }  # fmt: skip
 
 
-def _resampling(items: int, resamples: int) -> dict[str, Any]:
-    labels = np.eye(22)[np.random.default_rng(4).integers(0, 22, items)]
-    groups = [str(i // 2) for i in range(items)]
+def _resampling(resamples: int) -> dict[str, Any]:
+    """Shares of the gold labels' task types with intervals over threads: one matrix product, and a loop of draws."""
+    taxonomy = load_taxonomy()
+    gold = load_gold(taxonomy)
+    codes = [*taxonomy.codes("tasks"), OTHER]
+    labels = np.array([[code in label.tasks for code in codes] for label in gold.values()], dtype=np.float64)
+    groups = [name.rsplit("_", 1)[0] for name in gold]
     rows = [np.flatnonzero(np.array(groups) == name) for name in sorted(set(groups))]
 
     def one_by_one() -> np.ndarray:
         rng = np.random.default_rng(0)
-        return np.stack(
-            [
-                labels[np.concatenate([rows[i] for i in rng.integers(0, len(rows), len(rows))])].mean(axis=0)
-                for _ in range(resamples)
-            ]
-        )
+        drawn = (rng.integers(0, len(rows), len(rows)) for _ in range(resamples))
+        return np.stack([labels[np.concatenate([rows[i] for i in picked])].mean(axis=0) for picked in drawn])
 
     ours: Callable[[], Any] = lambda: bootstrap_weights(groups, resamples=resamples) @ labels  # noqa: E731
     return {
-        "name": f"shares of {items} items in {resamples} resamples of threads", "unit": "s", "ours": ours,
+        "name": f"shares of {len(labels)} labels in {resamples} resamples of threads", "unit": "s", "ours": ours,
         "peer": one_by_one, "peer_name": "one resample after another", "goal": 1.0,
     }  # fmt: skip

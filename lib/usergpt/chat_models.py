@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
 from lib import TenfoldError
+from lib.usergpt.reply_cache import key_of
 from lib.zoo.endpoint import EndpointFailed, chat_completion
 
 
@@ -34,7 +35,9 @@ class ChatModel(Protocol):
 class LocalChatModel:
     """A transformers chat model that samples at the paper's temperature 0.4 (0: greedy), prompts in batches.
 
-    `prefill` begins the answer, so that a small model finds the format. A prompt longer than the context is a fault.
+    Each prompt has its own random numbers: a reply does not hang on the other prompts of its batch, and two runs that
+    ask the same get the same. `prefill` begins the answer, so that a small model finds the format. A prompt longer than
+    the context is a fault.
     """
 
     def __init__(
@@ -77,24 +80,41 @@ class LocalChatModel:
 
         inputs = self.tokenizer(texts, padding=True, add_special_tokens=False, return_tensors="pt")
         inputs = inputs.to(self.model.device)
-        torch.manual_seed(self.seed + attempt)
-        sampling = {"do_sample": True, "temperature": self.temperature, "top_p": 1.0, "top_k": 0}
+        draws = [OwnDraws([key_of(self.seed, attempt, text) for text in texts], self.temperature)]
         with torch.inference_mode():
             output = self.model.generate(
                 **inputs, max_new_tokens=self.max_new_tokens, pad_token_id=self.tokenizer.pad_token_id,
-                **(sampling if self.temperature > 0 else {"do_sample": False}),
+                do_sample=False, temperature=None, top_p=None, top_k=None,
+                logits_processor=draws if self.temperature > 0 else [],
             )  # fmt: skip
         new = output[:, inputs.input_ids.shape[1] :]
         self.new_tokens += int((new != self.tokenizer.pad_token_id).sum())
         return self.tokenizer.batch_decode(new, skip_special_tokens=True)
 
 
+class OwnDraws:
+    """Logits processor that makes greedy decoding sample: argmax of logits/T + Gumbel noise, drawn for each prompt."""
+
+    def __init__(self, keys: Sequence[str], temperature: float) -> None:
+        import torch
+
+        self.generators = [torch.Generator().manual_seed(int(key[:15], 16)) for key in keys]
+        self.temperature = temperature
+
+    def __call__(self, input_ids: Any, scores: Any) -> Any:
+        """Scores [batch, vocab] whose argmax is a sample of softmax(logits/T)."""
+        import torch
+
+        noise = torch.stack([torch.empty(scores.shape[1]).exponential_(generator=g) for g in self.generators])
+        return scores.float() / self.temperature - noise.to(scores.device).clamp(min=1e-30).log()
+
+
 class EndpointChatModel:
     """A model behind `POST <url>/chat/completions`; its key is read from an environment variable, never stored.
 
-    A time-out, a refusal for the moment or an answer that is no completion is asked again `retries` times, after `pause`
-    seconds and then twice as long each time; then the reply carries the fault. Raises TenfoldError where the server
-    refuses for good (401, 403, 404): going on would only fail for every conversation.
+    A time-out, a refusal for the moment or an answer that is no completion is asked again `retries` times, after
+    `pause` seconds and then twice as long each time; then the reply carries the fault. Raises TenfoldError where the
+    server refuses for good (401, 403, 404): going on would only fail for every conversation.
     """
 
     def __init__(

@@ -4,16 +4,17 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 from random import Random
 
 import pytest
+import torch
 
 from lib import TenfoldError, zoo
 from lib.usergpt.annotation import Annotation, Annotator
 from lib.usergpt.chat_annotator import ChatAnnotator, in_lockstep
-from lib.usergpt.chat_models import ChatModel, EndpointChatModel, LocalChatModel, Reply
+from lib.usergpt.chat_models import ChatModel, EndpointChatModel, LocalChatModel, OwnDraws, Reply
 from lib.usergpt.conversations import Conversation
 from lib.usergpt.demonstrations import Demonstration, DemonstrationPool, load_demonstrations
 from lib.usergpt.failures import failed
 from lib.usergpt.prompting import build_prompt, parse_reply
-from lib.usergpt.reply_cache import ReplyCache
+from lib.usergpt.reply_cache import ReplyCache, key_of
 
 PEOPLE = [Conversation(str(i), str(i), (f"request {i}, mail me at p{i}@mail.org",)) for i in range(7)]
 
@@ -271,6 +272,15 @@ def test_a_local_model_answers_in_batches_the_same_twice_and_refuses_what_does_n
     assert found[1].fault.startswith("a prompt of 9")
     assert all(found[i].text.startswith("** Output 1 **\n[domain]") for i in (0, 2))
     assert model.complete(prompts) == found
+    assert model.complete(prompts[2:]) == found[2:]  # its own random numbers: no companion of the batch matters
+    assert model.complete(prompts, attempt=1) != found
+
+
+def test_greedy_decoding_with_gumbel_noise_samples_the_models_law():
+    logits = torch.tensor([[0.0, 1.0, 2.0]]).repeat(4000, 1)
+    draws = OwnDraws([key_of(i) for i in range(4000)], 0.5)
+    chosen = draws(None, logits).argmax(dim=-1).bincount(minlength=3) / 4000
+    torch.testing.assert_close(chosen, torch.softmax(logits[0] / 0.5, dim=-1), atol=0.025, rtol=0)
 
 
 def test_failures_are_judged_and_what_cannot_be_read_is_no_verdict():
