@@ -24,24 +24,27 @@ NEVER_SAID = "<empty_output>"  # a special token of the model that no answer hol
 
 
 def cases(*, quick: bool = False) -> Iterator[dict[str, Any]]:
-    """Yield the benchmarks: a step with y among the ranked and with y apart, and sampling; `quick` is the smallest.
+    """Yield the benchmarks: a step with y among the ranked and apart, prompts shared or not; sampling.
 
-    Unit s: the caller times `ours` and `peer` in turn.
+    `quick` is the smallest. Unit s: the caller times `ours` and `peer` in turn.
     """
     pairs = 1 if quick else 3
     yield step_case(pairs, apart=range(0, pairs, 3))
     yield step_case(pairs, apart=range(pairs))
+    yield step_case(pairs, apart=range(pairs), share_prompts=True)
     for prompts, k in [(2, 1)] if quick else [(8, 4)]:
         ours, peer = sampling(prompts, k, 4 if quick else RESPONSE_TOKENS)
         yield _case(f"sampling {prompts} x {k} responses", ours, peer, "transformers generate", SAMPLING_GOAL)
 
 
-def step_case(pairs: int, *, apart: Iterable[int]) -> dict[str, Any]:
+def step_case(pairs: int, *, apart: Iterable[int], share_prompts: bool = False) -> dict[str, Any]:
     """A training step on so many pairs, of which those named in `apart` have a third response of their own."""
     own = set(apart)
     rows = [row if i in own else row | {"response_ids": row["chosen_ids"]} for i, row in enumerate(triples(pairs))]
-    ours, peer = training_step(SELMTrainer, rows), training_step(preference.TokenDPOTrainer, rows)
-    return _case(f"step of {pairs} pairs, {len(own)} with y apart", ours, peer, "trl DPOTrainer", STEP_GOAL)
+    ours = training_step(SELMTrainer, rows, cls=SELMConfig, alpha=0.1, share_prompts=share_prompts)
+    peer = training_step(preference.TokenDPOTrainer, rows)
+    shared = ", prompts shared" if share_prompts else ""
+    return _case(f"step of {pairs} pairs, {len(own)} with y apart{shared}", ours, peer, "trl DPOTrainer", STEP_GOAL)
 
 
 @cache
@@ -65,11 +68,12 @@ def triples(pairs: int) -> list[dict[str, list[int]]]:
     return found[:pairs]
 
 
-def training_step(trainer: type[preference.TokenDPOTrainer], rows: list[dict[str, list[int]]]) -> Callable[[], None]:
+def training_step(
+    trainer: type[preference.TokenDPOTrainer], rows: list[dict[str, list[int]]], **options: Any
+) -> Callable[[], None]:
     """Return a call that takes one optimiser step of DPO or SELM on all rows, reference included."""
     model, tokenizer = zoo.load_lm(LM, dtype="bfloat16")
     policy = preference.with_lora(model, layers=min(LAYERS, model.config.num_hidden_layers), seed=0)
-    options = {"cls": SELMConfig, "alpha": 0.1} if trainer is SELMTrainer else {}
     args = preference.config(
         tempfile.mkdtemp(), beta=0.1, learning_rate=1e-4, per_device_train_batch_size=len(rows), max_steps=1, **options
     )

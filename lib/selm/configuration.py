@@ -15,11 +15,14 @@ class SELMConfig(DPOConfig):
 
     α = 0 is DPO. The paper uses α = 0.001 (Zephyr) and 0.0001 (Llama-3) at β = 0.01. `optimism`: take the third
     response from `sampled_ids` (y ~ π_ref, as the text says) or from `greedy_ids` (as the published code does); a
-    column `response_ids` is taken as it is. Raises TenfoldError for settings that the objective does not cover.
+    column `response_ids` is taken as it is. `share_prompts` encodes a prompt once for its two or three responses (the
+    same numbers in less time), for models with full attention. Raises TenfoldError for settings that the objective
+    does not cover.
     """
 
     alpha: float = field(default=0.001, metadata={"help": "Weight of the optimism term, multiplied by beta."})
     optimism: str = field(default="sampled", metadata={"help": "Third response: 'sampled' or 'greedy'."})
+    share_prompts: bool = field(default=False, metadata={"help": "Encode each prompt once for all its responses."})
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -254,3 +254,30 @@ def test_bad_settings_and_data(policy_and_reference, triples, tokenizer, tmp_pat
     ):
         with pytest.raises(TenfoldError, match=message):
             config(tmp_path, cls=SELMConfig, **settings)
+
+
+@pytest.mark.parametrize("alpha", [0.0, ALPHA])
+def test_prompts_encoded_once_give_the_same_loss_and_gradients(
+    policy_and_reference, triples, tokenizer, tmp_path, alpha
+):
+    found = []
+    for share in (False, True):
+        policy, reference = copy.deepcopy(policy_and_reference)
+        options = {"alpha": alpha, "share_prompts": share, "max_length": 10}
+        trainer = made(SELMTrainer, policy, reference, triples, tokenizer, tmp_path, **options)
+        found.append((*loss_and_gradients(trainer), {name: v[0] for name, v in trainer._metrics["train"].items()}))
+    (apart, gradients, logged), (shared, others, logged_too) = found
+    assert float(shared) == pytest.approx(float(apart), abs=1e-6)
+    assert max(float((gradients[n] - others[n]).abs().max()) for n in gradients) < 1e-6
+    assert logged_too == pytest.approx(logged, abs=1e-4)
+
+
+def test_sharing_prompts_needs_full_attention(tokenizer, triples, tmp_path):
+    from transformers import MistralConfig, MistralForCausalLM
+
+    small = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    model = MistralForCausalLM(
+        MistralConfig(vocab_size=len(tokenizer), num_key_value_heads=1, sliding_window=8, **small)
+    )
+    with pytest.raises(TenfoldError, match="mistral .* cannot share prompts"):
+        made(SELMTrainer, model, copy.deepcopy(model), triples, tokenizer, tmp_path, share_prompts=True)
