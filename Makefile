@@ -74,7 +74,7 @@ docs: $(STAMP) ## build the site in build/site from the results, offline
 
 test: $(STAMP) lint ## lint, unit tests, and every notebook in the smoke profile
 	@$(RUN) assets
-	HF_HUB_OFFLINE=1 MPLBACKEND=Agg $(PY) -m pytest $(TEST_OPTIONS)
+	HF_HUB_OFFLINE=1 MPLBACKEND=Agg OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 --dist worksteal $(TEST_OPTIONS)
 
 lint: $(STAMP) ## ruff, import contracts, types
 	@$(VENV)/bin/ruff check . && $(VENV)/bin/ruff format --check .
