@@ -33,6 +33,8 @@ class AdapterLayers:
             for name in layer.scaling:
                 root = layer.r[name] ** 0.5 if layer.use_rslora.get(name, False) else layer.r[name]
                 self._scalings.setdefault(name, []).append((layer.scaling, layer.lora_alpha[name] / root))
+        # Straight into the layers' dictionaries: nn.Module's own __setattr__ would take ten times as long.
+        self._attributes = [vars(layer) for layer in self.layers]
         self._active: tuple[str, ...] | None = None
 
     @property
@@ -58,9 +60,8 @@ class AdapterLayers:
         if wanted == self._active:
             return
         active = list(wanted)
-        for layer in self.layers:
-            layer._active_adapter = active
-            layer._disable_adapters = False
+        for attributes in self._attributes:
+            attributes["_active_adapter"] = active
         self._active = wanted
 
     def weigh(self, weights: Mapping[str, float]) -> None:
@@ -74,9 +75,11 @@ class AdapterLayers:
 
     @contextmanager
     def restored(self) -> Iterator[None]:
-        """Put active adapters, scalings and the disabled flag back to the bit at the end, also after an exception."""
+        """Enable adapters, and put that, the active ones and scalings back to the bit at the end, whatever happens."""
         before = self._snapshot()
         try:
+            for layer in self.layers:
+                layer._disable_adapters = False
             yield
         finally:
             for layer, state in zip(self.layers, before, strict=True):
@@ -84,43 +87,3 @@ class AdapterLayers:
                 layer.scaling.clear()
                 layer.scaling.update(state.scaling)
             self._active = None
-
-
-class Routing:
-    """Per-sample adapters of peft: rows of copy i of a batch, stacked copy by copy, go through adapter i.
-
-    peft hands `adapter_names` to its layers by pre-forward hooks that only its own wrapper models install; these are
-    the same hooks for a bare denoiser, installed once and silent unless `copies` is set.
-    """
-
-    def __init__(self) -> None:
-        self.copies: tuple[str, ...] = ()
-        self._rows: dict[int, list[str]] = {}
-
-    @contextmanager
-    def through(self, names: Sequence[str]) -> Iterator[None]:
-        """Route stacked copies through `names` while the block lasts."""
-        self.copies, self._rows = tuple(names), {}
-        try:
-            yield
-        finally:
-            self.copies = ()
-
-    def _hook(self, layer: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]] | None:
-        if not self.copies:
-            return None
-        rows = len(args[0] if args else kwargs["x"])
-        if rows not in self._rows:
-            # A layer may see frames or tokens folded into the batch: a copy still is one block of rows.
-            self._rows[rows] = [name for name in self.copies for _ in range(rows // len(self.copies))]
-        return args, kwargs | {"adapter_names": self._rows[rows]}
-
-    @contextmanager
-    def installed(self, layers: AdapterLayers) -> Iterator["Routing"]:
-        """Keep the hooks on the layers while the block lasts."""
-        handles = [layer.register_forward_pre_hook(self._hook, with_kwargs=True) for layer in layers.layers]
-        try:
-            yield self
-        finally:
-            for handle in handles:
-                handle.remove()

@@ -21,7 +21,8 @@ from lib.multilora.denoisers import (
     weighted_sum,
     weighted_sum_of_copies,
 )
-from lib.multilora.layers import AdapterLayers, Routing
+from lib.multilora.layers import AdapterLayers
+from lib.multilora.routing import Routing
 
 Batched = Literal["auto"] | bool
 
@@ -32,7 +33,7 @@ class Composite:
     def __init__(self, denoiser: nn.Module, layers: AdapterLayers, names: Sequence[str], batched: Batched) -> None:
         self.denoiser, self.layers, self.names = denoiser, layers, tuple(names)
         self.family = family_of(denoiser)
-        self.routing = Routing()
+        self.routing = Routing(self.names)
         possible = self.family is not None and layers.routable
         if batched is True and not possible:
             raise TenfoldError(
@@ -42,7 +43,7 @@ class Composite:
         self.batched: Batched = batched if possible and len(self.names) > 1 else False
 
     def enter(self, stack: ExitStack) -> None:
-        """Install the per-sample hooks until the stack closes, where a batched pass may be asked for."""
+        """Route the layers until the stack closes, where a batched pass may be asked for."""
         if self.batched is not False:
             stack.enter_context(self.routing.installed(self.layers))
 
@@ -90,5 +91,5 @@ class Composite:
         assert self.family is not None
         self.layers.activate(self.names)  # so that a pipeline's own LoRA scale reaches all of them
         args, kwargs = stack_copies(self.family, args, kwargs, k=len(self.names))
-        with self.routing.through(self.names):
+        with self.routing.on():
             return weighted_sum_of_copies(forward(*args, **kwargs), weights)
