@@ -15,6 +15,7 @@ from lib.multilora.scenes.experiments import (
     build_judge,
     build_prior,
     identities,
+    in_turn,
     judged_images,
     load_base,
     load_judge,
@@ -220,3 +221,18 @@ def test_jobs_run_in_order_here_and_all_of_them_elsewhere():
     jobs = [(float(i),) for i in range(4)]
     assert list(map_jobs(abs, jobs, processes=1)) == [(i, float(i)) for i in range(4)]
     assert dict(map_jobs(abs, jobs, processes=2)) == {i: float(i) for i in range(4)}
+
+
+@pytest.mark.parametrize(
+    ("changes", "order"),
+    [
+        ({}, "character style object"),
+        ({"first": "style"}, "style character object"),
+        ({"backwards": True}, "character object style"),
+        ({"first": "object", "backwards": True}, "object style character"),
+    ],
+)
+def test_turns_come_in_the_papers_order_unless_told_otherwise(changes, order):
+    asked = [e for e in lora_elements("development") if e.category in ("object", "character", "style")]
+    found = in_turn(asked[::-1], Condition("switch", **changes))
+    assert " ".join(e.category for e in found) == order

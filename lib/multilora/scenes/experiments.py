@@ -101,6 +101,7 @@ class Condition:
     method: str
     tau: int = 5
     first: str = ""  # category whose LoRA has the first turn, where not the character's
+    backwards: bool = False  # whether the turns after the first come in reverse order
     weight: float = 1.0
     guidance: float = 3.0
     steps: int = 40
@@ -113,6 +114,12 @@ def wanted_scenes(combination: Sequence[Element], seeds: Sequence[int]) -> Int[T
     for element in combination:
         values[:, CATEGORIES.index(element.category)] = index_of(element.category, element.name)
     return values
+
+
+def in_turn(combination: Sequence[Element], condition: Condition) -> list[Element]:
+    """Elements in the order of their turns: the paper's order of categories, but for what the condition says."""
+    ordered = sorted(combination, key=lambda e: (e.category != condition.first, CATEGORIES.index(e.category)))
+    return [ordered[0], *(ordered[:0:-1] if condition.backwards else ordered[1:])]
 
 
 def make_images(
@@ -130,8 +137,7 @@ def make_images(
             return pipe(tags, **options)
         finally:
             pipe.unet.enable_adapters()
-    ordered = sorted(combination, key=lambda e: (e.category != condition.first, CATEGORIES.index(e.category)))
-    weights = {element.name: condition.weight for element in ordered}
+    weights = {element.name: condition.weight for element in in_turn(combination, condition)}
     with compose(pipe, weights, condition.method, tau=condition.tau, batched=True):
         return pipe(tags, **options)
 

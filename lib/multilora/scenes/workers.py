@@ -15,7 +15,7 @@ def map_jobs(function: Callable[..., Any], jobs: Sequence[tuple], *, processes: 
     if processes == 1:
         yield from ((index, function(*job)) for index, job in enumerate(jobs))
         return
-    with ProcessPoolExecutor(processes, get_context("spawn"), initializer=torch.set_num_threads, initargs=(1,)) as pool:
+    with ProcessPoolExecutor(processes, get_context("spawn"), initializer=_begin) as pool:
         running = {pool.submit(function, *job): index for index, job in enumerate(jobs)}
         try:
             for done in as_completed(running):
@@ -23,6 +23,13 @@ def map_jobs(function: Callable[..., Any], jobs: Sequence[tuple], *, processes: 
         finally:
             for future in running:
                 future.cancel()
+
+
+def _begin() -> None:
+    from diffusers.utils.logging import set_verbosity_error
+
+    torch.set_num_threads(1)
+    set_verbosity_error()  # its warnings about mixed precision are about nothing here, and one comes with every LoRA
 
 
 def train_together(function: Callable[..., Any], *arguments: Any, processes: int) -> None:
