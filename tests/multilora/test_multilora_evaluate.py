@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 from lib import TenfoldError
-from lib.multilora.evaluate import ClipScorer, Endpoint, compare, position_bias
+from lib.multilora.evaluate import ClipScorer, VisionModel, compare, position_bias
 from lib.multilora.evaluate.comparative import ATTEMPTS, read_scores
 from lib.multilora.testbed import Element
 
@@ -61,7 +61,7 @@ def server():
 
 
 def endpoint(server):
-    return Endpoint(
+    return VisionModel(
         f"http://127.0.0.1:{server.server_port}/v1", model="eyes", key_from="TENFOLD_TEST_KEY", seconds=10.0
     )
 
@@ -90,8 +90,8 @@ def test_unreadable_answers_are_asked_for_again_up_to_ten_times(server):
 
 
 def test_an_endpoint_that_is_not_there_is_one_sentence():
-    with pytest.raises(TenfoldError, match="did not answer") as caught:
-        Endpoint("http://127.0.0.1:9", model="eyes", seconds=2.0).ask("hello", [])
+    with pytest.raises(TenfoldError, match="gave no completion") as caught:
+        VisionModel("http://127.0.0.1:9", model="eyes", seconds=2.0, tries=1).ask("hello", [])
     assert "\n" not in str(caught.value)
 
 

@@ -2,6 +2,6 @@
 
 from lib.multilora.evaluate.clipscore import ClipScorer
 from lib.multilora.evaluate.comparative import Comparison, compare, position_bias
-from lib.multilora.evaluate.endpoint import Endpoint
+from lib.multilora.evaluate.vision import VisionModel
 
-__all__ = ["ClipScorer", "Comparison", "Endpoint", "compare", "position_bias"]
+__all__ = ["ClipScorer", "Comparison", "VisionModel", "compare", "position_bias"]
