@@ -8,12 +8,13 @@ from functools import cache as memoised
 from typing import Any
 
 import torch
-from diffusers import DPMSolverMultistepScheduler, UNet2DConditionModel
+from diffusers import DPMSolverMultistepScheduler
 from peft import LoraConfig, inject_adapter_in_model
-from torch import nn
 
-from lib.multilora.composition import compose
+from lib.multilora.composition import METHODS, compose
 from lib.multilora.layers import AdapterLayers
+from lib.multilora.scenes.adapters import adapted_layers
+from lib.multilora.scenes.denoiser import make_unet
 from lib.multilora.testbed import CATEGORIES
 
 STEPS = 3  # of a timed loop
@@ -45,13 +46,8 @@ class Loop:
 @memoised
 def _unet() -> Any:
     torch.manual_seed(0)
-    unet = UNet2DConditionModel(
-        sample_size=8, in_channels=48, out_channels=48, block_out_channels=(64, 96), layers_per_block=1,
-        cross_attention_dim=64, attention_head_dim=4, norm_num_groups=8,
-        down_block_types=("CrossAttnDownBlock2D",) * 2, up_block_types=("CrossAttnUpBlock2D",) * 2,
-    )  # fmt: skip
-    layers = [n for n, m in unet.named_modules() if isinstance(m, (nn.Linear, nn.Conv2d))]
-    layers = [n for n in layers if not n.startswith(("conv_in", "conv_out", "time_"))]
+    unet = make_unet()
+    layers = adapted_layers(unet)
     for name in CATEGORIES:
         inject_adapter_in_model(LoraConfig(r=8, target_modules=layers, init_lora_weights=False), unet, name)
     return unet.requires_grad_(False).eval()
@@ -61,8 +57,8 @@ def _weights(k: int) -> dict[str, float]:
     return dict.fromkeys(CATEGORIES[:k], 0.8)
 
 
-def _case(name: str, ours: Callable, peer: Callable, peer_name: str, goal: float | None = None) -> dict[str, Any]:
-    return {"name": name, "unit": "s", "ours": ours, "peer": peer, "peer_name": peer_name, "goal": goal}
+def _case(name: str, ours: Callable, peer: Callable, peer_name: str, **extra: Any) -> dict[str, Any]:
+    return {"name": name, "unit": "s", "ours": ours, "peer": peer, "peer_name": peer_name, **extra}
 
 
 def cases(*, quick: bool = False) -> Iterator[dict[str, Any]]:
@@ -72,16 +68,16 @@ def cases(*, quick: bool = False) -> Iterator[dict[str, Any]]:
             goal = 1 / 1.5 if batch == 1 and k >= 3 else 1.0
             ours = _composed(batch, k, "composite", batched="auto")
             peer = _composed(batch, k, "composite", batched=False)
-            yield _case(f"composite, {STEPS} steps, k={k}, batch {batch}, auto", ours, peer, "k passes", goal)
-    for method in ("switch", "composite"):
-        for k in (3,) if quick else (2, 3, 4, 5):
-            ours, peer = _composed(1, k, method), _composed(1, k, "merge")
-            yield _case(f"{method}, {STEPS} steps, k={k}, batch 1", ours, peer, "merge")
+            yield _case(f"composite, {STEPS} steps, k={k}, batch {batch}, auto", ours, peer, "k passes", goal=goal)
     one = _composed(1, 1, "merge")
-    for k in (3,) if quick else (2, 3, 4, 5):
-        yield _case(f"merge, {STEPS} steps, k={k}, batch 1", _composed(1, k, "merge"), one, "one adapter")
+    for method in METHODS:
+        for k in (3,) if quick else (2, 3, 4, 5):
+            ours = _composed(1, k, method)
+            peer, peer_name = (one, "one adapter") if method == "merge" else (_composed(1, k, "merge"), "merge")
+            name = f"{method}, {STEPS} steps, k={k}, batch 1"
+            yield _case(name, ours, peer, peer_name, curve=f"{method} of k LoRAs", size=k)
     yield _case(f"{TURNS} turns on the cached layers", _turns, _set_adapters, "set_adapters")
-    yield _case(f"{TURNS} turns on the cached layers", _turns, _passes, f"{TURNS} UNet passes, batch 1", 0.01)
+    yield _case(f"{TURNS} turns on the cached layers", _turns, _passes, f"{TURNS} UNet passes, batch 1", goal=0.01)
 
 
 def _composed(batch: int, k: int, method: str, **options: Any) -> Callable[[], None]:
