@@ -47,8 +47,9 @@ def train_together(function: Callable[..., Any], *arguments: Any, processes: int
 
 def _one_of(function: Callable[..., Any], arguments: tuple, rank: int, world: int, port: int) -> None:
     os.environ |= {
-        "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world), "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(port), "ACCELERATE_USE_CPU": "true",
+        "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world), "LOCAL_WORLD_SIZE": str(world),
+        "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "ACCELERATE_USE_CPU": "true",
+        "OMP_NUM_THREADS": "1",  # where it is unset, accelerate gives each process all the cores' threads
     }  # fmt: skip
     function(*arguments)
     torch.distributed.destroy_process_group()
