@@ -17,8 +17,9 @@ def place(profile: str) -> Path:
 
 
 def draw(records: list[dict[str, Any]], path: Path) -> None:
-    """Draw the verdicts of finished runs, given as their results, into a png."""
+    """Draw the verdicts of finished runs, given as their results, into a png with its csv beside it."""
     import matplotlib.pyplot as plt
+    import pandas as pd
 
     with plt.style.context(Path(__file__).with_name("tenfold.mplstyle")):
         widest = max(len(record["claims"]) for record in records)
@@ -40,4 +41,6 @@ def draw(records: list[dict[str, Any]], path: Path) -> None:
         fig.legend(handles, names, loc="outside lower center", ncols=4, fontsize=8)
         path.parent.mkdir(parents=True, exist_ok=True)
         fig.savefig(path, metadata={"Software": None})
+        rows = [(record["paper"], claim["id"], claim["verdict"]) for record in records for claim in record["claims"]]
+        pd.DataFrame(rows, columns=["paper", "claim", "verdict"]).to_csv(path.with_suffix(".csv"), index=False)
         plt.close(fig)
