@@ -44,7 +44,8 @@ class Loop:
 
 
 @memoised
-def _unet() -> Any:
+def testbed_unet() -> Any:
+    """The denoiser of the scene testbed with five LoRAs, all of random weights."""
     torch.manual_seed(0)
     unet = make_unet()
     layers = adapted_layers(unet)
@@ -82,7 +83,7 @@ def cases(*, quick: bool = False) -> Iterator[dict[str, Any]]:
 
 def _composed(batch: int, k: int, method: str, **options: Any) -> Callable[[], None]:
     """Timed loop inside a composition; `auto` has measured and chosen before."""
-    loop = Loop(_unet(), batch)
+    loop = Loop(testbed_unet(), batch)
 
     def run() -> None:
         with compose(loop, _weights(k), method, tau=1, **options):
@@ -96,7 +97,7 @@ def _composed(batch: int, k: int, method: str, **options: Any) -> Callable[[], N
 
 @memoised
 def _layers() -> AdapterLayers:
-    return AdapterLayers(_unet())
+    return AdapterLayers(testbed_unet())
 
 
 def _turns() -> None:
@@ -110,11 +111,11 @@ def _turns() -> None:
 
 def _set_adapters() -> None:
     for index in range(TURNS):
-        _unet().set_adapters([CATEGORIES[index % len(CATEGORIES)]], [0.8])
+        testbed_unet().set_adapters([CATEGORIES[index % len(CATEGORIES)]], [0.8])
 
 
 @torch.inference_mode()
 def _passes() -> None:
-    loop = Loop(_unet(), 1)
+    loop = Loop(testbed_unet(), 1)
     for _ in range(TURNS):
         loop.unet(torch.cat([loop.noise] * 2), 500, loop.tags)
