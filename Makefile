@@ -17,6 +17,7 @@ SCHEDULER ?=
 VENV := .venv
 PY := $(VENV)/bin/python
 RUN := $(PY) -m lib
+TEST_ENV := HF_HUB_OFFLINE=1 MPLBACKEND=Agg
 STAMP := $(VENV)/.tenfold-installed
 SELECT := --profile "$(PROFILE)" --papers "$(PAPERS)"
 OPTIONS := $(SELECT) $(if $(SEED),--seed "$(SEED)") $(if $(filter-out 0,$(DRY_RUN)),--dry-run)
@@ -74,7 +75,8 @@ docs: $(STAMP) ## build the site in build/site from the results, offline
 
 test: $(STAMP) lint ## lint, unit tests, and every notebook in the smoke profile
 	@$(RUN) assets
-	HF_HUB_OFFLINE=1 MPLBACKEND=Agg OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 --dist worksteal $(TEST_OPTIONS)
+	$(TEST_ENV) OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 --dist worksteal -m "not notebook" $(TEST_OPTIONS)
+	$(TEST_ENV) $(PY) -m pytest -m notebook $(TEST_OPTIONS)
 
 lint: $(STAMP) ## ruff, import contracts, types
 	@$(VENV)/bin/ruff check . && $(VENV)/bin/ruff format --check .
