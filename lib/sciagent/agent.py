@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from lib import TenfoldError
-from lib.sciagent import lm
-from lib.sciagent.grammar import Grammar
+from lib.sciagent import decoding, lm
+from lib.sciagent.form import Form
 from lib.sciagent.program import ProgramRefused, calls, checked
 from lib.sciagent.sandbox import Execution, Sandbox
 from lib.sciagent.toolset import Toolset
@@ -27,7 +27,9 @@ class Planner:
     def plans(self, questions: Sequence[str], *, progress: bool = False) -> list[str]:
         """One line of plan a question."""
         prompts = [lm.plan_prompt(q) for q in questions]
-        texts = lm.generate(self.model, self.tokenizer, prompts, max_new_tokens=self.max_new_tokens, progress=progress)
+        texts = decoding.generate(
+            self.model, self.tokenizer, prompts, max_new_tokens=self.max_new_tokens, progress=progress
+        )
         return [text.strip().split("\n")[0] for text in texts]
 
 
@@ -51,8 +53,8 @@ class Attempt:
 class Action:
     """`M_act`: a language model that writes a rationale and a program with the functions it is shown, or with none.
 
-    Its tokens are held to programs that call shown functions only (`constrained`). A program that fails is shown to
-    the model once more, with its error (`correct`).
+    Its programs are held to a form in which only shown functions and the question's values occur (`constrained`). A
+    program that fails is shown to the model once more, with its error (`correct`).
     """
 
     model: Any
@@ -79,15 +81,15 @@ class Action:
         self, questions: Sequence[str], shown: Sequence[Sequence[str]], tools: Toolset,
         sandbox: Sandbox, failed: list[Attempt] | None, progress: bool,
     ) -> list[Attempt]:  # fmt: skip
-        prompts, rules = [], []
+        prompts, forms = [], []
         for i, (question, names) in enumerate(zip(questions, shown, strict=True)):
             listed = [tools[name] for name in names]
             error = {"error": failed[i].failed, "program": failed[i].program} if failed else {}
             prompts.append(lm.action_prompt(question, listed, **error))
-            rules.append(Grammar(listed))
-        programs = lm.generate(
+            forms.append(Form(listed, question))
+        programs = decoding.generate(
             self.model, self.tokenizer, prompts, max_new_tokens=self.max_new_tokens,
-            allows=rules if self.constrained else None, progress=progress,
+            forms=forms if self.constrained else None, progress=progress,
         )  # fmt: skip
         outcomes = sandbox.map([tools.job(p, names) for p, names in zip(programs, shown, strict=True)])
         return [

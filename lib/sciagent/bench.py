@@ -30,52 +30,48 @@ def cases(*, quick: bool = False) -> Iterator[dict[str, Any]]:
 
 
 def _calls(sandbox: Sandbox, calls: int) -> Iterator[dict[str, Any]]:
-    def milliseconds(call: Callable[[], Any], times: int) -> list[float]:
-        call()
-        found = []
-        for _ in range(times):
-            began = time.perf_counter()
-            call()
-            found.append(1e3 * (time.perf_counter() - began))
-        return [float(np.median(part)) for part in np.array_split(found, min(times, 7))]
-
     def checked() -> None:
         assert sandbox.run(PROGRAM, tools=TOOLS).ok
 
     def unchecked() -> None:
         assert sandbox.run_unchecked(FRESH).ok
 
-    def fresh() -> None:
-        subprocess.run([sys.executable, "-I", "-c", FRESH], check=True, capture_output=True)
-
-    def rate() -> list[float]:
-        jobs = [Job(PROGRAM, TOOLS)] * (5 * calls)
-        sandbox.map(jobs[:10])
-        found = []
-        for _ in range(5):
-            began = time.perf_counter()
-            sandbox.map(jobs)
-            found.append(1e3 * (time.perf_counter() - began) / len(jobs))
-        return found
-
     few = max(7, calls // 10)
     yield {
         "name": "a program on a warm worker, against a fresh python", "unit": "ms", "peer_name": "python -I -c",
-        "ours": lambda: milliseconds(checked, calls), "peer": lambda: milliseconds(fresh, few), "goal": 0.1,
+        "ours": lambda: _milliseconds(checked, calls), "peer": lambda: _milliseconds(_fresh, few), "goal": 0.1,
     }  # fmt: skip
     yield {
         "name": "unchecked code in a fork of its own, against a fresh python", "unit": "ms",
-        "ours": lambda: milliseconds(unchecked, calls), "peer": lambda: milliseconds(fresh, few),
+        "ours": lambda: _milliseconds(unchecked, calls), "peer": lambda: _milliseconds(_fresh, few),
         "peer_name": "python -I -c", "goal": 0.3,
     }  # fmt: skip
     yield {
-        "name": "a program on a warm worker, median", "unit": "ms", "ours": lambda: milliseconds(checked, calls),
+        "name": "a program on a warm worker, median", "unit": "ms", "ours": lambda: _milliseconds(checked, calls),
         "peer": lambda: [5.0] * min(calls, 7), "peer_name": "5 ms", "goal": 1.0,
     }  # fmt: skip
     yield {
-        "name": "a program among many on two workers", "unit": "ms", "ours": rate, "peer": lambda: [5.0] * 5,
-        "peer_name": "200 calls a second", "goal": 1.0,
+        "name": "a program among many on two workers", "unit": "ms", "ours": lambda: _together(sandbox, 5 * calls),
+        "peer": lambda: [5.0] * 5, "peer_name": "200 calls a second", "goal": 1.0,
     }  # fmt: skip
+
+
+def _fresh() -> None:
+    subprocess.run([sys.executable, "-I", "-c", FRESH], check=True, capture_output=True)
+
+
+def _milliseconds(call: Callable[[], Any], times: int) -> list[float]:
+    """Medians of up to seven parts of the calls, after one that is not counted."""
+    call()
+    found = [1e3 * _seconds(call) for _ in range(times)]
+    return [float(np.median(part)) for part in np.array_split(found, min(times, 7))]
+
+
+def _together(sandbox: Sandbox, calls: int) -> list[float]:
+    """Milliseconds a program of five batches."""
+    jobs = [Job(PROGRAM, TOOLS)] * calls
+    sandbox.map(jobs[:10])
+    return [1e3 * _seconds(lambda: sandbox.map(jobs)) / calls for _ in range(5)]
 
 
 def _retrieval(functions: int, batch: int) -> Iterator[dict[str, Any]]:
@@ -85,10 +81,16 @@ def _retrieval(functions: int, batch: int) -> Iterator[dict[str, Any]]:
     draw = np.random.default_rng(0)
     vocabulary = np.array("pressure drop pipe heat flux vapor liquid density critical friction valve rate".split())
     texts = [" ".join(row) for row in draw.choice(vocabulary, (functions, 12))]
-    names = [f"f{i}" for i in range(functions)]
     queries = [" ".join(row) for row in draw.choice(vocabulary, (batch, 24))]
-    index = _without_encoding(encoder, names, draw)
-    sparse = WordIndex(names, texts)
+    yield from _by_encoder(encoder, queries, functions, draw)
+    yield from _by_words(texts, queries)
+
+
+def _by_encoder(
+    encoder: Any, queries: list[str], functions: int, draw: np.random.Generator
+) -> Iterator[dict[str, Any]]:
+    index = _without_encoding(encoder, [f"f{i}" for i in range(functions)], draw)
+    large = _without_encoding(encoder, [f"f{i}" for i in range(10 * functions)], draw)
 
     def one_by_one() -> None:
         """A plain search: each query encoded alone, all functions sorted."""
@@ -96,35 +98,35 @@ def _retrieval(functions: int, batch: int) -> Iterator[dict[str, Any]]:
         for query in queries:
             np.argsort(-(vectors @ encoder.encode([query])[0].numpy()))[:5]
 
-    def ranked_words() -> None:
-        from rank_bm25 import BM25Okapi
+    def milliseconds(searched: EncoderIndex) -> list[float]:
+        return [1e3 * _seconds(lambda: searched.search(queries, 5)) / len(queries) for _ in range(7)]
 
-        peer = BM25Okapi([text.split() for text in texts])
-        timed.append(_seconds(lambda: [np.argsort(-peer.get_scores(q.split()))[:5] for q in queries]))
-
-    timed: list[float] = []
-    where = f"{batch} queries over {functions} functions"
+    where = f"{len(queries)} queries over {functions} functions"
     yield {
         "name": f"encoder, {where}", "unit": "s", "ours": lambda: index.search(queries, 5), "peer": one_by_one,
         "peer_name": "one query at a time, all sorted", "goal": 1.0,
     }  # fmt: skip
     yield {
         "name": f"encoder, a query of {where}", "unit": "ms", "peer_name": "5 ms", "goal": 1.0,
-        "ours": lambda: [1e3 * _seconds(lambda: index.search(queries, 5)) / batch for _ in range(7)],
-        "peer": lambda: [5.0] * 7,
+        "ours": lambda: milliseconds(index), "peer": lambda: [5.0] * 7,
     }  # fmt: skip
-    many = [f"f{i}" for i in range(10 * functions)]
-    large = _without_encoding(encoder, many, draw)
     yield {
-        "name": f"encoder, a query of {batch} queries over {10 * functions} functions", "unit": "ms",
-        "ours": lambda: [1e3 * _seconds(lambda: large.search(queries, 5)) / batch for _ in range(7)],
-        "peer": lambda: [5.0] * 7, "peer_name": "5 ms", "goal": None,
+        "name": f"encoder, a query of {len(queries)} queries over {10 * functions} functions", "unit": "ms",
+        "ours": lambda: milliseconds(large), "peer": lambda: [5.0] * 7, "peer_name": "5 ms", "goal": None,
     }  # fmt: skip
-    ranked_words()
+
+
+def _by_words(texts: list[str], queries: list[str]) -> Iterator[dict[str, Any]]:
+    from rank_bm25 import BM25Okapi
+
+    sparse = WordIndex([f"f{i}" for i in range(len(texts))], texts)
+    peer = BM25Okapi([text.split() for text in texts])
+    taken = _seconds(lambda: [np.argsort(-peer.get_scores(q.split()))[:5] for q in queries])
     yield {
-        "name": f"BM25, a query of {where}, against rank-bm25", "unit": "ms", "peer_name": "rank-bm25", "goal": 0.2,
-        "ours": lambda: [1e3 * _seconds(lambda: sparse.search(queries, 5)) / batch],
-        "peer": lambda: [1e3 * timed[-1] / batch],
+        "name": f"BM25, a query of {len(queries)} queries over {len(texts)} functions, against rank-bm25",
+        "unit": "ms", "peer_name": "rank-bm25", "goal": 0.2,
+        "ours": lambda: [1e3 * _seconds(lambda: sparse.search(queries, 5)) / len(queries)],
+        "peer": lambda: [1e3 * taken / len(queries)],
     }  # fmt: skip
 
 

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from lib.sciagent import phrases
+from lib.sciagent.form import Form, parts
 from lib.sciagent.questions import Question
 from lib.sciagent.tools import Example, Parameter, Tool
 from lib.sciagent.toolset import Toolset
@@ -155,24 +156,9 @@ class Corpus:
         return Sample(question, tuple(names), question.program)
 
 
-def rationale(program: str, toolset: Toolset, names: Sequence[str]) -> str:
-    """A program with a comment before each line: what it computes, and from which of the question's values.
-
-    The comment puts each value beside the documented meaning of its argument, in the order of the call: a small model
-    binds the values there, and copies them below.
-    """
-    lines = []
-    for line in program.splitlines():
-        called = next((name for name in names if re.search(rf"\b{re.escape(name)}\(", line)), None)
-        lines += [f"# {_bindings(line, toolset[called]) if called else 'arithmetic'}", line]
-    return "\n".join(lines)
-
-
-def _bindings(line: str, tool: Tool) -> str:
-    call = ast.parse(line.partition(" = ")[2], mode="eval").body
-    assert isinstance(call, ast.Call)
-    names = [p.name for p in tool.parameters]
-    given = [*zip(names, call.args, strict=False), *((k.arg, k.value) for k in call.keywords)]
-    texts = {p.name: phrases.first_clause(p.text, 26) for p in tool.parameters}
-    goal = phrases.first_clause(phrases.goal_of(tool.returns.text, tool.summary), 40)
-    return f"{goal} from " + "; ".join(f"{texts.get(str(n)) or n} {ast.unparse(v)}" for n, v in given)
+def written_out(sample: Sample, toolset: Toolset) -> tuple[tuple[str, tuple[str, ...]], ...]:
+    """The sample's solution in parts, each with its options (`form.parts`); none where its form has no such program."""
+    try:
+        return tuple(parts(sample.program, Form([toolset[name] for name in sample.shown], sample.question.text)))
+    except ValueError:
+        return ()

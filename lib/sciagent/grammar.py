@@ -10,10 +10,10 @@ is allowed where the line that assigns `answer` is complete.
 import re
 from collections.abc import Sequence
 
-from lib.sciagent.lm import END
 from lib.sciagent.program import BUILTINS, MATHS, ProgramRefused, checked
 from lib.sciagent.tools import Tool
 
+END = "<end>"  # stands for the end of the text
 TOKEN = re.compile(r"\s+|[A-Za-z_]\w*|\d[\w.]*(?:[eE][+-]?\d*)?|\*\*|//|[=!<>]=|'[^'\n]*'|\"[^\"\n]*\"|.")
 WORD, VARIABLE = re.compile(r"[A-Za-z_]\w*"), re.compile(r"[A-Za-z]\w{0,23}")
 LONGEST_LINE = 400

@@ -5,7 +5,7 @@ Planning and action are two prompts of one adapter (a deviation from the paper's
 
 import math
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,8 +13,6 @@ from typing import Any
 import torch
 
 from lib.sciagent.tools import Tool
-
-END = "<end>"  # stands for the end of the text where rules are asked
 
 
 def plan_prompt(question: str) -> str:
@@ -31,10 +29,18 @@ def action_prompt(question: str, tools: Sequence[Tool], *, error: str = "", prog
 
 @dataclass(frozen=True)
 class Pair:
-    """A prompt and the text that should follow it."""
+    """A prompt and the text that should follow it, in parts: each with the options it is one of, or none if free.
+
+    Tokens that no other option shares a beginning with follow by themselves, and are not learned.
+    """
 
     prompt: str
-    completion: str
+    parts: tuple[tuple[str, tuple[str, ...]], ...]
+
+    @property
+    def completion(self) -> str:
+        """The text that should follow."""
+        return "".join(text for text, _ in self.parts)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,12 +103,24 @@ def train(
     return adapted.eval()
 
 
-Encoded = tuple[list[int], list[int]]  # prompt ids, completion ids
+Encoded = tuple[list[int], list[int], list[bool]]  # prompt ids, completion ids, which of these are learned
 
 
 def _encoded(tokenizer: Any, pair: Pair) -> Encoded:
     prompt = tokenizer(pair.prompt, add_special_tokens=False).input_ids
-    return prompt, tokenizer(pair.completion + tokenizer.eos_token, add_special_tokens=False).input_ids
+    ids, learned = [], []
+    for text, options in (*pair.parts, (tokenizer.eos_token, ())):
+        part = tokenizer(text, add_special_tokens=False).input_ids
+        others = [tokenizer(other, add_special_tokens=False).input_ids for other in options]
+        ids += part
+        learned += [_undecided(part, others, i) for i in range(len(part))]
+    learned[-1] = not pair.parts[-1][1]  # a program's end follows from its form
+    return prompt, ids, learned
+
+
+def _undecided(part: list[int], options: list[list[int]], at: int) -> bool:
+    """Whether the options that begin with the part's first `at` tokens go on in more than one way."""
+    return not options or len({other[at] for other in options if other[:at] == part[:at]}) > 1
 
 
 def _batches(rows: list[Encoded], recipe: Recipe, draw: random.Random) -> list[list[Encoded]]:
@@ -117,14 +135,15 @@ def _batches(rows: list[Encoded], recipe: Recipe, draw: random.Random) -> list[l
 
 
 def completion_loss(model: Any, rows: Sequence[Encoded], *, pad: int) -> torch.Tensor:
-    """Mean cross-entropy of the completions' tokens; the vocabulary's logits are computed for those positions only."""
-    longest = max(len(p) + len(c) for p, c in rows)
+    """Mean cross-entropy of the learned tokens; the vocabulary's logits are computed for their positions only."""
+    longest = max(len(p) + len(c) for p, c, _ in rows)
     ids = torch.full((len(rows), longest), pad)
     wanted = torch.full((len(rows), longest), -100)
-    for i, (prompt, completion) in enumerate(rows):
+    for i, (prompt, completion, learned) in enumerate(rows):
         whole = torch.tensor(prompt + completion)
         ids[i, : len(whole)] = whole
-        wanted[i, len(prompt) - 1 : len(whole) - 1] = whole[len(prompt) :]
+        kept = torch.tensor([t if use else -100 for t, use in zip(completion, learned, strict=True)])
+        wanted[i, len(prompt) - 1 : len(whole) - 1] = kept
     ids, wanted = ids.to(model.device), wanted.to(model.device)
     base = model.get_base_model() if hasattr(model, "get_base_model") else model
     # Padding is on the right and attention causal, so that no mask is needed.
@@ -142,75 +161,3 @@ def load(model: Any, folder: Path) -> Any:
     from peft import PeftModel
 
     return PeftModel.from_pretrained(model, folder).merge_and_unload().eval()
-
-
-Allows = Callable[[str], bool]  # whether a text can still become a program
-
-
-@torch.inference_mode()
-def generate(
-    model: Any, tokenizer: Any, prompts: Sequence[str], *, max_new_tokens: int, allows: Sequence[Allows] | None = None,
-    batch_size: int = 16, progress: bool = False,
-) -> list[str]:  # fmt: skip
-    """Greedy completions; with `allows`, the likeliest token that keeps the row's text a possible one.
-
-    A row ends at the end token, or after `max_new_tokens`.
-    """
-    from tqdm import tqdm
-
-    order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
-    texts = [""] * len(prompts)
-    batches = [order[i : i + batch_size] for i in range(0, len(order), batch_size)]
-    for batch in tqdm(batches, desc="generate", disable=not progress):
-        rules = None if allows is None else [allows[i] for i in batch]
-        found = _generate(model, tokenizer, [prompts[i] for i in batch], max_new_tokens, rules)
-        for i, text in zip(batch, found, strict=True):
-            texts[i] = text
-    return texts
-
-
-TRIED = (8, 512)  # likeliest tokens that are tried against the rules
-
-
-def _generate(model: Any, tokenizer: Any, prompts: list[str], limit: int, rules: list[Allows] | None) -> list[str]:
-    from transformers import DynamicCache
-
-    inputs = tokenizer(prompts, padding=True, add_special_tokens=False, return_tensors="pt").to(model.device)
-    mask, ids, end = inputs.attention_mask, inputs.input_ids, tokenizer.eos_token_id
-    positions = (mask.cumsum(1) - 1).clamp_min(0)
-    cache = DynamicCache(config=model.config)
-    written: list[list[int]] = [[] for _ in prompts]
-    texts, open_rows = [""] * len(prompts), set(range(len(prompts)))
-    for _ in range(limit):
-        output = model(
-            input_ids=ids, attention_mask=mask, position_ids=positions, cache=cache, use_cache=True, logits_to_keep=1
-        )
-        logits = output.logits[:, -1].float()
-        chosen = []
-        for row in range(len(prompts)):
-            token = end
-            if row in open_rows:
-                token = _choose(logits[row], written[row], tokenizer, end, rules[row] if rules else None)
-                if token == end:
-                    open_rows.discard(row)
-                else:
-                    written[row].append(token)
-                    texts[row] = tokenizer.decode(written[row])
-            chosen.append(token)
-        if not open_rows:
-            break
-        ids = torch.tensor(chosen, device=mask.device).unsqueeze(1)
-        mask = torch.cat([mask, mask.new_ones(len(prompts), 1)], dim=1)
-        positions = positions[:, -1:] + 1
-    return texts
-
-
-def _choose(logits: torch.Tensor, written: list[int], tokenizer: Any, end: int, allows: Allows | None) -> int:
-    if allows is None:
-        return int(logits.argmax())
-    for number in TRIED:
-        for token in logits.topk(min(number, len(logits))).indices.tolist():
-            text = tokenizer.decode(written) if token == end else tokenizer.decode([*written, token])
-            if allows(text + END if token == end else text):
-                return token
-    return end

@@ -155,10 +155,10 @@ def _chained(first: Tool, second: Tool, link: str, *, split: str, draw: random.R
     known = [_known(first, n, v, draw, share) for n, v in one.items()]
     text = f"First get the {middle} from these facts: {', '.join(known)}. Then: {question}"
     arguments = {n: two.get(n) for n in second.examples[0].arguments if n == link or n in two}
-    inner = ", ".join(link if n == link else written(v) for n, v in arguments.items())
+    inner = ", ".join("step1" if n == link else written(v) for n, v in arguments.items())
     if not second.positional:
-        inner = ", ".join(f"{n}={link if n == link else written(v)}" for n, v in arguments.items())
-    program = f"{link} = {first.call(one)}\nanswer = {second.name}({inner})"
+        inner = ", ".join(f"{n}={'step1' if n == link else written(v)}" for n, v in arguments.items())
+    program = f"step1 = {first.call(one)}\nanswer = {second.name}({inner})"
     goal = phrases.goal_of(second.returns.text, second.summary)
     return Question(
         text, f"{plan_of(first)} Then {plan_of(second)}", program, (first.name, second.name), None,

@@ -57,19 +57,20 @@ class Tool:
         """Whether an example gave what the documentation prints (or, without doctest, the same twice)."""
         return any(example.verified for example in self.examples)
 
-    def signature(self) -> str:
-        """Call as a model sees it: required parameters, then those that its examples use."""
+    def listed(self) -> tuple[Parameter, ...]:
+        """Parameters that a model is shown: the required ones and those that examples use."""
         used = {name for example in self.examples for name in example.arguments}
-        names = [p.name for p in self.parameters if p.required or p.name in used]
-        return f"{self.name}({', '.join(names)}{', /' if self.positional else ''})"
+        return tuple(p for p in self.parameters if p.required or p.name in used)
+
+    def signature(self) -> str:
+        """Call as a model sees it."""
+        return f"{self.name}({', '.join(p.name for p in self.listed())}{', /' if self.positional else ''})"
 
     def shown(self) -> str:
-        """Signature, result, parameters' meaning and units, and what is special: the text that a model is shown."""
-        used = {name for example in self.examples for name in example.arguments}
-        named = [f"{p.name}: {_short(p)}" for p in self.parameters if (p.required or p.name in used) and p.text]
+        """Signature, result, and what is special: the text that a model is shown to choose by."""
         goal = goal_of(self.returns.text, self.summary)
         special = context_of(self.summary, goal)
-        return f"{self.signature()} -> {goal}{f' ({special})' if special else ''}; {'; '.join(named)}"
+        return f"{self.signature()} -> {goal}{f' ({special})' if special else ''}"
 
     def indexed(self) -> str:
         """Text a retriever indexes: name, summary, parameters, result."""
@@ -115,10 +116,6 @@ def written(value: Any) -> str:
     if isinstance(value, float) and value == int(value) and abs(value) < 1e7:
         return str(int(value))
     return repr(value)
-
-
-def _short(p: Parameter) -> str:
-    return f"{first_clause(p.text, 26)}{f' {p.unit}' if p.unit else ''}"
 
 
 def _cut(text: str, most: int) -> str:

@@ -1,12 +1,15 @@
 # ruff: noqa: E501 - one list of texts
 """Constrained decoding, training and generation at tiny size, and the agent's loop with a scripted model."""
 
+import ast
+
 import pytest
 import torch
 
 from lib import TenfoldError
-from lib.sciagent import Execution, Toolset, agent, lm, retriever, science
-from lib.sciagent.grammar import Grammar
+from lib.sciagent import Execution, Toolset, agent, decoding, lm, retriever, science
+from lib.sciagent.form import Choice, Form, Free, parts
+from lib.sciagent.grammar import END, Grammar
 from lib.sciagent.program import calls, checked
 
 
@@ -40,9 +43,9 @@ def test_what_calls_something_else_is_stopped_at_once(grammar, text):
 def test_every_prefix_of_a_program_is_allowed_and_it_may_end_only_when_complete(tools, grammar):
     program = f"# mean difference\nx = {tools['LMTD'].call(tools['LMTD'].examples[0].arguments)}\nanswer = round(x, 2)"
     assert all(grammar(program[:i]) for i in range(len(program) + 1))
-    assert grammar(program + lm.END)
+    assert grammar(program + END)
     for unfinished in ("", "# words", "x = 3", "answer = ", "answer = LMTD(", "answer = 3 +"):
-        assert not grammar(unfinished + lm.END)
+        assert not grammar(unfinished + END)
 
 
 class Tokenizer:
@@ -61,7 +64,7 @@ class Tokenizer:
         mask = torch.tensor([[0] * (width - len(r)) + [1] * len(r) for r in rows])
         return BatchEncoding({"input_ids": ids, "attention_mask": mask})
 
-    def encode(self, text):
+    def encode(self, text, *, add_special_tokens=False):
         parts = text.split(self.eos_token)
         ids = [[ord(c) % 126 + 2 for c in part] for part in parts]
         return [i for n, part in enumerate(ids) for i in ([1] if n else []) + part]
@@ -82,21 +85,57 @@ def tiny():
     return LlamaForCausalLM(config).eval(), Tokenizer()
 
 
+QUESTIONS = ["x 30.5, y 25, z 10 and w 20", "Mean difference? The values are 1, 2, 3.25 and 4."]
+
+
 def test_constrained_generation_writes_programs_of_shown_functions_only(tiny, tools):
     model, tokenizer = tiny
-    prompts = ["a", "a longer prompt"]
-    rules = [Grammar([tools["LMTD"]])] * 2
-    free = lm.generate(model, tokenizer, prompts, max_new_tokens=24)
-    held = lm.generate(model, tokenizer, prompts, max_new_tokens=24, allows=rules)
-    assert not any(rules[0](text) and text for text in free), "an untrained model writes no programs by itself"
-    assert all(rules[0](text) for text in held)
+    forms = [Form([tools["LMTD"]], q) for q in QUESTIONS]
+    held = decoding.generate(model, tokenizer, QUESTIONS, forms=forms)
+    for text, form in zip(held, forms, strict=True):
+        tree = checked(text, functions=["LMTD"])
+        assert "".join(part for part, _ in parts(text, form)) == text
+        assert ast.unparse(tree).splitlines()[-1].startswith("answer = ")
+
+
+def slow(model, tokenizer, prompt, form):
+    """The same choices with the whole text read anew at every token."""
+    text, steps = prompt, form.steps()
+    step = next(steps)
+    while True:
+        line = ""
+        while (
+            line == ""
+            or (isinstance(step, Free) and not line.endswith("\n"))
+            or (isinstance(step, Choice) and line not in step.options)
+        ):
+            logits = model(torch.tensor([tokenizer.encode(text + line)])).logits[0, -1]
+            for token in logits.argsort(descending=True).tolist():
+                tried = line + tokenizer.decode([token])
+                fits = isinstance(step, Choice) and any(o.startswith(tried) for o in step.options)
+                if fits or (isinstance(step, Free) and step.allows(tried)):
+                    break
+            line = tried
+        text += line
+        try:
+            step = steps.send(line)
+        except StopIteration:
+            return text[len(prompt) :]
+
+
+def test_forced_text_in_batches_gives_what_token_by_token_gives(tiny, tools):
+    model, tokenizer = tiny
+    shown = [tools["LMTD"], tools["fv"]]
+    forms = [Form(shown, q) for q in QUESTIONS]
+    together = decoding.generate(model, tokenizer, QUESTIONS, forms=forms)
+    assert together == [slow(model, tokenizer, q, f) for q, f in zip(QUESTIONS, forms, strict=True)]
 
 
 def test_batched_generation_is_that_of_each_prompt_alone(tiny):
     model, tokenizer = tiny
     prompts = ["x", "a much longer prompt than that", "one more"]
-    together = lm.generate(model, tokenizer, prompts, max_new_tokens=12)
-    alone = [lm.generate(model, tokenizer, [p], max_new_tokens=12)[0] for p in prompts]
+    together = decoding.generate(model, tokenizer, prompts, max_new_tokens=12)
+    alone = [decoding.generate(model, tokenizer, [p], max_new_tokens=12)[0] for p in prompts]
     assert together == alone
 
 
@@ -104,26 +143,36 @@ def test_training_teaches_the_completion_and_saves_the_adapter(tiny, tmp_path):
     import copy
 
     model, tokenizer = tiny
-    pairs = [lm.Pair("Question: a\nPlan:", " first"), lm.Pair("Question: b\nPlan:", " other")] * 4
+    pairs = [lm.Pair(f"Question: {a}\nPlan:", ((f" {b}", ()),)) for a, b in (("a", "first"), ("b", "other"))] * 4
     recipe = lm.Recipe(rank=8, learning_rate=1e-2, epochs=80, batch_size=4)
     adapted = lm.train(copy.deepcopy(model), tokenizer, pairs, recipe, seed=0)
-    written = lm.generate(adapted, tokenizer, [p.prompt for p in pairs[:2]], max_new_tokens=10)
+    written = decoding.generate(adapted, tokenizer, [p.prompt for p in pairs[:2]], max_new_tokens=10)
     assert written == [" first", " other"]
     lm.save(adapted, tmp_path)
     again = lm.load(copy.deepcopy(model), tmp_path)
-    assert lm.generate(again, tokenizer, [p.prompt for p in pairs[:2]], max_new_tokens=10) == written
+    assert decoding.generate(again, tokenizer, [p.prompt for p in pairs[:2]], max_new_tokens=10) == written
 
 
-def test_the_loss_is_the_completions_cross_entropy_whatever_the_padding(tiny):
+def test_the_loss_is_the_learned_tokens_cross_entropy_whatever_the_padding(tiny):
     model, tokenizer = tiny
-    rows = [([5, 6, 7], [8, 9]), ([5], [6, 7, 8, 9, 10])]
+    rows = [([5, 6, 7], [8, 9], [True, True]), ([5], [6, 7, 8, 9, 10], [False, True, True, False, True])]
     found = lm.completion_loss(model, rows, pad=0)
     terms = []
-    for prompt, completion in rows:
+    for prompt, completion, learned in rows:
         ids = torch.tensor([prompt + completion])
         logits = model(input_ids=ids).logits[0]
-        terms += [-logits[len(prompt) + i - 1].log_softmax(-1)[t] for i, t in enumerate(completion)]
+        losses = [-logits[len(prompt) + i - 1].log_softmax(-1)[t] for i, t in enumerate(completion)]
+        terms += [loss for loss, use in zip(losses, learned, strict=True) if use]
     torch.testing.assert_close(found, torch.stack(terms).mean(), atol=1e-5, rtol=1e-5)
+
+
+def test_only_tokens_that_tell_options_apart_are_learned(tiny):
+    pair = lm.Pair("p", (("answer = ", ("answer = ",)), ("abc\n", ("abc\n", "abd\n", "x\n")), ("1+1\n", ())))
+    _, ids, learned = lm._encoded(tiny[1], pair)
+    assert len(ids) == len("answer = abc\n1+1\n") + 1
+    assert learned == [False] * 9 + [True, False, True, False] + [True] * 5
+    _, _, learned = lm._encoded(tiny[1], lm.Pair("p", (("a\n", ("a\n", "b\n")),)))
+    assert learned == [True, False, False], "the end follows from the form"
 
 
 def test_nothing_to_train_on_is_refused(tiny):
@@ -132,11 +181,11 @@ def test_nothing_to_train_on_is_refused(tiny):
 
 
 class Scripted:
-    """Stands for `lm.generate`: says what it is told, and keeps the prompts."""
+    """Stands for `decoding.generate`: says what it is told, and keeps the prompts."""
 
     def __init__(self, monkeypatch, answers):
         self.answers, self.prompts = list(answers), []
-        monkeypatch.setattr(lm, "generate", self)
+        monkeypatch.setattr(decoding, "generate", self)
 
     def __call__(self, model, tokenizer, prompts, **_):
         self.prompts += prompts

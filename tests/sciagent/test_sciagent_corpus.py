@@ -122,11 +122,15 @@ def test_chained_questions_take_two_calls(warm):
         assert len(calls(checked(q.program, functions=q.functions), q.functions)) == 2
 
 
-def test_a_rationale_comments_every_line_and_runs_to_the_same(asked, tools, warm):
-    q = asked[0]
-    text = corpus.rationale(q.program, tools, q.functions)
-    assert text.startswith("# ")
-    assert right(warm.map([tools.job(text, q.functions)])[0].value, q.answer)
+def test_every_solution_can_be_written_in_its_form_and_runs_to_the_same(built, warm):
+    for mode in corpus.MODES:
+        samples = built.samples(mode, words(built), shown=4, seed=0)
+        written = [corpus.written_out(s, built.tools) for s in samples]
+        possible = [(s, "".join(text for text, _ in w)) for s, w in zip(samples, written, strict=True) if w]
+        assert len(possible) > 0.9 * len(samples)
+        jobs = [built.tools.job(text, s.shown) for s, text in possible]
+        for (s, text), outcome in zip(possible, warm.map(jobs), strict=True):
+            assert right(outcome.value, s.question.answer), text
 
 
 def test_an_unknown_mode_is_refused(built):

@@ -1,0 +1,146 @@
+"""Greedy generation in batches: free text, or a program in its form, whose forced tokens cost no step of the model.
+
+Rows of a batch take what they are given in turn: a choice's tokens are compared until only one text is left, whose rest
+is appended at once. So a step of the model reads a few tokens of each row, and a call takes about as many steps as it
+has arguments.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from lib.sciagent.form import Choice, Form, Free, Step
+
+TRIED = (8, 512)  # likeliest tokens that are tried against the rules of free text
+LONGEST_LINE = 48  # tokens of a free line
+AT_ONCE = 6  # tokens of a row that the model reads in a step: rows wait for each other, so long texts go in pieces
+
+
+class FreeWriter:
+    """A row of free text up to the end token; `more` takes a token's logits and returns what the model reads next."""
+
+    def __init__(self, tokenizer: Any, limit: int) -> None:
+        self.end, self.limit, self.written = tokenizer.eos_token_id, limit, []
+
+    def more(self, logits: Float[Tensor, "vocab"]) -> list[int]:
+        """The likeliest token."""
+        token = int(logits.argmax())
+        if token == self.end or len(self.written) >= self.limit:
+            return []
+        self.written.append(token)
+        return [token]
+
+
+class FormWriter:
+    """A row that is a program in its form; `more` as in `FreeWriter`."""
+
+    def __init__(self, tokenizer: Any, form: Form) -> None:
+        self.tokenizer, self.written = tokenizer, []
+        self.steps = form.steps()
+        self._open(next(self.steps))
+
+    def _open(self, step: Step | None) -> None:
+        self.step, self.line = step, []
+        encode = self.tokenizer.encode
+        self.left = {t: encode(t, add_special_tokens=False) for t in step.options} if isinstance(step, Choice) else {}
+
+    def _picked(self, text: str) -> None:
+        try:
+            self._open(self.steps.send(text))
+        except StopIteration:
+            self._open(None)
+
+    def more(self, logits: Float[Tensor, "vocab"]) -> list[int]:
+        """The token that the model decides, if one is to be decided, and all that must follow."""
+        found = []
+        while self.step is not None:
+            # The logits are those of the first token; after it, the model must read it before it decides again.
+            token = self._next(logits if not found else None)
+            if token is None:
+                break
+            found.append(token)
+            self._take(token)
+        self.written += found
+        return found
+
+    def _next(self, logits: Float[Tensor, "vocab"] | None) -> int | None:
+        """The next token; None where the model must be asked first."""
+        if isinstance(self.step, Free):
+            return None if logits is None else self._line_token(logits, self.step)
+        possible = sorted({ids[len(self.line)] for ids in self.left.values()})
+        if len(possible) == 1:
+            return possible[0]
+        return None if logits is None else possible[int(logits[possible].argmax())]
+
+    def _take(self, token: int) -> None:
+        self.line.append(token)
+        at = len(self.line)
+        if isinstance(self.step, Free):
+            text = self.tokenizer.decode(self.line)
+            if text.endswith("\n"):
+                self._picked(text)
+            elif at >= LONGEST_LINE:
+                self._open(None)  # given up: the program ends here, and is refused
+            return
+        self.left = {text: ids for text, ids in self.left.items() if ids[at - 1] == token}
+        done = [text for text, ids in self.left.items() if len(ids) == at]
+        if done:
+            self._picked(done[0])
+
+    def _line_token(self, logits: Float[Tensor, "vocab"], step: Free) -> int:
+        for number in TRIED:
+            for token in logits.topk(min(number, len(logits))).indices.tolist():
+                if step.allows(self.tokenizer.decode([*self.line, token])):
+                    return token
+        return self.tokenizer.encode("\n", add_special_tokens=False)[0]
+
+
+Writer = FreeWriter | FormWriter
+
+
+@torch.inference_mode()
+def generate(
+    model: Any, tokenizer: Any, prompts: Sequence[str], *, max_new_tokens: int = 64,
+    forms: Sequence[Form] | None = None, batch_size: int = 16, progress: bool = False,
+) -> list[str]:  # fmt: skip
+    """Greedy completions: free text of at most `max_new_tokens`, or with `forms` a program of each row's form."""
+    from tqdm import tqdm
+
+    order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
+    texts = [""] * len(prompts)
+    batches = [order[i : i + batch_size] for i in range(0, len(order), batch_size)]
+    for batch in tqdm(batches, desc="generate", disable=not progress):
+        writers: list[Writer] = [
+            FreeWriter(tokenizer, max_new_tokens) if forms is None else FormWriter(tokenizer, forms[i]) for i in batch
+        ]
+        _write(model, tokenizer, [prompts[i] for i in batch], writers)
+        for i, writer in zip(batch, writers, strict=True):
+            texts[i] = tokenizer.decode(writer.written)
+    return texts
+
+
+def _write(model: Any, tokenizer: Any, prompts: list[str], writers: list[Writer]) -> None:
+    from transformers import DynamicCache
+
+    cache = DynamicCache(config=model.config)
+    rows = [tokenizer.encode(prompt, add_special_tokens=False) for prompt in prompts]
+    mask = torch.zeros(len(rows), 0, dtype=torch.long, device=model.device)
+    while any(rows):
+        width = max(map(len, rows)) if not mask.shape[1] else min(max(map(len, rows)), AT_ONCE)
+        read = [row[:width] for row in rows]
+        # Rows that read fewer tokens are padded on the left: masked slots, which no position counts.
+        ids = torch.tensor([[0] * (width - len(r)) + r for r in read], device=model.device)
+        new = torch.tensor([[0] * (width - len(r)) + [1] * len(r) for r in read], device=model.device)
+        positions = (mask.sum(1, keepdim=True) + new.cumsum(1) - 1).clamp_min(0)
+        mask = torch.cat([mask, new], dim=1)
+        output = model(
+            input_ids=ids, attention_mask=mask, position_ids=positions, cache=cache, use_cache=True, logits_to_keep=1
+        )
+        logits = output.logits[:, -1].float()
+        rows = [
+            row[width:] or (writer.more(logits[i]) if row else [])
+            for i, (row, writer) in enumerate(zip(rows, writers, strict=True))
+        ]

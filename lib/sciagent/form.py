@@ -1,0 +1,275 @@
+"""The form of a program, for constrained decoding: what a model decides, and what follows from that by itself.
+
+A program is a few lines `name = …`, the last one `answer = …`. Before each the model chooses a shown function or
+arithmetic; a call then has its arguments in the order of the signature, each under a comment with its documented
+meaning, where the model points at the words of the question that say its value (each serves once a call) or at a line
+above. Only choices are asked of the model, and only choices are learned; the rest is written for it.
+
+    # use Reynolds
+    answer = Reynolds(
+        # V, velocity [m/s]: the speed of the water is 2.5
+        V=2.5,
+        ...
+    )
+
+Deviation: the paper's programs are free text; a call within an expression is two lines here.
+"""
+
+import ast
+import re
+from collections.abc import Callable, Generator, Sequence
+from dataclasses import dataclass
+
+from lib.sciagent import phrases
+from lib.sciagent.grammar import END, Grammar
+from lib.sciagent.tools import Parameter, Tool
+
+NUMBER = re.compile(r"(?<![\w^.\-])-?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?(?:[eE][+-]?\d+)?(?![\w^]|-\d|/[A-Za-z]|\.\d)")
+QUOTED = re.compile(r"(?<!\w)'([^']+)'|\"([^\"]+)\"")
+BRACKETED = re.compile(r"\[[\d\s.,\-\[\]eE+]*\]")
+DELIMITER = re.compile(r"[.?!;:,]\s+|\b(?:and|if|that|when|where|suppose|with|given)\s+", re.I)
+STATED = re.compile(r"(?:\b(?:is|are|was|equals)|=)\s*$")
+SAID = re.compile(
+    r"(?<!what )\b(is|are) ((?:(?!\sand\s|\sis\s|\sare\s)[^,;?])+?)(?=\.?\s*(?:$|[,;?]|\.\s)|\sand\s)", re.I
+)
+NUMERIC = ("number", "integer", "")
+MOST_WORDS_BEFORE = 12  # that say what a number is
+MOST_LINES = 3  # of a program, comments and arguments apart
+MOST_WORDS = 6  # of a text that is copied from a question without quotation marks
+ARITHMETIC = "# use arithmetic\n"
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The model picks one of the texts (one text: nothing to pick). None is the beginning of another."""
+
+    options: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Free:
+    """The model writes a line; `allows` says whether a text can still become one, or, ending with a newline, is one."""
+
+    allows: Callable[[str], bool]
+
+
+Step = Choice | Free
+
+
+class Form:
+    """Programs for a question with the functions shown; `steps` asks for one choice after the other."""
+
+    def __init__(self, tools: Sequence[Tool], question: str) -> None:
+        self.tools = {use(tool.name): tool for tool in tools}
+        self.values = Values(question)
+
+    def steps(self) -> Generator[Step, str, None]:
+        """Yields the next step and is sent the text picked, until `answer` is assigned."""
+        known: list[str] = []
+        while "answer" not in known:
+            used = yield Choice((*self.tools, ARITHMETIC))
+            names = ("answer", f"step{len(known) + 1}")[: 1 if len(known) == MOST_LINES - 1 else 2]
+            name = yield Choice(tuple(f"{name} = " for name in names))
+            if used == ARITHMETIC:
+                yield Free(_expression(known))
+            else:
+                yield from self._call(self.tools[used], tuple(known))
+            known.append(name.removesuffix(" = "))
+
+    def _call(self, tool: Tool, known: tuple[str, ...]) -> Generator[Step, str, None]:
+        yield Choice((f"{tool.name}(\n",))
+        left, taken = list(tool.listed()), []
+        needed = sum(p.required and p.kind in NUMERIC for p in left)
+        while left:
+            required = next((i for i, p in enumerate(left) if p.required), None)
+            within = left if required is None else left[: required + 1]
+            within = [p for p in within if p.required or self.values.holds(p.kind, taken)]
+            within = within[:1] if tool.positional else within
+            offered = {meaning(p): p for p in within}
+            begun = yield Choice((*offered, *([")\n"] if required is None else [])))
+            if begun == ")\n":
+                return
+            parameter = offered[begun]
+            values = self.values.of(parameter.kind, taken, known, needed=needed)
+            options = {said(tool, parameter, *value): value[1] for value in values}
+            taken.append(options[(yield Choice(tuple(options)))])
+            left = left[left.index(parameter) + 1 :]
+        yield Choice((")\n",))
+
+
+def use(name: str) -> str:
+    """The line that says which function comes next."""
+    return f"# use {name}\n"
+
+
+def meaning(parameter: Parameter) -> str:
+    """The comment before an argument, up to where the question says its value."""
+    text = phrases.first_clause(parameter.text, 40) or "undocumented"
+    return f"    # {parameter.name}, {text}{f' [{parameter.unit}]' if parameter.unit else ''}:"
+
+
+def said(tool: Tool, parameter: Parameter, clause: str, value: str) -> str:
+    """The end of that comment, and the argument."""
+    return f" {clause}\n    {'' if tool.positional else f'{parameter.name}='}{value},\n"
+
+
+Pair = tuple[str, str]  # the words of a question that say a value, and the value as Python source
+
+
+class Values:
+    """Numbers, texts and lists of numbers that a question holds, each with the words that say it."""
+
+    def __init__(self, question: str) -> None:
+        question = " ".join(question.split())
+        self.numbers = _numbers(question, stated=False)
+        self.stated = _numbers(question, stated=True)
+        self.texts = list(dict.fromkeys(_texts(question)))
+        self.lists = [(found, found) for found in dict.fromkeys(BRACKETED.findall(question)) if _balanced(found)]
+        self.lists.append(("all numbers", f"[{', '.join(value for _, value in self.numbers)}]"))
+
+    def holds(self, kind: str, taken: Sequence[str]) -> bool:
+        """Whether a value for a parameter of a kind is left."""
+        return kind not in NUMERIC or len(self.stated or self.numbers) > sum(value in self.written for value in taken)
+
+    @property
+    def written(self) -> set[str]:
+        """Numbers as Python source."""
+        return {value for _, value in self.numbers}
+
+    def of(self, kind: str, taken: Sequence[str], known: Sequence[str] = (), *, needed: int = 1) -> list[Pair]:
+        """Values for a parameter of a JSON type ("" for unknown), without those taken, while others are left.
+
+        Where the question states (`… is 2.5`) as many numbers as the call needs, its other numbers are no values.
+        Variables `known` from lines above count as numbers.
+        """
+        if kind == "boolean":
+            return [(text, text) for text in ("True", "False")]
+        if kind == "string":
+            return self.texts or [("nothing", "''")]
+        if kind == "array":
+            return self.lists
+        every = self.stated if len(self.stated) >= max(1, needed - len(known)) else self.numbers
+        numbers = list(every)
+        for value in taken:
+            held = [pair for pair in numbers if pair[1] == value]
+            if held:
+                numbers.remove(held[0])
+        whole = [pair for pair in numbers if re.fullmatch(r"-?\d+", pair[1])] if kind == "integer" else []
+        variables = [(name, name) for name in known]
+        return [*dict.fromkeys(whole or numbers or every), *variables] or [("nothing", "0")]
+
+
+def _numbers(question: str, *, stated: bool) -> list[Pair]:
+    """Each number (or each that is stated) with the words before it that say what it is."""
+    found, closed = [], [0, *(said.end() for said in SAID.finditer(question))]
+    for number in NUMBER.finditer(question):
+        if not stated or STATED.search(question[: number.start()]):
+            before = max(end for end in closed if end <= number.start())
+            found.append((_clause(question[before : number.end()], first=not before), number[0].replace(",", "")))
+            closed.append(number.end())
+    return found
+
+
+def _clause(words: str, *, first: bool) -> str:
+    """The words that say a value: after what ended the clause before, from an article on, at most so many."""
+    ends = [end.end() for end in DELIMITER.finditer(words) if words[end.end() :].strip()]
+    if ends:
+        named = [end for end in ends if words[end:].lower().startswith("the ")]
+        words = words[(named or ends)[-1] if first else ends[0] :]
+    article = re.search(r"\bthe\s", words, re.I)
+    words = words[article.start() :] if article else words
+    return " ".join((words[:1].lower() + words[1:] if article else words).split()[-MOST_WORDS_BEFORE:])
+
+
+def _texts(question: str) -> list[Pair]:
+    """Texts in quotation marks and those that are stated; where there are neither, any few words."""
+    found = [(text, repr(text)) for text in (one or other for one, other in QUOTED.findall(question))]
+    for said in SAID.finditer(question):
+        if not NUMBER.match(said[2]):
+            before = max((other.end() for other in SAID.finditer(question[: said.start()])), default=0)
+            found.append((_clause(question[before : said.end()], first=not before), repr(said[2])))
+    if found:
+        return found
+    words = question.split()
+    rows = [" ".join(words[i:j]) for i in range(len(words)) for j in range(i + 1, min(i + MOST_WORDS, len(words)) + 1)]
+    return [(text, repr(text)) for text in (row.strip(" ,.;:?!()\"'") for row in rows) if text]
+
+
+def _balanced(text: str) -> bool:
+    try:
+        return isinstance(ast.literal_eval(text), list)
+    except (SyntaxError, ValueError):
+        return False
+
+
+def _expression(known: Sequence[str]) -> Callable[[str], bool]:
+    grammar = Grammar([])
+    before = "".join(f"{name} = 0\n" for name in known)
+
+    def allows(text: str) -> bool:
+        if text.startswith((" ", "\n")) or "\n" in text[:-1]:
+            return False
+        whole = text.endswith("\n")
+        return grammar(f"{before}answer = {text.removesuffix(chr(10))}{END if whole else ''}")
+
+    return allows
+
+
+def parts(program: str, form: Form) -> list[tuple[str, tuple[str, ...]]]:
+    """A program of assignments in its form: the texts in turn, each with what it was chosen from (nothing: freely).
+
+    Raises ValueError where the form has no such program.
+    """
+    steps = form.steps()
+    found: list[tuple[str, tuple[str, ...]]] = []
+    step: Step | None = next(steps)
+    for wanted in _wanted(program, form):
+        options = step.options if isinstance(step, Choice) else ()
+        text = next((option for option in options if wanted(option)), "")
+        if isinstance(step, Free) and step.allows(wanted.text):
+            text = wanted.text
+        if step is None or not text:
+            raise ValueError(f"{wanted.text.strip()!r} cannot be written here: the form allows {step}")
+        found.append((text, options))
+        try:
+            step = steps.send(text)
+        except StopIteration:
+            step = None
+    return found
+
+
+@dataclass(frozen=True)
+class _Wanted:
+    """A text, or any that ends with it."""
+
+    text: str
+    whole: bool = True
+
+    def __call__(self, option: str) -> bool:
+        return option == self.text if self.whole else option.endswith(self.text)
+
+
+def _wanted(program: str, form: Form) -> list[_Wanted]:
+    found = []
+    for line in ast.parse(program).body:
+        assert isinstance(line, ast.Assign)
+        value, target = line.value, ast.unparse(line.targets[0])
+        called = value.func.id if isinstance(value, ast.Call) and isinstance(value.func, ast.Name) else ""
+        if use(called) not in form.tools:
+            found += [
+                _Wanted(ARITHMETIC),
+                _Wanted(f"{target} = "),
+                _Wanted(f"{ast.get_source_segment(program, value)}\n"),
+            ]
+            continue
+        assert isinstance(value, ast.Call)
+        tool = form.tools[use(called)]
+        names = [p.name for p in tool.parameters]
+        given = {**dict(zip(names, value.args, strict=False)), **{str(k.arg): k.value for k in value.keywords}}
+        found += [_Wanted(use(called)), _Wanted(f"{target} = "), _Wanted(f"{called}(\n")]
+        for p in tool.listed():
+            if p.name in given:
+                source = str(ast.get_source_segment(program, given[p.name]))
+                found += [_Wanted(meaning(p)), _Wanted(said(tool, p, "", source).removeprefix(" "), whole=False)]
+        found.append(_Wanted(")\n"))
+    return found
