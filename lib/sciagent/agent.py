@@ -54,7 +54,7 @@ class Action:
     """`M_act`: a language model that writes a rationale and a program with the functions it is shown, or with none.
 
     Its programs are held to a form in which only shown functions and the question's values occur (`constrained`). A
-    program that fails is shown to the model once more, with its error (`correct`).
+    program that fails is shown to the model once more, with its error (`correct`). `max_new_tokens` limits free text.
     """
 
     model: Any

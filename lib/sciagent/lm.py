@@ -1,4 +1,4 @@
-"""The language model behind planner and action: prompts, LoRA fine-tuning on (prompt, completion) pairs, generation.
+"""The language model behind planner and action: prompts, and LoRA fine-tuning on what they should be followed by.
 
 Planning and action are two prompts of one adapter (a deviation from the paper's two models, for a laptop's memory).
 """

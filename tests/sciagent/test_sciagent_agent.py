@@ -49,7 +49,7 @@ def test_every_prefix_of_a_program_is_allowed_and_it_may_end_only_when_complete(
 
 
 class Tokenizer:
-    """Characters as tokens, in the shape that `lm.generate` asks for."""
+    """Characters as tokens, in the shape that `decoding.generate` asks for."""
 
     pad_token_id, eos_token_id, eos_token = 0, 1, "<eos>"
 
