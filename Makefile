@@ -6,6 +6,7 @@ SHELL := /bin/bash
 PYTHON ?= python3.11
 PROFILE ?= cpu
 PAPERS ?=
+PAPER ?=
 SEED ?=
 DRY_RUN ?=
 PORT ?= 8888
@@ -21,7 +22,7 @@ SELECT := --profile "$(PROFILE)" --papers "$(PAPERS)"
 OPTIONS := $(SELECT) $(if $(SEED),--seed "$(SEED)") $(if $(filter-out 0,$(DRY_RUN)),--dry-run)
 PAPER_NAMES := $(patsubst lib/%/paper.toml,%,$(wildcard lib/*/paper.toml))
 
-.PHONY: help env lab assets reproduce $(addprefix reproduce-,$(PAPER_NAMES)) claims doctor record bench sweep docs test lint format clean clean-cache
+.PHONY: help env lab assets reproduce $(addprefix reproduce-,$(PAPER_NAMES)) claims doctor record bench sweep new docs test lint format clean clean-cache
 
 help: ## list the targets and variables
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | awk -F'\t' '{printf "  make %-18s %s\n", $$1, $$2}'
@@ -65,12 +66,15 @@ bench: $(STAMP) ## measure the methods against their peers, in turn
 sweep: $(STAMP) ## papers x SEEDS="0 1 2" on WORKERS=2 local processes, or on the Dask SCHEDULER=address
 	@$(RUN) sweep $(SELECT) --seeds "$(SEEDS)" --workers $(WORKERS) --scheduler "$(SCHEDULER)"
 
+new: $(STAMP) ## write the first files of a new paper: PAPER=name
+	@$(RUN) new "$(PAPER)"
+
 docs: $(STAMP) ## build the site in build/site from the results, offline
 	@$(RUN) docs
 
 test: $(STAMP) lint ## lint, unit tests, and every notebook in the smoke profile
 	@$(RUN) assets
-	HF_HUB_OFFLINE=1 MPLBACKEND=Agg $(PY) -m pytest $(TEST_OPTIONS)
+	HF_HUB_OFFLINE=1 MPLBACKEND=Agg OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 --dist worksteal $(TEST_OPTIONS)
 
 lint: $(STAMP) ## ruff, import contracts, types
 	@$(VENV)/bin/ruff check . && $(VENV)/bin/ruff format --check .

@@ -52,6 +52,9 @@ def _parser() -> argparse.ArgumentParser:
     add("doctor", doctor, "what is here, what is missing, how to get it")
     add("record", record, "record golden results from a clean commit")
     add("bench", bench, "ratios to peers, measured in turn")
+    command = commands.add_parser("new", help="write the first files of a new paper")
+    command.set_defaults(command=new)
+    command.add_argument("paper", help="its short name, which becomes a package")
     return parser
 
 
@@ -196,6 +199,14 @@ def record(options) -> int:
 
     for paper in _papers(options):
         print(golden.record(paper).name)
+    return 0
+
+
+def new(options) -> int:
+    """Write a new paper's first files, and say what comes next."""
+    from lib.lab import template
+
+    print(template.create(options.paper), end="")
     return 0
 
 

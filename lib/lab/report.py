@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from lib import TenfoldError, root
-from lib.lab import paths
+from lib.lab import overview, paths
 from lib.lab.claims import CONTRADICTED, INCONCLUSIVE, NOT_TESTED, REPRODUCED
 from lib.lab.run import RESULTS
 
@@ -125,10 +125,13 @@ def readme_with_table(text: str, profile: str = "cpu") -> str:
 
 
 def update_readme() -> bool:
-    """Write the table of the default profile into README.md; returns whether that changed it."""
+    """Write the table of the default profile into README.md, and its picture; returns whether the text changed."""
     path = root() / "README.md"
     before = path.read_text(encoding="utf8")
     after = readme_with_table(before)
     if after != before:
         path.write_text(after, encoding="utf8")
+    records = results("cpu")
+    if records and (after != before or not overview.place("cpu").exists()):
+        overview.draw(records, overview.place("cpu"))
     return after != before

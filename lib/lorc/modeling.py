@@ -26,6 +26,10 @@ class LowRankDecoder:
 
     config: Any
 
+    def new_cache(self) -> LowRankCache:
+        """Return an empty cache of this model's latents, for decoders that keep one of their own."""
+        return LowRankCache(self.config)
+
     def forward(
         self,
         input_ids: Tensor | None = None,

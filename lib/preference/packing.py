@@ -82,6 +82,26 @@ def _stacked(laid: list[tuple[list[int], list[int], list[int]]], pad_token_id: i
     return {"input_ids": input_ids, "attention_mask": mask[:, None], "position_ids": positions, "labels": labels}
 
 
+class SharedPrompts:
+    """Stands in for a model with trl's fused head: takes separate sequences, runs them packed, gives theirs back."""
+
+    def __init__(self, model: Any, pad_token_id: int) -> None:
+        self.model, self.pad_token_id = model, pad_token_id
+
+    def __call__(self, input_ids: Tensor, attention_mask: Tensor, labels: Tensor | None = None, **options: Any) -> Any:
+        """trl's outputs [sequences, tokens - 1]; without labels nothing is packed, since logits are wanted."""
+        if labels is None:
+            return self.model(input_ids=input_ids, attention_mask=attention_mask, **options)
+        batch = {"input_ids": input_ids, "attention_mask": attention_mask, "completion_mask": (labels != -100).long()}
+        packed = pack(batch, self.pad_token_id)
+        outputs = self.model(**packed.inputs, **options)
+        shape = (packed.inputs["labels"].shape[0], packed.inputs["labels"].shape[1] - 1)
+        for name, value in list(outputs.items()):
+            if isinstance(value, Tensor) and value.shape == shape:
+                outputs[name] = packed.unpack(value)
+        return outputs
+
+
 def check_packing(model: Any) -> None:
     """Raise TenfoldError where a model cannot take such a mask: its attention must be full, by sdpa or eager."""
     config = model.config.get_text_config()

@@ -5,7 +5,7 @@ pool, where π_0 is the law that the pool was drawn from: 1/k each for independe
 those of the language model, expectations are sums, and a sweep of hundreds of runs takes seconds.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -119,9 +119,9 @@ def draw_pairs(
     return PoolPairs(rows, chosen[rows], rejected[rows], third[rows])
 
 
-def log_probs_of(pool: Pool, theta: Float[Tensor, " width"], pairs: PoolPairs) -> PoolLogProbs:
-    """Log-probabilities of π_θ that a loss needs."""
-    of = pool.select(pairs.rows).log_probs(theta)
+def log_probs_of(asked: Pool, theta: Float[Tensor, " width"], pairs: PoolPairs) -> PoolLogProbs:
+    """Log-probabilities of π_θ that a loss needs; `asked` is `pool.select(pairs.rows)`."""
+    of = asked.log_probs(theta)
     chosen, rejected, third = (
         of.gather(1, places[:, None]).squeeze(1) for places in (pairs.chosen, pairs.rejected, pairs.third)
     )
@@ -138,15 +138,32 @@ def fit(
     learning_rate: float = 0.05,
 ) -> Float[Tensor, " width"]:
     """Return θ after so many full-batch Adam steps on loss(policy, reference), from θ as start and as reference."""
+    return fit_path(pool, theta, pairs, loss, steps=[steps], learning_rate=learning_rate)[0]
+
+
+def fit_path(
+    pool: Pool,
+    theta: Float[Tensor, " width"],
+    pairs: PoolPairs,
+    loss: Loss,
+    *,
+    steps: Sequence[int],
+    learning_rate: float = 0.05,
+) -> list[Float[Tensor, " width"]]:
+    """Return θ after each of these numbers of steps of one training: as many separate trainings would give the same."""
+    asked = pool.select(pairs.rows)
     with torch.no_grad():
-        reference = log_probs_of(pool, theta, pairs)
+        reference = log_probs_of(asked, theta, pairs)
     moved = theta.clone().requires_grad_()
     optimizer = torch.optim.Adam([moved], lr=learning_rate)
-    for _ in range(steps):
+    at = {0: theta.clone()}
+    for step in range(1, max(steps, default=0) + 1):
         optimizer.zero_grad()
-        loss(log_probs_of(pool, moved, pairs), reference).backward()
+        loss(log_probs_of(asked, moved, pairs), reference).backward()
         optimizer.step()
-    return moved.detach()
+        if step in steps:
+            at[step] = moved.detach().clone()
+    return [at[step] for step in steps]
 
 
 def online_pool(

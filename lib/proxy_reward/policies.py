@@ -1,13 +1,14 @@
 """DPO of a log-linear policy over the pool on an arm's pairs: exact, in milliseconds, so that many seeds can run."""
 
 import math
+from collections.abc import Sequence
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from lib.preference.losses import dpo_loss
-from lib.preference.pool import Pool, PoolLogProbs, PoolPairs, fit
+from lib.preference.pool import Pool, PoolLogProbs, PoolPairs, fit_path
 from lib.proxy_reward.pseudo_labels import PairIndices
 
 
@@ -17,9 +18,9 @@ def steps_of_epoch(pairs: PairIndices, batch_size: int) -> int:
 
 
 def dpo_on_pool(
-    pool: Pool, pairs: PairIndices, *, steps: int, beta: float, learning_rate: float
-) -> Float[Tensor, " width"]:
-    """Parameters of the policy after so many steps of DPO from the law that the pool was drawn from."""
+    pool: Pool, pairs: PairIndices, *, steps: Sequence[int], beta: float, learning_rate: float
+) -> list[Float[Tensor, " width"]]:
+    """Parameters of the policy after each number of steps of DPO, from the law that the pool was drawn from."""
 
     def loss(policy: PoolLogProbs, reference: PoolLogProbs) -> Tensor:
         margin = policy.chosen - reference.chosen - policy.rejected + reference.rejected
@@ -27,7 +28,7 @@ def dpo_on_pool(
 
     start = torch.zeros(pool.features.shape[-1], dtype=torch.float64)
     taken = PoolPairs(pairs.prompt, pairs.chosen, pairs.rejected, third=pairs.chosen)
-    return fit(pool, start, taken, loss, steps=steps, learning_rate=learning_rate)
+    return fit_path(pool, start, taken, loss, steps=steps, learning_rate=learning_rate)
 
 
 def standardised(

@@ -5,7 +5,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lib.preference.packing import pack
 from lib.selm.collator import joined
 
 
@@ -16,9 +15,8 @@ class JoinedForward:
     every row [2B + n], summed over response tokens, with their gradient.
     """
 
-    def __init__(self, model: Any, third: dict[str, Tensor], *, pad_token_id: int, share_prompts: bool) -> None:
+    def __init__(self, model: Any, third: dict[str, Tensor], *, pad_token_id: int) -> None:
         self.model, self.third, self.pad_token_id = model, third, pad_token_id
-        self.forward = shared_prompts if share_prompts else separate_rows
         self.log_probs = torch.empty(0)
 
     def __call__(self, input_ids: Tensor, attention_mask: Tensor, labels: Tensor | None = None, **options: Any) -> Any:
@@ -27,27 +25,13 @@ class JoinedForward:
             return self.model(input_ids=input_ids, attention_mask=attention_mask, **options)
         pair = {"input_ids": input_ids, "attention_mask": attention_mask, "completion_mask": (labels != -100).long()}
         batch = joined(pair, self.third, self.pad_token_id)
-        outputs = self.forward(self.model, batch, self.pad_token_id, **options)
+        all_labels = batch["input_ids"].masked_fill(batch["completion_mask"] == 0, -100)
+        outputs = self.model(
+            input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], labels=all_labels, **options
+        )
         self.log_probs = outputs.log_probs.sum(dim=1)
         rows, added = input_ids.shape[0], batch["input_ids"].shape[1] - input_ids.shape[1]
         for name, value in list(outputs.items()):
             if isinstance(value, Tensor) and value.ndim >= 2:
                 outputs[name] = value[:rows, : value.shape[1] - added]
         return outputs
-
-
-def separate_rows(model: Any, batch: dict[str, Tensor], pad_token_id: int, **options: Any) -> Any:
-    """trl's outputs [rows, tokens - 1] of a batch, one sequence a row."""
-    labels = batch["input_ids"].masked_fill(batch["completion_mask"] == 0, -100)
-    return model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], labels=labels, **options)
-
-
-def shared_prompts(model: Any, batch: dict[str, Tensor], pad_token_id: int, **options: Any) -> Any:
-    """The same outputs, from a pass in which sequences of one prompt share a row."""
-    packed = pack(batch, pad_token_id)
-    outputs = model(**packed.inputs, **options)
-    shape = (packed.inputs["labels"].shape[0], packed.inputs["labels"].shape[1] - 1)
-    for name, value in list(outputs.items()):
-        if isinstance(value, Tensor) and value.shape == shape:
-            outputs[name] = packed.unpack(value)
-    return outputs

@@ -1,7 +1,6 @@
 """SELM on trl's DPOTrainer: one joined forward pass for chosen, rejected and third responses (arXiv:2405.19332)."""
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -13,7 +12,6 @@ from trl.data_utils import is_conversational
 from lib import TenfoldError
 from lib.preference import TokenDPOTrainer
 from lib.preference.losses import dpo_loss
-from lib.preference.packing import check_packing
 from lib.selm.collator import DataCollatorForTriples, joined, split_third
 from lib.selm.configuration import SELMConfig
 from lib.selm.joined import JoinedForward
@@ -51,9 +49,7 @@ class SELMTrainer(TokenDPOTrainer):
                 pad_to_multiple_of=args.pad_to_multiple_of,  # type: ignore[arg-type]
                 share=args.world_size == 1,
             )
-        super().__init__(model, ref_model=ref_model, args=args, **options)
-        if args.share_prompts:
-            check_packing(self.accelerator.unwrap_model(self.model))
+        super().__init__(model, ref_model=ref_model, args=args, share_prompts=args.share_prompts, **options)
 
     def _set_signature_columns_if_needed(self) -> None:
         super()._set_signature_columns_if_needed()
@@ -105,15 +101,15 @@ class SELMTrainer(TokenDPOTrainer):
         pair, third = split_third(inputs)
         smoothed = self.label_smoothing > 0 and "sigmoid" in self.loss_types
         wanted = bool(third) and (self.args.alpha > 0 or not self.model.training)
-        if not (wanted or smoothed or self.args.share_prompts):
+        if not (wanted or smoothed):
             return super()._compute_loss(model, pair, return_outputs)
         third = third if wanted else {}
         reference = self._reference(pair, third)
         size = len(pair["input_ids"]) // 2
         pair["ref_chosen_logps"], pair["ref_rejected_logps"] = reference[:size], reference[size : 2 * size]
-        forward = self._forward(model, third)
-        with self._reference_given():
-            result = super()._compute_loss(forward, pair, return_outputs)
+        forward = JoinedForward(self.sharing(model), third, pad_token_id=self._padding())
+        with self.reference_given():
+            result = super(TokenDPOTrainer, self)._compute_loss(forward, pair, return_outputs)  # packed already
         loss, *outputs = result if return_outputs else (result,)
         if smoothed:
             loss = loss + self._smoothing(forward.log_probs, reference, size)
@@ -131,19 +127,7 @@ class SELMTrainer(TokenDPOTrainer):
         if self.precompute_ref_logps:
             return torch.cat([pair["ref_chosen_logps"], pair["ref_rejected_logps"]])
         batch = joined(pair, third, self._padding())
-        return torch.cat(self.compute_ref_log_probs(self._forward(self.ref_model or self.model, {}), batch))
-
-    def _forward(self, model: Any, third: dict[str, Tensor]) -> JoinedForward:
-        return JoinedForward(model, third, pad_token_id=self._padding(), share_prompts=self.args.share_prompts)
-
-    @contextmanager
-    def _reference_given(self) -> Iterator[None]:
-        """Let trl take the reference's log-probabilities from the batch."""
-        before, self.precompute_ref_logps = self.precompute_ref_logps, True
-        try:
-            yield
-        finally:
-            self.precompute_ref_logps = before
+        return torch.cat(self.compute_ref_log_probs(self.ref_model or self.model, batch))
 
     def _smoothing(self, log_probs: Tensor, reference: Tensor, size: int) -> Tensor:
         """What label smoothing adds to the sigmoid loss, which trl 1.16 leaves out."""

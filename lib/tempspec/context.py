@@ -12,6 +12,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from transformers import DynamicCache
 
+from lib import TenfoldError
+
 WASTE = 64  # masked slots of the fullest row that are put up with before rows are packed
 
 
@@ -26,14 +28,19 @@ class Step:
 class Context:
     """What a decoder has read so far: `lengths` tokens of each row, kept as keys and values.
 
-    `layers` names hidden states to return as features (0: the embeddings, i: the output of layer i).
+    `layers` names hidden states to return as features (0: the embeddings, i: the output of layer i). A decoder with a
+    `new_cache()` of its own, such as one compressed by LoRC, keeps that; its rows cannot advance differently, so it
+    decodes one row at a time. Raises TenfoldError for more.
     """
 
     def __init__(self, model: Any, batch: int, *, layers: tuple[int, ...] = ()) -> None:
         # A decoder without a head answers get_decoder() with itself or not at all.
         self.decoder = model.get_decoder() if hasattr(model, "get_decoder") else model
         device = next(model.parameters()).device
-        self.cache = DynamicCache()
+        make = getattr(self.decoder, "new_cache", None)
+        if make is not None and batch > 1:
+            raise TenfoldError("this model's cache holds rows that advance alike: decode one prompt at a time.")
+        self.cache = DynamicCache() if make is None else make()
         self.mask = torch.zeros(batch, 0, dtype=torch.bool, device=device)
         self.lengths = torch.zeros(batch, dtype=torch.long, device=device)
         self.layers = layers

@@ -5,7 +5,7 @@ import torch
 
 from lib import TenfoldError
 from lib.preference import Pool, dpo_loss, draw_pairs, online_pool
-from lib.preference.pool import fit, log_probs_of
+from lib.preference.pool import fit, fit_path, log_probs_of
 
 
 def random_pool(prompts=40, k=5, width=3, seed=0):
@@ -60,7 +60,7 @@ def test_dpo_raises_the_expected_score_and_starts_at_log_two():
     gains = [float(held_out.expected_scores(t).mean()) for t in thetas]
     assert gains[0] < gains[1] < gains[2] < gains[3]
     pairs = draw_pairs(pool, thetas[1], draws=3, generator=torch.Generator().manual_seed(0))
-    start = log_probs_of(pool, thetas[1], pairs)
+    start = log_probs_of(pool.select(pairs.rows), thetas[1], pairs)
     assert float(dpo(start, start)) == pytest.approx(0.693147, abs=1e-6)  # the reference is reset to the policy
     assert torch.equal(fit(pool, thetas[1], pairs, dpo, steps=0), thetas[1])
 
@@ -105,3 +105,11 @@ def test_a_collapsed_policy_stays_what_it_is_and_a_flat_pool_is_refused():
     flat = Pool.of(torch.randn(4, 3, 2), torch.zeros(4, 3))
     with pytest.raises(TenfoldError, match="every prompt of the pool ties"):
         online_pool(flat, dpo, rounds=2, draws=2, seed=0)
+
+
+def test_a_path_is_as_many_trainings():
+    pool, zero = random_pool(), torch.zeros(3, dtype=torch.float64)
+    pairs = draw_pairs(pool, zero, draws=3, generator=torch.Generator().manual_seed(0))
+    path = fit_path(pool, zero, pairs, dpo, steps=[7, 0, 3])
+    for steps, found in zip([7, 0, 3], path, strict=True):
+        assert torch.equal(found, fit(pool, zero, pairs, dpo, steps=steps))

@@ -81,10 +81,10 @@ def test_dpo_on_the_pool_raises_the_chosen_over_the_rejected(problem):
     few = arms.direct(scores, order, budget=8).pairs
     many = arms.oracle(scores, order, pairs=30).pairs
     assert (steps_of_epoch(few, 8), steps_of_epoch(many, 8)) == (1, 4)
-    nothing = pool.expected_scores(dpo_on_pool(pool, few, steps=0, **settings)).mean()
+    nothing = pool.expected_scores(dpo_on_pool(pool, few, steps=[0], **settings)[0]).mean()
     assert nothing == pytest.approx(scores.mean())
     for pairs in (few, many):
-        moved = pool.log_probs(dpo_on_pool(pool, pairs, steps=30, **settings))
+        moved = pool.log_probs(dpo_on_pool(pool, pairs, steps=[30], **settings)[0])
         margin = moved[pairs.prompt, pairs.chosen] - moved[pairs.prompt, pairs.rejected]
         assert margin.mean() > 0
         assert (margin > 0).all() or pairs is many  # thirty pairs in six dimensions cannot all be met

@@ -272,6 +272,21 @@ def test_prompts_encoded_once_give_the_same_loss_and_gradients(
     assert logged_too == pytest.approx(logged, abs=1e-4)
 
 
+@pytest.mark.parametrize("precomputed", [False, True])
+def test_trls_dpo_with_shared_prompts_is_trls_dpo(policy_and_reference, triples, tokenizer, tmp_path, precomputed):
+    found = []
+    for share in (False, True):
+        policy, reference = copy.deepcopy(policy_and_reference)
+        args = config(
+            tmp_path, beta=BETA, per_device_train_batch_size=6, max_steps=1, precompute_ref_log_probs=precomputed
+        )
+        options = {"train_dataset": triples, "processing_class": tokenizer, "share_prompts": share}
+        found.append(loss_and_gradients(TokenDPOTrainer(policy, ref_model=reference, args=args, **options)))
+    (apart, gradients), (shared, others) = found
+    assert float(shared) == pytest.approx(float(apart), abs=1e-6)
+    assert max(float((gradients[n] - others[n]).abs().max()) for n in gradients) < 1e-6
+
+
 def test_sharing_prompts_needs_full_attention(tokenizer, triples, tmp_path):
     from transformers import MistralConfig, MistralForCausalLM
 

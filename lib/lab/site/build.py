@@ -5,7 +5,7 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 from lib import TenfoldError, root
-from lib.lab import paths
+from lib.lab import overview, paths
 from lib.lab.site import pages
 
 STYLE = """\
@@ -40,6 +40,9 @@ def write_sources(source: Path) -> None:
         texts[f"papers/{paper}"] = pages.paper(paper)
         executed = paths.results_dir(pages.PROFILE, paper) / paths.notebook_of(paper).name
         shutil.copy(executed, source / "notebooks")
+    for executed in pages.guides():
+        shutil.copy(executed, source / "notebooks")
+    shutil.copy(overview.place(pages.PROFILE), source / "figures")
     for name in (*pages.finished(), "benchmarks"):
         (source / "figures" / name).mkdir()
         for picture in pages.figure_files(name):

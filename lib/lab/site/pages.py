@@ -8,7 +8,7 @@ from typing import Any
 import nbformat
 
 from lib import root
-from lib.lab import bench, papers, paths, report
+from lib.lab import bench, overview, papers, paths, report
 from lib.lab.run import RESULTS
 
 PROFILE = "cpu"
@@ -30,6 +30,8 @@ def index() -> str:
     """First page: what Tenfold is, the telling figures, where to go."""
     readme = (root() / "README.md").read_text(encoding="utf8")
     lead = readme.split("```", 1)[0].split("\n", 1)[1].strip()
+    picture = overview.place(PROFILE)
+    lead = lead.replace(f"figures/{PROFILE}/guides/{picture.name}", f"figures/{picture.name}")
     cards = []
     telling = telling_figures()
     for paper in finished():
@@ -38,9 +40,17 @@ def index() -> str:
         if paper in telling:
             file, text = telling[paper]
             cards.append(f"[![{text}](figures/{paper}/{file})](papers/{paper}.md)\n")
-    contents = "\n".join(["claims", "benchmarks", *(f"papers/{paper}" for paper in finished())])
+    shown = [f"notebooks/{path.stem}" for path in guides()]
+    contents = "\n".join(["claims", "benchmarks", *(f"papers/{paper}" for paper in finished()), *shown])
     commands = "```sh\nmake reproduce    # every notebook, on two cores\nmake lab          # explore in JupyterLab\n```"
     return "\n".join([f"# Tenfold\n\n{lead}\n\n{commands}\n", *cards, f"```{{toctree}}\n:hidden:\n\n{contents}\n```\n"])
+
+
+def guides() -> list[Path]:
+    """Executed notebooks on several papers, but for the benchmarks, which have a page of their own."""
+    found = {name: path for name, path in paths.guide_notebooks().items() if name != "benchmarks"}
+    executed = [paths.results_dir(PROFILE, name) / path.name for name, path in found.items()]
+    return [path for path in executed if path.exists()]
 
 
 def claims() -> str:
