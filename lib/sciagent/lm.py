@@ -22,7 +22,7 @@ def plan_prompt(question: str) -> str:
 
 def action_prompt(question: str, tools: Sequence[Tool], *, error: str = "", program: str = "") -> str:
     """What the action model reads: `M_act(q, F_k)`, and a program of its own that failed with the error."""
-    shown = "\n".join(f"- {tool.shown()}" for tool in tools) or "none"
+    shown = "\n".join(f"- {tool.brief()}" for tool in tools) or "none"
     failed = f"\nFailed program:\n{program}\nError: {error}" if error else ""
     return f"Functions:\n{shown}\n\nQuestion: {question}{failed}\nProgram:\n"
 

@@ -67,6 +67,11 @@ class Tool:
         return f"{self.name}({', '.join(p.name for p in self.listed())}{', /' if self.positional else ''})"
 
     def shown(self) -> str:
+        """Signature, result, what is special, and each parameter's meaning and unit."""
+        named = [f"{p.name}: {_short(p)}" for p in self.listed() if p.text]
+        return f"{self.brief()}; {'; '.join(named)}"
+
+    def brief(self) -> str:
         """Signature, result, and what is special: the text that a model is shown to choose by."""
         goal = goal_of(self.returns.text, self.summary)
         special = context_of(self.summary, goal)
@@ -116,6 +121,10 @@ def written(value: Any) -> str:
     if isinstance(value, float) and value == int(value) and abs(value) < 1e7:
         return str(int(value))
     return repr(value)
+
+
+def _short(p: Parameter) -> str:
+    return f"{first_clause(p.text, 26)}{f' {p.unit}' if p.unit else ''}"
 
 
 def _cut(text: str, most: int) -> str:
