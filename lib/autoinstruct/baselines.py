@@ -88,7 +88,7 @@ def cross_validate(
 
 def ape(candidates: Sequence[Candidate], validated: Float[np.ndarray, " candidates"]) -> int:
     """Index that APE's selection takes (Zhou et al., arXiv:2211.01910): the generated candidate likeliest on the
-    demonstrations, by `cross_validate`. Without their paraphrasing rounds, which need a model that can paraphrase.
+    demonstrations, by `cross_validate`. Their rounds of resampling are `lib.autoinstruct.ape.search`.
 
     Raises ValueError where no candidate is generated.
     """

@@ -12,7 +12,7 @@ LONGEST = 1200  # characters; an instruction beyond this is a model that did not
 
 @dataclass(frozen=True)
 class Candidate:
-    """An instruction, who made it (`human`, `meta-prompt`, `inducer`, `rule`) and in which style."""
+    """An instruction, who made it (`human`, `meta-prompt`, `inducer`, `rule`, `APE`, `dspy`) and in which style."""
 
     text: str
     origin: str
