@@ -11,6 +11,8 @@ from lib.__main__ import main
 from lib.lab import papers, paths, sweep
 from lib.lab.run import write_json
 
+pytestmark = pytest.mark.notebook  # kernels in worker processes: alone on the machine, as a sweep would be
+
 FINISH = (
     "import os, pathlib, json\n"
     "out = {'paper': 'one', 'claims': [], 'minutes': 0.1, 'minutes_cold': 0.1, 'seed': seed}\n"
