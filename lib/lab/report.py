@@ -8,10 +8,10 @@ from typing import Any
 from lib import TenfoldError, root
 from lib.lab import overview, paths
 from lib.lab.claims import CONTRADICTED, INCONCLUSIVE, NOT_TESTED, REPRODUCED
+from lib.lab.overview import MARKS
 from lib.lab.run import RESULTS
 
 BEGIN, END = "<!-- verdicts:begin (made by `make claims`; do not edit) -->", "<!-- verdicts:end -->"
-MARKS = {REPRODUCED: "✔", CONTRADICTED: "✘", INCONCLUSIVE: "~", NOT_TESTED: "·"}
 COLOURS = {REPRODUCED: "green", CONTRADICTED: "red", INCONCLUSIVE: "yellow", NOT_TESTED: "dim"}
 
 
