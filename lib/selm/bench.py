@@ -32,7 +32,7 @@ def cases(*, quick: bool = False) -> Iterator[dict[str, Any]]:
     yield step_case(pairs, apart=range(0, pairs, 3))
     yield step_case(pairs, apart=range(pairs))
     yield step_case(pairs, apart=range(pairs), share_prompts=True)
-    for prompts, k in [(2, 1)] if quick else [(8, 4)]:
+    for prompts, k in [(2, 1)] if quick else [(8, 4), (32, 1)]:
         ours, peer = sampling(prompts, k, 4 if quick else RESPONSE_TOKENS)
         yield _case(f"sampling {prompts} x {k} responses", ours, peer, "transformers generate", SAMPLING_GOAL)
 
