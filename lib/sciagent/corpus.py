@@ -12,7 +12,7 @@ import hashlib
 import random
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from lib.sciagent import phrases
@@ -127,11 +127,13 @@ class Corpus:
         return [tool.name for tool in self.tools if own is None or tool.name != own.name]
 
     def samples(
-        self, mode: str, retrieve: Retrieve, *, shown: int, seed: int, keep: Sequence[int] | None = None
-    ) -> list[Sample]:
+        self, mode: str, retrieve: Retrieve, *, shown: int, seed: int, keep: Sequence[int] | None = None,
+        shuffled: float = 0.5,
+    ) -> list[Sample]:  # fmt: skip
         """Training samples of the questions (those numbered in `keep`), with `shown` functions each at most.
 
-        Raises ValueError for a mode other than `cross` and `own`.
+        Functions stand in the order of their ranks, as before the agent, but for a share `shuffled` of the samples:
+        otherwise a model would learn to take the first. Raises ValueError for a mode other than `cross` and `own`.
         """
         if mode not in MODES:
             raise ValueError(f"mode {mode!r} is neither 'cross' nor 'own'")
@@ -140,7 +142,8 @@ class Corpus:
         ranked = retrieve(queries, [tool.name for tool in self.tools])
         draw = random.Random(f"{seed}/{mode}")
         made = [self._sample(i, names, mode, shown, draw) for i, names in zip(numbers, ranked, strict=True)]
-        return [sample for sample in made if sample is not None]
+        found = [sample for sample in made if sample is not None]
+        return [_shuffled(sample, draw) if draw.random() < shuffled else sample for sample in found]
 
     def _sample(self, i: int, ranked: list[str], mode: str, shown: int, draw: random.Random) -> Sample | None:
         question, own = self.questions[i], self.own[i]
@@ -152,8 +155,11 @@ class Corpus:
         names = [name for name in ranked if name in allowed][: draw.randint(1, shown)]
         if not set(question.functions) <= set(names):
             return None  # what was retrieved cannot answer it
-        draw.shuffle(names)
         return Sample(question, tuple(names), question.program)
+
+
+def _shuffled(sample: Sample, draw: random.Random) -> Sample:
+    return replace(sample, shown=tuple(draw.sample(sample.shown, len(sample.shown))))
 
 
 def written_out(sample: Sample, toolset: Toolset) -> tuple[tuple[str, tuple[str, ...]], ...]:

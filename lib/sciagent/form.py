@@ -5,7 +5,7 @@ arithmetic; a call then has its arguments in the order of the signature, each un
 meaning, where the model points at the words of the question that say its value (each serves once a call) or at a line
 above. Only choices are asked of the model, and only choices are learned; the rest is written for it.
 
-    # use Reynolds
+    # use the Reynolds number: Reynolds
     answer = Reynolds(
         # V, velocity [m/s]: the speed of the water is 2.5
         V=2.5,
@@ -60,7 +60,7 @@ class Form:
     """Programs for a question with the functions shown; `steps` asks for one choice after the other."""
 
     def __init__(self, tools: Sequence[Tool], question: str) -> None:
-        self.tools = {use(tool.name): tool for tool in tools}
+        self.tools = {use(tool): tool for tool in tools}
         self.values = Values(question)
 
     def steps(self) -> Generator[Step, str, None]:
@@ -97,9 +97,9 @@ class Form:
         yield Choice((")\n",))
 
 
-def use(name: str) -> str:
-    """The line that says which function comes next."""
-    return f"# use {name}\n"
+def use(tool: Tool) -> str:
+    """The line that says what is computed next and by which function: the result comes first, so that it decides."""
+    return f"# use {tool.gives()}: {tool.name}\n"
 
 
 def meaning(parameter: Parameter) -> str:
@@ -255,7 +255,8 @@ def _wanted(program: str, form: Form) -> list[_Wanted]:
         assert isinstance(line, ast.Assign)
         value, target = line.value, ast.unparse(line.targets[0])
         called = value.func.id if isinstance(value, ast.Call) and isinstance(value.func, ast.Name) else ""
-        if use(called) not in form.tools:
+        tool = next((tool for tool in form.tools.values() if tool.name == called), None)
+        if tool is None:
             found += [
                 _Wanted(ARITHMETIC),
                 _Wanted(f"{target} = "),
@@ -263,10 +264,9 @@ def _wanted(program: str, form: Form) -> list[_Wanted]:
             ]
             continue
         assert isinstance(value, ast.Call)
-        tool = form.tools[use(called)]
         names = [p.name for p in tool.parameters]
         given = {**dict(zip(names, value.args, strict=False)), **{str(k.arg): k.value for k in value.keywords}}
-        found += [_Wanted(use(called)), _Wanted(f"{target} = "), _Wanted(f"{called}(\n")]
+        found += [_Wanted(use(tool)), _Wanted(f"{target} = "), _Wanted(f"{called}(\n")]
         for p in tool.listed():
             if p.name in given:
                 source = str(ast.get_source_segment(program, given[p.name]))

@@ -73,9 +73,13 @@ class Tool:
 
     def brief(self) -> str:
         """Signature, result, and what is special: the text that a model is shown to choose by."""
+        return f"{self.signature()} -> {self.gives()}"
+
+    def gives(self) -> str:
+        """Its result, and what is special about it."""
         goal = goal_of(self.returns.text, self.summary)
         special = context_of(self.summary, goal)
-        return f"{self.signature()} -> {goal}{f' ({special})' if special else ''}"
+        return f"{goal}{f' ({special})' if special else ''}"
 
     def indexed(self) -> str:
         """Text a retriever indexes: name, summary, parameters, result."""

@@ -36,8 +36,19 @@ def load_lm(name: str, dtype: Any = None, device: str | None = None) -> tuple[An
     tokenizer.padding_side = "left"
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
+    if (head := model.get_output_embeddings()) is not None:
+        head.register_forward_pre_hook(_in_one_piece)
     model.eval()
     return (model.to(device) if device else model), tokenizer
+
+
+def _in_one_piece(_: Any, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """Copies a view of states (the last of each row, as `logits_to_keep` and `generate` take it) before the head.
+
+    PyTorch on the CPU multiplies such a view row by row, copying the head's weights for each: 100 times slower in
+    bfloat16.
+    """
+    return tuple(tensor.contiguous() for tensor in inputs)
 
 
 def _torch_dtype(dtype: Any) -> Any:

@@ -4,7 +4,7 @@ import random
 
 import pytest
 
-from lib.sciagent.form import ARITHMETIC, Choice, Form, Free, Values, parts
+from lib.sciagent.form import ARITHMETIC, Choice, Form, Free, Values, parts, use
 from lib.sciagent.program import checked
 
 
@@ -49,8 +49,8 @@ def test_a_program_is_parted_into_choices_and_what_follows(tools):
     chosen = [text for text, options in found if len(options) != 1]
     said = [f" the {w}\n    {n}={w[w.index(' is ') + 4 :]},\n" for w, n in
             (("outlet is 60.5", "Tho"), ("cold is 30", "Tci"))]  # fmt: skip
-    assert chosen == ["# use LMTD\n", "answer = ", " the inlet is 100\n    Thi=100,\n", *said, ")\n"]
-    assert "".join(text for text, _ in found).startswith("# use LMTD\nanswer = LMTD(\n    # ")
+    assert chosen == [use(tools["LMTD"]), "answer = ", " the inlet is 100\n    Thi=100,\n", *said, ")\n"]
+    assert "".join(text for text, _ in found).startswith(f"# use {tools['LMTD'].gives()}: LMTD\nanswer = LMTD(\n    # ")
     free = parts("step1 = 2 * 3\nanswer = step1 + 1", form)
     assert [text for text, _ in free] == [ARITHMETIC, "step1 = ", "2 * 3\n", ARITHMETIC, "answer = ", "step1 + 1\n"]
 

@@ -1,3 +1,5 @@
+import copy
+
 import pytest
 import torch
 
@@ -25,6 +27,16 @@ def test_the_language_model_knows_something(smollm):
 def test_dtype_is_a_name_or_a_torch_dtype():
     assert zoo.load_lm("smollm2-135m-instruct", dtype="bfloat16")[0].dtype == torch.bfloat16
     assert zoo.load_lm("smollm2-135m-instruct", dtype=torch.bfloat16)[0].dtype == torch.bfloat16
+
+
+def test_the_head_reads_the_last_states_of_many_rows_in_one_piece(smollm):
+    model, seen = copy.deepcopy(smollm[0]), []
+    model.lm_head.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].is_contiguous()))
+    tokens = torch.tensor([[1, 2, 3], [4, 5, 6]])
+    with torch.inference_mode():
+        last = model(tokens, logits_to_keep=1).logits
+        torch.testing.assert_close(last, model(tokens).logits[:, -1:])
+    assert seen == [True, True], "a view would be multiplied row by row"
 
 
 def test_a_local_folder_is_loaded_like_a_name(smollm, tmp_path):
