@@ -75,8 +75,8 @@ docs: $(STAMP) ## build the site in build/site from the results, offline
 
 test: $(STAMP) lint ## lint, unit tests, and every notebook in the smoke profile
 	@$(RUN) assets
-	$(TEST_ENV) OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 --dist worksteal -m "not notebook" $(TEST_OPTIONS)
-	$(TEST_ENV) $(PY) -m pytest -m notebook $(TEST_OPTIONS)
+	$(TEST_ENV) OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 --dist worksteal -m "not alone" $(TEST_OPTIONS)
+	$(TEST_ENV) $(PY) -m pytest -m alone $(TEST_OPTIONS)
 
 lint: $(STAMP) ## ruff, import contracts, types
 	@$(VENV)/bin/ruff check . && $(VENV)/bin/ruff format --check .

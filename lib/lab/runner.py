@@ -24,6 +24,7 @@ from lib.lab.cache import full_disk_refused, process_lives
 from lib.lab.run import RESULTS, relative
 
 ENGINE = "tenfold"
+KERNEL_START = 180  # seconds: a busy machine takes longer than the minute that papermill gives
 
 
 class NotebookFailed(TenfoldError):
@@ -92,7 +93,8 @@ def _execute(notebook: Path, executed: Path, overrides, cell_timeout, follow, ec
         papermill.execute_notebook(
             notebook, executed, parameters=overrides, engine_name=ENGINE, kernel_name="python3", cwd=root(),
             progress_bar=False, stdout_file=sys.stdout if echo else None, stderr_file=sys.stderr if echo else None,
-            execution_timeout=cell_timeout, autosave_cell_every=0, follow=follow, config=transport,
+            execution_timeout=cell_timeout, start_timeout=KERNEL_START, autosave_cell_every=0, follow=follow,
+            config=transport,
         )  # fmt: skip
 
 

@@ -11,7 +11,7 @@ from lib.__main__ import main
 from lib.lab import papers, paths, sweep
 from lib.lab.run import write_json
 
-pytestmark = pytest.mark.notebook  # kernels in worker processes: alone on the machine, as a sweep would be
+pytestmark = pytest.mark.alone  # kernels in worker processes of its own
 
 FINISH = (
     "import os, pathlib, json\n"

@@ -21,7 +21,7 @@ FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--
 SECONDS = 600
 
 pytestmark = [
-    pytest.mark.notebook,
+    pytest.mark.alone,
     pytest.mark.timeout(900),
     pytest.mark.skipif(not CHROMIUM, reason="no Chromium here (Debian: apt-get install chromium)"),
 ]
