@@ -55,6 +55,7 @@ class Action:
 
     Its programs are held to a form in which only shown functions and the question's values occur (`constrained`). A
     program that fails is shown to the model once more, with its error (`correct`). `max_new_tokens` limits free text.
+    An `instruction` goes before every prompt: adapters of `lm.train` learn without one, other models may want it.
     """
 
     model: Any
@@ -62,6 +63,7 @@ class Action:
     constrained: bool = True
     correct: bool = True
     max_new_tokens: int = 150
+    instruction: str = ""
 
     def attempts(
         self, questions: Sequence[str], shown: Sequence[Sequence[str]], tools: Toolset,
@@ -85,7 +87,7 @@ class Action:
         for i, (question, names) in enumerate(zip(questions, shown, strict=True)):
             listed = [tools[name] for name in names]
             error = {"error": failed[i].failed, "program": failed[i].program} if failed else {}
-            prompts.append(lm.action_prompt(question, listed, **error))
+            prompts.append(lm.action_prompt(question, listed, instruction=self.instruction, **error))
             forms.append(Form(listed, question))
         programs = decoding.generate(
             self.model, self.tokenizer, prompts, max_new_tokens=self.max_new_tokens,

@@ -20,11 +20,14 @@ def plan_prompt(question: str) -> str:
     return f"Question: {question}\nPlan:"
 
 
-def action_prompt(question: str, tools: Sequence[Tool], *, error: str = "", program: str = "") -> str:
-    """What the action model reads: `M_act(q, F_k)`, and a program of its own that failed with the error."""
+def action_prompt(
+    question: str, tools: Sequence[Tool], *, instruction: str = "", error: str = "", program: str = ""
+) -> str:  # fmt: skip
+    """What the action model reads: `M_act(q, F_k)`, after an instruction, if any, and with a program that failed."""
     shown = "\n".join(f"- {tool.brief()}" for tool in tools) or "none"
     failed = f"\nFailed program:\n{program}\nError: {error}" if error else ""
-    return f"Functions:\n{shown}\n\nQuestion: {question}{failed}\nProgram:\n"
+    told = f"{instruction}\n\n" if instruction else ""
+    return f"{told}Functions:\n{shown}\n\nQuestion: {question}{failed}\nProgram:\n"
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 """Constrained decoding, training and generation at tiny size, and the agent's loop with a scripted model."""
 
 import ast
+from dataclasses import replace
 
 import pytest
 import torch
@@ -225,6 +226,13 @@ def test_an_error_is_shown_to_the_model_once(monkeypatch, tools, warm):
     assert "Error: the program gives no answer" in script.prompts[2]
     Scripted(monkeypatch, ["p", "answer = 1 / 0", "answer = 1 / 0"])
     assert new_agent(tools, warm).solve("q").output.startswith("ZeroDivisionError")
+
+
+def test_an_instruction_goes_before_the_actions_prompt(monkeypatch, tools, warm):
+    script, told = Scripted(monkeypatch, ["p", "answer = 2"]), new_agent(tools, warm)
+    told.action = replace(told.action, instruction="Be exact.")
+    told.solve("q")
+    assert [prompt.startswith("Be exact.\n\nFunctions:") for prompt in script.prompts] == [False, True]
 
 
 def test_swapping_the_toolset_needs_nothing_else(monkeypatch, tools, warm):
