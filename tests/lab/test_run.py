@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from lib import TenfoldError, lab
-from lib.lab import papers
+from lib.lab import cache, papers
 from lib.lab.run import Run
 
 RECORD = papers.PaperRecord(
@@ -60,6 +60,17 @@ def test_finish_writes_results_and_refuses_a_missing_claim(run):
     assert written["claims"][0]["verdict"] == "reproduced"
     assert written["versions"]["torch"] == torch.__version__
     assert written["minutes"] <= written["minutes_cold"]
+
+
+def test_a_cold_run_is_charged_once_for_a_stage_and_only_where_it_was_kept(run, monkeypatch):
+    one, loaded = run(), iter([True, True, False, True])
+    monkeypatch.setattr(cache, "stage", lambda *_: cache.Kept(1, next(loaded), 60.0))
+    for name in ("kept", "kept", "made here", "made here"):
+        one.stage(name, lambda: 1)
+    one.claim("c", estimate=1.0, ci=(0.5, 1.5), n="3 seeds")
+    one.finish()
+    written = json.loads((one.folder / "results.json").read_text())
+    assert written["minutes_cold"] - written["minutes"] == pytest.approx(1.0, abs=0.011)
 
 
 def test_what_follows_a_stage_does_not_depend_on_whether_it_ran(run):
