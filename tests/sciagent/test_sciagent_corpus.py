@@ -82,6 +82,18 @@ def test_cross_retrieval_never_shows_a_questions_own_function(built, seed):
     assert others, "ad-hoc functions of other questions are distractors"
 
 
+def test_functions_stand_in_the_order_of_their_ranks_unless_they_are_shuffled(built):
+    retrieve = words(built)
+
+    def out_of_order(shuffled):
+        samples = built.samples("cross", retrieve, shown=4, seed=0, shuffled=shuffled)
+        found = retrieve([f"{s.question.text} {s.question.plan}" for s in samples], [])
+        rows = zip(samples, found, strict=True)
+        return sum([row.index(n) for n in s.shown] != sorted(row.index(n) for n in s.shown) for s, row in rows)
+
+    assert out_of_order(0.0) == 0 < out_of_order(0.5) < out_of_order(1.0)
+
+
 def test_candidates_are_all_but_the_own(built):
     for number in range(0, len(built.questions), 7):
         names, own = set(built.candidates(number)), built.own[number]
