@@ -14,6 +14,8 @@ import torch
 
 from lib.sciagent.tools import Tool
 
+TOKENS_AT_ONCE = 1024  # tokens, padding counted, that gradients are taken of at once: memory for activations
+
 
 def plan_prompt(question: str) -> str:
     """What the planner reads: `G = M_plan(q)`."""
@@ -96,13 +98,12 @@ def train(
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, rate)
     bar = tqdm(batches, desc="fine-tune", disable=not progress)
     for batch in bar:
-        loss = completion_loss(adapted, batch, pad=tokenizer.pad_token_id)
-        loss.backward()
+        loss = add_gradients(adapted, batch, pad=tokenizer.pad_token_id)
         torch.nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
         schedule.step()
         optimizer.zero_grad(set_to_none=True)
-        bar.set_postfix_str(f"loss {float(loss.detach()):.3f}")
+        bar.set_postfix_str(f"loss {loss:.3f}")
     return adapted.eval()
 
 
@@ -135,6 +136,28 @@ def _batches(rows: list[Encoded], recipe: Recipe, draw: random.Random) -> list[l
         draw.shuffle(batches)
         found += batches
     return found
+
+
+def add_gradients(model: Any, batch: Sequence[Encoded], *, pad: int, tokens_at_once: int = TOKENS_AT_ONCE) -> float:
+    """Add the gradients of a batch's `completion_loss`, part by part; returns the loss in nats per learned token."""
+    learned, loss = sum(sum(use) for _, _, use in batch), 0.0
+    for part in in_parts(batch, tokens_at_once):
+        share = completion_loss(model, part, pad=pad) * (sum(sum(use) for _, _, use in part) / learned)
+        share.backward()
+        loss += float(share.detach())
+    return loss
+
+
+def in_parts(batch: Sequence[Encoded], tokens_at_once: int) -> list[list[Encoded]]:
+    """Rows of similar length together, in parts of at most so many tokens when padded (or of one row)."""
+    parts: list[list[Encoded]] = []
+    for row in sorted(batch, key=lambda row: len(row[0]) + len(row[1])):
+        length = len(row[0]) + len(row[1])
+        if parts and (len(parts[-1]) + 1) * length <= tokens_at_once:
+            parts[-1].append(row)
+        else:
+            parts.append([row])
+    return parts
 
 
 def completion_loss(model: Any, rows: Sequence[Encoded], *, pad: int) -> torch.Tensor:

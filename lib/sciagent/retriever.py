@@ -21,6 +21,12 @@ TEMPERATURE = 0.05  # of the contrastive loss, as sentence encoders are commonly
 LONGEST_TOKENS = 96
 
 
+def low_precision(encoder: Any, dtype: torch.dtype) -> torch.autocast:
+    """Context in which an encoder computes in `dtype`; in float32 it changes nothing."""
+    device = getattr(getattr(encoder, "model", None), "device", torch.device("cpu")).type
+    return torch.autocast(device, dtype=dtype, enabled=dtype != torch.float32)
+
+
 def words(text: str) -> list[str]:
     """Lower-case words of two letters or more, without the plural's s."""
     return [w.rstrip("s") or w for w in re.findall(r"[a-z]{2,}", text.lower())]
@@ -37,8 +43,7 @@ class EncoderIndex:
         self.vectors = self._encode(texts)
 
     def _encode(self, texts: Sequence[str]) -> Float[Tensor, "texts dim"]:
-        device = getattr(getattr(self.encoder, "model", None), "device", torch.device("cpu")).type
-        with torch.autocast(device, dtype=self.dtype, enabled=self.dtype != torch.float32):
+        with low_precision(self.encoder, self.dtype):
             return self.encoder.encode(texts)
 
     def scores(self, queries: Sequence[str]) -> Float[Tensor, "queries functions"]:
@@ -147,12 +152,13 @@ def reciprocal(rank: np.ndarray) -> np.ndarray:
 
 def tune(
     encoder: Any, queries: Sequence[str], positives: Sequence[str], negatives: Sequence[Sequence[str]], *, steps: int,
-    batch_size: int = 32, learning_rate: float = 3e-5, seed: int = 0, progress: bool = False,
+    batch_size: int = 32, learning_rate: float = 3e-5, dtype: str = "float32", seed: int = 0, progress: bool = False,
 ) -> Any:  # fmt: skip
     """A copy of a sentence encoder (`lib.zoo.load_encoder`), tuned so that queries lie near their function's text.
 
     Each query is told apart from the batch's other functions and from one hard negative of its own (texts in
-    `negatives`, which may be empty). Texts of one function are never each other's negatives.
+    `negatives`, which may be empty). Texts of one function are never each other's negatives. `dtype` is what is
+    computed in ("bfloat16": half the time where the processor has it); weights are float32.
     """
     from tqdm import tqdm
 
@@ -166,7 +172,8 @@ def tune(
         if len(order) < batch_size:
             order = draw.sample(range(len(queries)), len(queries))
         batch, order = order[:batch_size], order[batch_size:]
-        loss = contrastive_loss(tuned, batch, queries, positives, negatives, draw)
+        with low_precision(tuned, getattr(torch, dtype)):
+            loss = contrastive_loss(tuned, batch, queries, positives, negatives, draw)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(tuned.model.parameters(), 1.0)
         optimizer.step()

@@ -52,24 +52,35 @@ class Context:
         valid: Bool[Tensor, "batch fed"] | None = None,
         **inputs: Any,
     ) -> Step:
-        """Feed tokens (those not `valid` are padding, ignored) and return their hidden states."""
+        """Feed tokens (those not `valid` are padding, ignored) and return their hidden states.
+
+        A first text that is the same in every row (many samples of one prompt) is read once.
+        """
         valid = torch.ones_like(tokens, dtype=torch.bool) if valid is None else valid
+        read = 1 if not inputs and self._one_text(tokens, valid) else len(tokens)
         positions = (self.lengths[:, None] + valid.cumsum(1) - 1).clamp(min=0)
         self._full = self._full and bool(valid.all())
         self.mask = torch.cat([self.mask, valid], dim=1)
         masked = {} if self._full else {"attention_mask": self.mask.long()}
-        embeds = inputs or {"input_ids": tokens}
+        embeds = inputs or {"input_ids": tokens[:read]}
         output = self.decoder(
             **embeds,
             **masked,
-            position_ids=positions,
+            position_ids=positions[:read],
             cache=self.cache,
             use_cache=True,
             output_hidden_states=bool(self.layers),
         )
         self.lengths = self.lengths + valid.sum(1)
-        features = torch.cat([output.hidden_states[i] for i in self.layers], dim=-1) if self.layers else None
-        return Step(hidden=output.last_hidden_state, features=features)
+        states = [output.last_hidden_state, *(output.hidden_states[i] for i in self.layers)]
+        if read < len(tokens):
+            self.cache.batch_repeat_interleave(len(tokens))
+            states = [state.repeat_interleave(len(tokens), dim=0) for state in states]
+        return Step(hidden=states[0], features=torch.cat(states[1:], dim=-1) if self.layers else None)
+
+    def _one_text(self, tokens: Tensor, valid: Tensor) -> bool:
+        """Whether nothing has been read, and every row begins with the same."""
+        return not self.mask.shape[1] and len(tokens) > 1 and bool((tokens == tokens[:1]).all() & valid.all())
 
     def forget(self, refused: Int[Tensor, " batch"]) -> None:
         """Take back the last `refused` tokens of each row."""

@@ -167,6 +167,24 @@ def test_the_loss_is_the_learned_tokens_cross_entropy_whatever_the_padding(tiny)
     torch.testing.assert_close(found, torch.stack(terms).mean(), atol=1e-5, rtol=1e-5)
 
 
+def test_gradients_by_parts_are_the_batchs(tiny):
+    import copy
+
+    model, tokenizer = tiny
+    rows = [(list(range(5, 5 + n)), [8, 9, 10][:m], [True, True, False][:m]) for n, m in ((9, 3), (3, 2), (20, 3))]
+    assert [len(part) for part in lm.in_parts(rows, 12)] == [1, 1, 1]
+    assert [len(part) for part in lm.in_parts(rows, 24)] == [2, 1]
+    found = []
+    for tokens_at_once in (10_000, 24):
+        own = copy.deepcopy(model)
+        loss = lm.add_gradients(own, rows, pad=0, tokens_at_once=tokens_at_once)
+        found.append((loss, [p.grad for p in own.parameters() if p.grad is not None]))
+    assert found[0][0] == pytest.approx(found[1][0], abs=1e-6)
+    for whole, summed in zip(*(gradients for _, gradients in found), strict=True):
+        torch.testing.assert_close(summed, whole, atol=1e-6, rtol=1e-5)
+    torch.testing.assert_close(found[0][0], float(lm.completion_loss(model, rows, pad=0).detach()), atol=1e-6, rtol=0)
+
+
 def test_only_tokens_that_tell_options_apart_are_learned(tiny):
     pair = lm.Pair("p", (("answer = ", ("answer = ",)), ("abc\n", ("abc\n", "abd\n", "x\n")), ("1+1\n", ())))
     _, ids, learned = lm._encoded(tiny[1], pair)

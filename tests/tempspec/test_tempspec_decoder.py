@@ -173,3 +173,20 @@ def test_refuses_a_drafter_of_another_vocabulary_and_an_unknown_gamma(target):
         SpeculativeDecoder(target, ModelDrafter(other), gamma="some")
     with pytest.raises(ValueError, match="gamma"):
         SpeculativeDecoder(target, ModelDrafter(other), gamma=-1)
+
+
+def test_samples_of_one_prompt_read_it_once(target):
+    read = []
+    handle = target.get_decoder().embed_tokens.register_forward_hook(lambda _, inputs, __: read.append(len(inputs[0])))
+    with torch.inference_mode():
+        together, apart = Context(target, 4, layers=(1,)), Context(target, 4, layers=(1,))
+        one = together.extend(PROMPT.expand(4, -1))
+        each = apart.extend(torch.cat([PROMPT.expand(3, -1), PROMPT.flip(1)]))
+        after = torch.tensor([[1], [2], [3], [4]])
+        steps = [context.extend(after).hidden[:3] for context in (together, apart)]
+    handle.remove()
+    assert read == [1, 4, 4, 4]
+    assert one.hidden.shape == each.hidden.shape
+    torch.testing.assert_close(one.features[:3], each.features[:3], atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(*steps, atol=1e-5, rtol=1e-5)
+    assert together.lengths.tolist() == [6] * 4
