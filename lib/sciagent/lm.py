@@ -139,7 +139,11 @@ def _batches(rows: list[Encoded], recipe: Recipe, draw: random.Random) -> list[l
 
 
 def add_gradients(model: Any, batch: Sequence[Encoded], *, pad: int, tokens_at_once: int = TOKENS_AT_ONCE) -> float:
-    """Add the gradients of a batch's `completion_loss`, part by part; returns the loss in nats per learned token."""
+    """Add the gradients of a batch's `completion_loss`, part by part; returns the loss in nats per learned token.
+
+    Rows of which nothing is learned are left out.
+    """
+    batch = [row for row in batch if any(row[2])]
     learned, loss = sum(sum(use) for _, _, use in batch), 0.0
     for part in in_parts(batch, tokens_at_once):
         share = completion_loss(model, part, pad=pad) * (sum(sum(use) for _, _, use in part) / learned)
