@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from inspect import signature
 
 import numpy as np
 from scipy import stats
@@ -42,9 +43,17 @@ def bootstrap(
 ) -> Estimate:
     """Bootstrap interval (BCa; percentile where BCa is undefined) of a statistic of one or more paired samples.
 
-    All samples share their first axis: rows are drawn together, so ratios and differences stay paired.
+    All samples share their first axis: rows are drawn together, so ratios and differences stay paired. A statistic
+    that takes `axis` (NumPy's do) is called once for all resamples, which is a hundred times faster.
     Raises TenfoldError for fewer than two rows, unequal lengths or values that are not finite.
     """
+    arrays = _paired(*samples)
+    value = float(statistic(*arrays))
+    low, high = _interval(arrays, statistic, seed)
+    return Estimate(value, low, high, f"{len(arrays[0])} {unit}")
+
+
+def _paired(*samples: Sequence[float] | np.ndarray) -> list[np.ndarray]:
     arrays = [np.asarray(sample, dtype=np.float64) for sample in samples]
     lengths = {len(array) for array in arrays}
     if len(lengths) != 1 or min(lengths) < 2:
@@ -53,21 +62,20 @@ def bootstrap(
         raise TenfoldError(
             "a bootstrap needs finite values: a sample holds NaN or infinity; find out where it came from."
         )
-    value = float(statistic(*arrays))
-    low, high = _interval(arrays, statistic, seed)
-    return Estimate(value, low, high, f"{lengths.pop()} {unit}")
+    return arrays
 
 
 def _interval(arrays: list[np.ndarray], statistic: Callable[..., float], seed: int) -> tuple[float, float]:
     """Interval over row indices, so that any statistic of paired rows can be resampled."""
     rows = (np.arange(len(arrays[0])),)
+    at_once = all(array.ndim == 1 for array in arrays) and _takes_axis(statistic)
 
-    def of_rows(index: np.ndarray) -> float:
-        return float(statistic(*(array[index] for array in arrays)))
+    def of_rows(index: np.ndarray, **axis: int):
+        return statistic(*(array[index] for array in arrays), **axis)
 
     for method in ("BCa", "percentile"):
         with np.errstate(all="ignore"):
-            result = _quiet_bootstrap(rows, of_rows, method, seed)
+            result = _quiet_bootstrap(rows, of_rows, method, seed, at_once)
         low, high = float(result.low), float(result.high)
         if np.isfinite(low) and np.isfinite(high):
             return low, high
@@ -76,25 +84,37 @@ def _interval(arrays: list[np.ndarray], statistic: Callable[..., float], seed: i
     )
 
 
-def _quiet_bootstrap(rows, of_rows, method: str, seed: int):
+def _takes_axis(statistic: Callable[..., float]) -> bool:
+    try:
+        return "axis" in signature(statistic).parameters
+    except ValueError:  # some functions written in C do not say
+        return False
+
+
+def _quiet_bootstrap(rows, of_rows, method: str, seed: int, at_once: bool):
     import warnings
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", stats.DegenerateDataWarning)
         return stats.bootstrap(
-            rows, of_rows, vectorized=False, n_resamples=RESAMPLES, confidence_level=CONFIDENCE, method=method,
+            rows, of_rows, vectorized=at_once, n_resamples=RESAMPLES, confidence_level=CONFIDENCE, method=method,
             rng=np.random.default_rng(seed),
         ).confidence_interval  # fmt: skip
 
 
 def paired_difference(a, b, *, seed: int = 0, unit: str = "pairs") -> Estimate:
     """Mean of a − b over pairs, with its bootstrap interval."""
-    return bootstrap(a, b, statistic=lambda x, y: float(np.mean(x - y)), seed=seed, unit=unit)
+    first, second = _paired(a, b)
+    return bootstrap(first - second, seed=seed, unit=unit)
 
 
 def ratio_of_sums(numerator, denominator, *, seed: int = 0, unit: str = "samples") -> Estimate:
     """Σ numerator / Σ denominator over rows (nats per token of documents of unequal length), with its interval."""
-    return bootstrap(numerator, denominator, statistic=lambda x, y: float(x.sum() / y.sum()), seed=seed, unit=unit)
+
+    def ratio(x, y, axis=-1):
+        return x.sum(axis=axis) / y.sum(axis=axis)
+
+    return bootstrap(numerator, denominator, statistic=ratio, seed=seed, unit=unit)
 
 
 def over_seeds(values: Sequence[float], *, unit: str = "seeds") -> Estimate:

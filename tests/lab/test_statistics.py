@@ -30,6 +30,18 @@ def test_it_agrees_with_scipy_called_directly():
     assert ours.high == pytest.approx(direct.high, abs=0.02)
 
 
+@pytest.mark.parametrize("size", [2, 12, 300])
+def test_a_statistic_with_an_axis_gives_the_interval_of_the_same_one_without(size):
+    a, b = np.random.default_rng(3).normal(2, 1, size=(2, size))
+
+    def ratio(x, y):
+        return float(x.sum() / y.sum())
+
+    assert statistics.ratio_of_sums(a, b, seed=5) == statistics.bootstrap(a, b, statistic=ratio, seed=5, unit="samples")
+    assert statistics.bootstrap(a) == statistics.bootstrap(a, statistic=lambda x: float(np.mean(x)))
+    assert statistics.bootstrap(np.stack([a, b], axis=1)).n == f"{size} samples"  # rows, not numbers, are drawn
+
+
 def test_pairs_stay_paired():
     rng = np.random.default_rng(0)
     shared = rng.normal(scale=100, size=50)
