@@ -134,10 +134,8 @@ def _without_encoding(encoder: Any, names: list[str], draw: np.random.Generator)
     """An index of random unit vectors: search time does not depend on their direction."""
     import torch
 
-    index = EncoderIndex(encoder, names[:1], ["one"], dtype="bfloat16")
-    vectors = torch.from_numpy(draw.standard_normal((len(names), index.vectors.shape[1]), dtype=np.float32))
-    index.names, index.vectors = names, torch.nn.functional.normalize(vectors, dim=-1)
-    return index
+    drawn = torch.from_numpy(draw.standard_normal((len(names), encoder.model.config.hidden_size), dtype=np.float32))
+    return EncoderIndex(encoder, names, (), dtype="bfloat16", vectors=torch.nn.functional.normalize(drawn, dim=-1))
 
 
 def _seconds(call: Callable[[], Any]) -> float:

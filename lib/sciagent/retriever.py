@@ -36,11 +36,15 @@ class EncoderIndex:
     """Functions by the embedding of their text; exact search by one matrix product.
 
     `dtype` is what the encoder computes in ("bfloat16" is faster where the processor has it); vectors are float32.
+    `vectors` of the texts are taken where they are known already (an earlier index's), and computed where not.
     """
 
-    def __init__(self, encoder: Any, names: Sequence[str], texts: Sequence[str], *, dtype: str = "float32") -> None:
+    def __init__(
+        self, encoder: Any, names: Sequence[str], texts: Sequence[str], *, dtype: str = "float32",
+        vectors: Float[Tensor, "texts dim"] | None = None,
+    ) -> None:  # fmt: skip
         self.encoder, self.names, self.dtype = encoder, list(names), getattr(torch, dtype)
-        self.vectors = self._encode(texts)
+        self.vectors = self._encode(texts) if vectors is None else vectors
 
     def _encode(self, texts: Sequence[str]) -> Float[Tensor, "texts dim"]:
         with low_precision(self.encoder, self.dtype):

@@ -92,6 +92,8 @@ def test_half_precision_changes_cosines_by_little(encoder):
     whole = retriever.EncoderIndex(encoder, NAMES, TEXTS)
     half = retriever.EncoderIndex(encoder, NAMES, TEXTS, dtype="bfloat16")
     assert half.vectors.dtype == torch.float32
+    again = retriever.EncoderIndex(encoder, NAMES, TEXTS, vectors=whole.vectors)
+    assert again.vectors is whole.vectors
     torch.testing.assert_close(half.scores(QUERIES), whole.scores(QUERIES), atol=0.03, rtol=0)
 
 
