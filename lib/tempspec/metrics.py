@@ -27,7 +27,10 @@ def acceptance(
 
     `kept` are the token ids of a reduced draft vocabulary.
     """
-    p, q = warping.probs(target_logits), warping.probs(draft_logits)
+    return _overlap(warping.probs(target_logits), warping.probs(draft_logits), kept)
+
+
+def _overlap(p: Tensor, q: Tensor, kept: Tensor | None) -> Tensor:
     return torch.minimum(p if kept is None else p[..., kept], q).sum(-1)
 
 
@@ -50,9 +53,10 @@ def teacher_forced_acceptance(
     for place in range(0, len(examples), batch_size):
         batch = collate(examples[place : place + batch_size], target.device)
         owner = batch.scored.nonzero()[:, 0]
-        logits, _ = _logits(target, batch)
+        p = warping.probs(_logits(target, batch)[0])
         for name, drafter in drafters.items():
-            alpha = acceptance(logits, *_logits(drafter, batch), warping=warping)
+            logits, kept = _logits(drafter, batch)
+            alpha = _overlap(p, warping.probs(logits), kept)
             total = alpha.new_zeros(len(batch.tokens)).index_add(0, owner, alpha)
             found[name].append((total / batch.scored.sum(1)).cpu())
     return {name: torch.cat(parts) for name, parts in found.items()}
