@@ -44,7 +44,7 @@ def bootstrap(
     """Bootstrap interval (BCa; percentile where BCa is undefined) of a statistic of one or more paired samples.
 
     All samples share their first axis: rows are drawn together, so ratios and differences stay paired. A statistic
-    that takes `axis` (NumPy's do) is called once for all resamples, which is a hundred times faster.
+    that takes `axis` (NumPy's do) is called once for all resamples, which is many times faster.
     Raises TenfoldError for fewer than two rows, unequal lengths or values that are not finite.
     """
     arrays = _paired(*samples)

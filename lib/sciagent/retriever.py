@@ -15,6 +15,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from lib import TenfoldError
 from lib.sciagent.toolset import Toolset
 
 TEMPERATURE = 0.05  # of the contrastive loss, as sentence encoders are commonly tuned
@@ -36,7 +37,8 @@ class EncoderIndex:
     """Functions by the embedding of their text; exact search by one matrix product.
 
     `dtype` is what the encoder computes in ("bfloat16" is faster where the processor has it); vectors are float32.
-    `vectors` of the texts are taken where they are known already (an earlier index's), and computed where not.
+    `vectors` of the texts are taken where they are known already (an earlier index's), and computed where not. Raises
+    TenfoldError where there is not one for each name.
     """
 
     def __init__(
@@ -45,6 +47,8 @@ class EncoderIndex:
     ) -> None:  # fmt: skip
         self.encoder, self.names, self.dtype = encoder, list(names), getattr(torch, dtype)
         self.vectors = self._encode(texts) if vectors is None else vectors
+        if len(self.vectors) != len(self.names):
+            raise TenfoldError(f"{len(self.vectors)} vectors for {len(self.names)} functions: give one for each.")
 
     def _encode(self, texts: Sequence[str]) -> Float[Tensor, "texts dim"]:
         with low_precision(self.encoder, self.dtype):

@@ -7,6 +7,7 @@ import pytest
 import torch
 from rank_bm25 import BM25Okapi
 
+from lib import TenfoldError
 from lib.sciagent import retriever
 
 TEXTS = ["drag of a sphere", "pressure drop in a pipe", "heat of a pipe wall", "interest on a loan", "pipe pipe drag"]
@@ -94,6 +95,8 @@ def test_half_precision_changes_cosines_by_little(encoder):
     assert half.vectors.dtype == torch.float32
     again = retriever.EncoderIndex(encoder, NAMES, TEXTS, vectors=whole.vectors)
     assert again.vectors is whole.vectors
+    with pytest.raises(TenfoldError, match="give one for each"):
+        retriever.EncoderIndex(encoder, NAMES, TEXTS, vectors=whole.vectors[1:])
     torch.testing.assert_close(half.scores(QUERIES), whole.scores(QUERIES), atol=0.03, rtol=0)
 
 
