@@ -2,5 +2,7 @@
 
 import os
 
+import nbformat  # noqa: F401 - first, since its import takes a second now and seven beside torch
+
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("MPLBACKEND", "Agg")

@@ -6,12 +6,11 @@ what the cell derives; so the cell is held to literals and every override is che
 
 import ast
 import io
+import json
 import tokenize
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-
-import nbformat
 
 from lib import TenfoldError
 from lib.lab.paths import did_you_mean
@@ -28,19 +27,25 @@ class Parameter:
     help: str
 
 
-def tagged_cells(notebook: nbformat.NotebookNode, tag: str) -> list[nbformat.NotebookNode]:
-    """Code cells of a notebook that carry a tag."""
-    return [c for c in notebook.cells if c.cell_type == "code" and tag in c.metadata.get("tags", [])]
-
-
 def read(path: Path) -> dict[str, Parameter]:
     """Declared parameters of a notebook; raises TenfoldError unless one cell is tagged and holds literals only."""
-    cells = tagged_cells(nbformat.read(path, as_version=4), TAG)
-    if len(cells) != 1:
+    sources = _tagged(path)
+    if len(sources) != 1:
         raise TenfoldError(
-            f"{path.name} has {len(cells)} cells tagged 'parameters': tag exactly one, or overrides would be lost."
+            f"{path.name} has {len(sources)} cells tagged 'parameters': tag exactly one, or overrides would be lost."
         )
-    return parse(cells[0].source, path.name)
+    return parse(sources[0], path.name)
+
+
+def _tagged(path: Path) -> list[str]:
+    # Not by nbformat: every kernel reads its notebook here, and nbformat's import of jsonschema builds 39 grammars,
+    # which takes 6 seconds in a process that holds torch.
+    try:
+        cells = json.loads(path.read_text(encoding="utf8"))["cells"]
+    except (ValueError, KeyError, TypeError):
+        raise TenfoldError(f"{path.name} is not a notebook of format 4: open and save it in JupyterLab.") from None
+    code = [c for c in cells if c["cell_type"] == "code" and TAG in c.get("metadata", {}).get("tags", [])]
+    return ["".join(c["source"]) for c in code]  # a string, or a list of its lines
 
 
 def parse(source: str, where: str) -> dict[str, Parameter]:

@@ -1,3 +1,7 @@
+import json
+import subprocess
+import sys
+
 import pytest
 
 from lib import TenfoldError
@@ -21,6 +25,18 @@ def test_a_value_must_have_the_type_of_its_default(bad):
 def test_an_int_may_stand_for_a_float():
     declared = parameters.parse("rate = 0.5\n", "n")
     assert parameters.validate(declared, {"rate": 1}, "n") == {"rate": 1.0}
+
+
+@pytest.mark.parametrize("text", ["value = 1", "[]", json.dumps({"worksheets": [], "nbformat": 3})])
+def test_what_is_no_notebook_is_refused(tmp_path, text):
+    (tmp_path / "a.ipynb").write_text(text)
+    with pytest.raises(TenfoldError, match=r"a.ipynb is not a notebook of format 4"):
+        parameters.read(tmp_path / "a.ipynb")
+
+
+def test_a_kernel_starts_a_run_without_the_validator_of_notebooks():
+    said = "import sys; from lib import lab; print([m for m in ('nbformat', 'jsonschema') if m in sys.modules])"
+    assert subprocess.run([sys.executable, "-c", said], capture_output=True, text=True).stdout == "[]\n"
 
 
 def profile(house, text):

@@ -111,7 +111,8 @@ def test_a_cell_past_its_time_limit_is_a_failure(house, write_notebook, run):
 def test_ctrl_c_leaves_no_half_result(house, write_notebook):
     notebook = write_notebook(DECLARED, WRITE_RESULTS, "print('now', flush=True)\nimport time; time.sleep(60)")
     results = house / "figures/smoke/trap"
-    script = (
+    script = (  # a test run in the background ignores Ctrl-C, and so would its children
+        "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         "from pathlib import Path; from lib.lab.runner import run_notebook\n"
         f"run_notebook(Path({str(notebook)!r}), Path({str(results)!r}), profile='smoke')"
     )
