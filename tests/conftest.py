@@ -6,3 +6,8 @@ import nbformat  # noqa: F401 - first, since its import takes a second now and s
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("MPLBACKEND", "Agg")
+
+
+def pytest_collection_modifyitems(items):
+    """Whole notebooks first: what is short then fills the two workers' last minute evenly."""
+    items.sort(key=lambda item: item.get_closest_marker("notebook") is None)

@@ -2,9 +2,15 @@
 
 import pytest
 
-from lib.lab import golden, papers, paths
+from lib.lab import golden, papers, paths, profiles
 
-PAPERS = list(paths.paper_notebooks())
+
+def longest_first(names):
+    cost = profiles.load("smoke").cost
+    return sorted(names, key=lambda name: cost[name]["minutes"], reverse=True)
+
+
+PAPERS = longest_first(paths.paper_notebooks())
 
 
 @pytest.mark.notebook
@@ -23,7 +29,7 @@ def test_smoke_run_gives_the_recorded_numbers_cold_and_warm(paper, tmp_path, mon
 
 @pytest.mark.notebook
 @pytest.mark.timeout(900)
-@pytest.mark.parametrize("guide", paths.guide_notebooks())
+@pytest.mark.parametrize("guide", longest_first(paths.guide_notebooks()))
 def test_a_guide_runs_and_keeps_its_figures(guide, tmp_path, monkeypatch):
     monkeypatch.setenv("TENFOLD_CACHE", str(tmp_path / "cache"))
     results = golden.run_smoke(guide, 0, tmp_path)
