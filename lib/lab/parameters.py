@@ -28,7 +28,10 @@ class Parameter:
 
 
 def read(path: Path) -> dict[str, Parameter]:
-    """Declared parameters of a notebook; raises TenfoldError unless one cell is tagged and holds literals only."""
+    """Declared parameters of a notebook.
+
+    Raises TenfoldError for a file that is no notebook, and unless one cell is tagged and holds literals only.
+    """
     sources = _tagged(path)
     if len(sources) != 1:
         raise TenfoldError(

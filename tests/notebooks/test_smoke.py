@@ -7,7 +7,7 @@ from lib.lab import golden, papers, paths, profiles
 
 def longest_first(names):
     cost = profiles.load("smoke").cost
-    return sorted(names, key=lambda name: cost[name]["minutes"], reverse=True)
+    return sorted(names, key=lambda name: cost.get(name, {}).get("minutes", 0), reverse=True)
 
 
 PAPERS = longest_first(paths.paper_notebooks())
