@@ -19,11 +19,11 @@ PY := $(VENV)/bin/python
 RUN := $(PY) -m lib
 TEST_ENV := HF_HUB_OFFLINE=1 MPLBACKEND=Agg
 STAMP := $(VENV)/.tenfold-installed
-SELECT := --profile "$(PROFILE)" --papers "$(PAPERS)"
-OPTIONS := $(SELECT) $(if $(SEED),--seed "$(SEED)") $(if $(filter-out 0,$(DRY_RUN)),--dry-run)
+SELECT := --profile="$(PROFILE)" --papers="$(PAPERS)"
+OPTIONS := $(SELECT) $(if $(SEED),--seed="$(SEED)") $(if $(filter-out 0,$(DRY_RUN)),--dry-run)
 PAPER_NAMES := $(patsubst lib/%/paper.toml,%,$(wildcard lib/*/paper.toml))
 
-.PHONY: help env lab assets reproduce $(addprefix reproduce-,$(PAPER_NAMES)) claims doctor record bench sweep new docs test lint format clean clean-cache
+.PHONY: help env lab assets reproduce $(addprefix reproduce-,$(PAPER_NAMES)) claims doctor record mutants bench sweep new docs test lint format clean clean-cache
 
 help: ## list the targets and variables
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | awk -F'\t' '{printf "  make %-18s %s\n", $$1, $$2}'
@@ -41,6 +41,7 @@ $(STAMP): pyproject.toml requirements.lock
 	@touch $@
 
 lab: $(STAMP) ## open JupyterLab on the notebooks
+	@echo "What you change and save there is yours to explore; 'make reproduce' takes its values from notebooks/profiles/<profile>.toml."
 	$(PY) -m jupyterlab --notebook-dir=notebooks --port=$(PORT) $(if $(filter 0,$(shell id -u)),--allow-root) $(LAB_OPTIONS)
 
 assets: $(STAMP) ## bring the models and data (260 MB)
@@ -61,11 +62,14 @@ doctor: $(STAMP) ## say what is here, what is missing and how to get it
 record: $(STAMP) ## record golden results of the smoke profile (clean commits only)
 	@$(RUN) record --papers "$(PAPERS)"
 
+mutants: $(STAMP) ## break each core formula once in a copy, and see that its test fails (some minutes)
+	@$(RUN) mutants --papers="$(PAPERS)"
+
 bench: $(STAMP) ## measure the methods against their peers, in turn
 	@$(RUN) bench $(SELECT)
 
 sweep: $(STAMP) ## papers x SEEDS="0 1 2" on WORKERS=2 local processes, or on the Dask SCHEDULER=address
-	@$(RUN) sweep $(SELECT) --seeds "$(SEEDS)" --workers $(WORKERS) --scheduler "$(SCHEDULER)"
+	@$(RUN) sweep $(SELECT) --seeds="$(SEEDS)" --workers="$(WORKERS)" --scheduler="$(SCHEDULER)"
 
 new: $(STAMP) ## write the first files of a new paper: PAPER=name
 	@$(RUN) new "$(PAPER)"
@@ -75,7 +79,7 @@ docs: $(STAMP) ## build the site in build/site from the results, offline
 
 test: $(STAMP) lint ## lint, unit tests, and every notebook in the smoke profile
 	@$(RUN) assets
-	$(TEST_ENV) OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 --dist worksteal -m "not alone" $(TEST_OPTIONS)
+	$(TEST_ENV) OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 --dist worksteal -m "not alone" --cov --cov-report= $(TEST_OPTIONS)
 	$(TEST_ENV) $(PY) -m pytest -m alone $(TEST_OPTIONS)
 
 lint: $(STAMP) ## ruff, import contracts, types

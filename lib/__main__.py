@@ -2,18 +2,38 @@
 
 import argparse
 import ast
+import os
 import sys
 
+import lib
 from lib import TenfoldError
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run one command; a refusal is one sentence on stderr and exit status 2."""
-    options = _parser().parse_args(arguments)
+    """Run one command, or print the commands where none is named; a refusal is one sentence and exit status 2."""
+    given = sys.argv[1:] if arguments is None else arguments
+    parser = _parser()
+    if not given:
+        parser.print_help()
+        return 0
     try:
+        options = parser.parse_args(given)
+        if not (options.anywhere or lib.is_checkout()):
+            raise TenfoldError(
+                f"`{options.name}` needs a checkout of Tenfold, with its notebooks: `git clone` the repository and run "
+                f"`python -m lib {options.name}` or `make` there; the methods, `assets` and `doctor` work without."
+            )
         return options.command(options)
     except TenfoldError as error:
         print(f"tenfold: {error}", file=sys.stderr)
+        return 2
+    except ModuleNotFoundError as error:
+        if not error.name or error.name.split(".")[0] == "lib":
+            raise
+        print(
+            f"tenfold: {error.name!r} is not installed: `make env` brings it, or pip with the wheel's extra [all].",
+            file=sys.stderr,
+        )
         return 2
     except KeyboardInterrupt:
         print(
@@ -22,38 +42,62 @@ def main(arguments: list[str] | None = None) -> int:
         return 130
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m lib", description="Tenfold's commands; `make help` lists them too."
-    )
-    commands = parser.add_subparsers(required=True)
+class Parser(argparse.ArgumentParser):
+    """A parser that refuses as all of Tenfold does, without a page of usage."""
 
-    def add(name: str, run, help: str):
-        command = commands.add_parser(name, help=help)
-        command.set_defaults(command=run)
-        command.add_argument("--profile", default="cpu")
-        command.add_argument("--papers", default="", help="short names; all where empty")
+    def error(self, message: str):
+        """Raise TenfoldError in place of printing usage and exiting."""
+        raise TenfoldError(f"{message}; `{self.prog} --help` says what there is.")
+
+
+def _seed(text: str) -> int:
+    if not (text.isascii() and text.isdigit() and int(text) < 2**32):
+        raise TenfoldError(f"a seed is a whole number from 0 to 4294967295, not {text!r}: write for example SEED=1.")
+    return int(text)
+
+
+def _workers(text: str) -> int:
+    if not (text.isascii() and text.isdigit() and int(text) > 0):
+        raise TenfoldError(f"the number of workers is 1 or more, not {text!r}: write for example WORKERS=2.")
+    return int(text)
+
+
+def _parser() -> Parser:
+    installed = os.path.basename(sys.argv[0]) == "tenfold"
+    parser = Parser(
+        prog="tenfold" if installed else "python -m lib",
+        description="Tenfold's commands; in a checkout, `make help` lists them too.",
+    )
+    commands = parser.add_subparsers(required=True, metavar="command", title="commands")
+
+    def add(name: str, run, help: str, *, profile: bool = False, papers: bool = False, anywhere: bool = False):
+        command = commands.add_parser(name, help=help, description=help)
+        command.set_defaults(command=run, name=name, anywhere=anywhere)
+        if profile:
+            command.add_argument("--profile", default="cpu", help="smoke, cpu (the default) or gpu")
+        if papers or profile:
+            command.add_argument("--papers", default="", help="short names, separated by blanks; all where empty")
         return command
 
-    command = add("reproduce", reproduce, "run notebooks and judge their claims")
-    command.add_argument("--seed", type=int, help="seed of every run (default: the notebook's)")
+    command = add("reproduce", reproduce, "run notebooks and judge their claims", profile=True)
+    command.add_argument("--seed", type=_seed, help="seed of every run (default: the notebook's)")
     command.add_argument("--dry-run", action="store_true", help="print the plan and run nothing")
     command.add_argument("--force", action="store_true", help="run even what has not changed")
     command.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="override one parameter")
-    command = add("sweep", sweep, "papers x seeds on a Dask cluster, merged into intervals over seeds")
+    command = add("sweep", sweep, "papers x seeds on a Dask cluster, merged into intervals over seeds", profile=True)
     command.add_argument("--seeds", default="0 1 2", help="seeds, separated by blanks")
-    command.add_argument("--workers", type=int, default=2, help="processes of the local cluster")
+    command.add_argument("--workers", type=_workers, default=2, help="processes of the local cluster")
     command.add_argument(
         "--scheduler", default="", help="address of a running Dask scheduler (default: a local cluster)"
     )
-    add("assets", assets, "bring models and data")
-    add("claims", claims, "print the verdict table and write it into the README")
+    add("assets", assets, "bring models and data", anywhere=True)
+    add("claims", claims, "print the verdict table and write it into the README", profile=True)
     add("docs", docs, "build the site from results and docstrings")
-    add("doctor", doctor, "what is here, what is missing, how to get it")
-    add("record", record, "record golden results from a clean commit")
-    add("bench", bench, "ratios to peers, measured in turn")
-    command = commands.add_parser("new", help="write the first files of a new paper")
-    command.set_defaults(command=new)
+    add("doctor", doctor, "what is here, what is missing, how to get it", anywhere=True)
+    add("record", record, "record golden results from a clean commit", papers=True)
+    add("mutants", mutants, "break each core formula once, and see that its test fails", papers=True)
+    add("bench", bench, "ratios to peers, measured in turn", profile=True)
+    command = add("new", new, "write the first files of a new paper")
     command.add_argument("paper", help="its short name, which becomes a package")
     return parser
 
@@ -68,6 +112,7 @@ def reproduce(options) -> int:
     if options.dry_run:
         _print_plan(jobs)
         return 0
+    _refuse_unwritable()
     _fetch_what_they_need(jobs)
     outcomes = run(jobs, force=options.force)
     done = [outcome.job.paper for outcome in outcomes if outcome.state != "failed"]
@@ -76,6 +121,8 @@ def reproduce(options) -> int:
     if done:
         report.print_verdicts(options.profile, done)
     report.print_outcomes(outcomes)
+    if done:
+        report.print_findings(options.profile, done)
     if options.profile == "cpu" and any(outcome.state == "ran" for outcome in outcomes):
         report.update_readme()
     return int(any(outcome.state == "failed" for outcome in outcomes))
@@ -86,13 +133,8 @@ def sweep(options) -> int:
     from lib.lab import report
     from lib.lab import sweep as sweeps
 
-    try:
-        seeds = [int(seed) for seed in options.seeds.split()]
-    except ValueError:
-        raise TenfoldError(
-            f'seeds are whole numbers, not {options.seeds!r}: write for example SEEDS="0 1 2".'
-        ) from None
-    jobs = sweeps.jobs(options.profile, options.papers.split(), seeds)
+    jobs = sweeps.jobs(options.profile, options.papers.split(), [_seed(seed) for seed in options.seeds.split()])
+    _refuse_unwritable()
     _fetch_what_they_need(jobs)
     failed = 0
     for count, outcome in enumerate(sweeps.sweep(jobs, workers=options.workers, scheduler=options.scheduler), start=1):
@@ -103,6 +145,15 @@ def sweep(options) -> int:
         )
     report.print_sweep(sweeps.merge(options.profile, options.papers.split()))
     return int(failed > 0)
+
+
+def _refuse_unwritable() -> None:
+    """Say at once, not after minutes of work, that results or cache cannot be written."""
+    from lib.lab import paths
+
+    lib.refuse_unwritable(paths.figures_dir(), "TENFOLD_FIGURES")
+    moved = "TENFOLD_CACHE" if os.environ.get("TENFOLD_CACHE") else "TENFOLD_DATA or TENFOLD_CACHE"
+    lib.refuse_unwritable(lib.cache_dir(), moved)
 
 
 def _fetch_what_they_need(jobs) -> None:
@@ -143,9 +194,29 @@ def _print_plan(jobs) -> None:
     console = report.console()
     console.print(table)
     for job in jobs:
+        _print_stages(job, console)
         values = ", ".join(f"{name}={value!r}" for name, value in job.parameters.items())
         console.print(f"[bold]{job.paper}[/] parameters: {escape(values)}", highlight=False)
     print(f"in all about {sum(job.cost.get('minutes', 0) for job in jobs):g} minutes")
+
+
+def _print_stages(job, console) -> None:
+    """Say which stages of a job would be computed, and why."""
+    from rich.markup import escape
+
+    told = job.stages()
+    if not told:
+        console.print(f"[bold]{job.paper}[/] stages: all computed, since it has not run here yet")
+    kept = sum(stage.entries for stage in told if stage.state == "kept")
+    if kept:
+        console.print(f"[bold]{job.paper}[/] stages: {kept} kept", highlight=False)
+    for stage in told:
+        if stage.state != "kept":
+            times = f" ({stage.entries} times)" if stage.entries > 1 else ""
+            console.print(
+                f"[bold]{job.paper}[/] stage {escape(stage.stage)}{times}: {stage.state}, since {escape(stage.why)}",
+                highlight=False,
+            )
 
 
 def assets(_options) -> int:
@@ -158,9 +229,12 @@ def assets(_options) -> int:
 
 def claims(options) -> int:
     """Print the verdicts; for the default profile also refresh the README."""
-    from lib.lab import report
+    from lib.lab import profiles, report
 
+    profiles.load(options.profile)
+    _papers(options)
     report.print_verdicts(options.profile, options.papers.split() or None)
+    report.print_findings(options.profile, options.papers.split() or None)
     if options.profile == "cpu" and report.update_readme():
         print("README.md: verdict table written anew.")
     return 0
@@ -170,6 +244,7 @@ def docs(_options) -> int:
     """Build the site."""
     from lib.lab.site.build import build
 
+    _refuse_unwritable()
     print(f"The site is built: open {build()}")
     return 0
 
@@ -179,7 +254,7 @@ def doctor(_options) -> int:
     from lib import zoo
     from lib.lab import doctor as surgery
 
-    rows = surgery.examine(zoo.missing())
+    rows = surgery.examine(zoo.missing)
     surgery.print_examination(rows)
     return int(any(remedy for *_, remedy in rows))
 
@@ -197,9 +272,34 @@ def record(options) -> int:
     """Record golden files."""
     from lib.lab import golden
 
-    for paper in _papers(options):
-        print(golden.record(paper).name)
+    _refuse_unwritable()
+    golden.record(_papers(options), told=lambda line: print(line, flush=True))
     return 0
+
+
+def mutants(options) -> int:
+    """Run the mutants of some rooms; of all rooms also write the page. Exit status 1 where any is not caught."""
+    from lib.lab import mutants as changes
+    from lib.lab.paths import did_you_mean
+
+    listed = changes.load()
+    rooms = options.papers.split()
+    for room in rooms:
+        if not any(mutant.room == room for mutant in listed):
+            raise TenfoldError(f"no mutants of {room!r} are listed: {did_you_mean(room, {m.room for m in listed})}")
+    chosen = [mutant for mutant in listed if not rooms or mutant.room in rooms]
+
+    def told(outcome) -> None:
+        print(f"{outcome.state:10} {outcome.mutant.room}: {outcome.mutant.what}", flush=True)
+        if not outcome.caught:
+            print(outcome.detail, flush=True)
+
+    outcomes = changes.run(chosen, told=told)
+    if not rooms:
+        changes.page().write_text(changes.as_markdown(outcomes), encoding="utf8")
+    caught = sum(outcome.caught for outcome in outcomes)
+    print(f"{caught} of {len(outcomes)} mutants are caught" + ("" if rooms else ": tests/MUTANTS.md is written."))
+    return int(caught < len(outcomes))
 
 
 def new(options) -> int:
@@ -213,9 +313,12 @@ def new(options) -> int:
 def bench(options) -> int:
     """Run benchmarks of the papers that have them."""
     from lib.lab import bench as benches
+    from lib.lab import profiles
     from lib.lab.reproduce import plan
     from lib.lab.reproduce import reproduce as reproduce_all
 
+    profiles.load(options.profile)
+    _refuse_unwritable()
     for paper in _papers(options):
         if benches.has_bench(paper) or options.papers:
             benches.print_rows(benches.run(paper, options.profile))

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from lib import TenfoldError
+from lib.core import statistics
 from lib.lab import papers, paths, provenance, report
 from lib.lab.figures import save_frame
 from lib.lab.run import write_json
@@ -55,26 +56,27 @@ def has_bench(paper: str) -> bool:
 
 
 def measure(case: dict[str, Any], pairs: int = PAIRS) -> dict[str, Any]:
-    """Ours, the peer's and the ratio ours/peer with its 95 % bootstrap interval over pairs.
+    """Ours, the peer's and the ratio ours/peer with its 95 % interval over pairs (a single number has none).
 
-    Times are summed up by their medians over pairs taken in turn, samples that a case returns by their means.
+    Times are summed up by their medians over pairs taken in turn and their ratio by `statistics.ratio_of_pairs`, which
+    one slow run does not move; samples that a case returns by their means and the ratio of those.
     """
     if case["unit"] == "s":
         case["ours"](), case["peer"]()  # warm-up: caches, lazy initialisation
         couples = np.array([(_seconds(case["ours"]), _seconds(case["peer"])) for _ in range(pairs)])
     else:
         couples = np.stack([np.atleast_1d(case["ours"]()), np.atleast_1d(case["peer"]())], axis=1).astype(float)
-    rows = np.random.default_rng(0).integers(len(couples), size=(2000, len(couples)))
+    middle = (np.median if case["unit"] == "s" else np.mean)(couples, axis=0)
     if case["unit"] == "s":
-        middle, ratios = np.median(couples, axis=0), couples[:, 0] / couples[:, 1]
-        ratio, resampled = np.median(ratios), np.median(ratios[rows], axis=1)
+        ratio = statistics.ratio_of_pairs(*couples.T)
+    elif len(couples) > 1:
+        ratio = statistics.ratio_of_sums(*couples.T)
     else:
-        middle, means = couples.mean(axis=0), couples[rows].mean(axis=1)
-        ratio, resampled = middle[0] / middle[1], means[:, 0] / means[:, 1]
-    low, high = np.quantile(resampled, [0.025, 0.975])
+        single = float(middle[0] / middle[1])
+        ratio = statistics.Estimate(single, single, single, "1 number")
     return {
         "case": case["name"], "unit": case["unit"], "ours": float(middle[0]), "peer": float(middle[1]),
-        "peer_name": case["peer_name"], "ratio": float(ratio), "low": float(low), "high": float(high),
+        "peer_name": case["peer_name"], "ratio": ratio.value, "low": ratio.low, "high": ratio.high,
         "goal": case.get("goal"), "pairs": len(couples), "curve": case.get("curve", ""), "size": case.get("size"),
     }  # fmt: skip
 

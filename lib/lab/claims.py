@@ -1,39 +1,85 @@
-"""Verdicts: an estimate and its interval against the rule written in paper.toml; nothing else may decide a claim."""
+"""Verdicts: an estimate and its interval against the rule written in paper.toml; nothing else may decide a claim.
 
+A claim has one of five verdicts. It is reproduced where its whole interval lies strictly on the claimed side, and
+contradicted where it lies on the other. Where a gate that it names has failed, its verdict is "not testable here",
+whatever its estimate. Checks and gates are no claims: they pass or fail, and a number on the bound passes.
+"""
+
+import json
 import math
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
 
 from lib import TenfoldError
-from lib.lab.papers import ClaimRecord
+from lib.lab.papers import CheckRecord, ClaimRecord, GateRecord, RuledRecord, places
 
 REPRODUCED = "reproduced"
 CONTRADICTED = "contradicted"
 INCONCLUSIVE = "inconclusive"
-NOT_TESTED = "not tested at this scale"
+NOT_TESTABLE = "not testable here"
+NEEDS_GPU = "needs the gpu profile"
+NEEDS_CPU = "needs the cpu profile"  # only ever in the smoke profile, whose sizes are too small for the claim
+VERDICTS = (REPRODUCED, INCONCLUSIVE, CONTRADICTED, NOT_TESTABLE, NEEDS_GPU, NEEDS_CPU)
+
+NOT_MEASURED = "not measured"
 
 
 @dataclass(frozen=True)
-class JudgedClaim:
-    """A claim with the estimate that judged it; `estimate` and `ci` are None where this scale cannot test it."""
+class Outcome:
+    """What claims, checks and gates have in common once they are measured; `as_dict` is their form in results.json."""
 
     id: str
-    quote: str
-    place: str
     measured: str
     rule: str
     unit: str
     estimate: float | None
     ci: tuple[float, float] | None
     n: str
-    verdict: str
-    timed: bool = False
 
-    def as_dict(self) -> dict:
+    def as_dict(self) -> dict[str, Any]:
         """Plain record for results.json."""
         return asdict(self)
 
 
-def verdict(claim: ClaimRecord, ci: tuple[float, float]) -> str:
+@dataclass(frozen=True)
+class Measured(Outcome):
+    """A check or a gate with its number; `passed` is None where this profile does not judge it."""
+
+    what: str
+    passed: bool | None
+    timed: bool = False
+
+    @property
+    def verdict(self) -> str:
+        """Outcome in a word."""
+        return passed_in_words(self.passed)
+
+
+@dataclass(frozen=True)
+class JudgedClaim(Outcome):
+    """A claim with the estimate that judged it; `failed_gates` holds id, estimate and rule of each gate in its way.
+
+    `estimate` and `ci` are None where this scale cannot test it.
+    """
+
+    quote: str
+    place: str
+    verdict: str
+    timed: bool
+    gates: tuple[str, ...]
+    failed_gates: tuple[dict[str, Any], ...]
+    smallest_effect: float | None
+    planned_count: str
+
+
+def passed_in_words(passed: bool | None) -> str:
+    """Outcome of a check or gate in a word; never a verdict on the paper."""
+    return {True: "passed", False: "failed", None: "not judged in this profile"}[passed]
+
+
+def verdict(claim: RuledRecord, ci: tuple[float, float]) -> str:
     """Verdict of an interval: reproduced on the claimed side, contradicted on the other, else inconclusive."""
     low, high = ci
     if claim.rule == "within":
@@ -49,12 +95,26 @@ def verdict(claim: ClaimRecord, ci: tuple[float, float]) -> str:
     return REPRODUCED if claimed else CONTRADICTED if opposite else INCONCLUSIVE
 
 
-def rule_in_words(claim: ClaimRecord) -> str:
-    """Rule as a reader sees it, such as `> 0 nats`."""
-    unit = f" {claim.unit}" if claim.unit else ""
-    if claim.rule == "within":
-        return f"in [{claim.low:g}, {claim.high:g}]{unit}"
-    return f"{'>' if claim.rule == 'above' else '<'} {claim.threshold:g}{unit}"
+def keeps(record: RuledRecord, low: float, high: float) -> bool:
+    """Whether all of [low, high] keeps the rule of a check or gate, its bound included."""
+    at_least = {"above": record.threshold, "within": record.low}.get(record.rule)
+    at_most = {"below": record.threshold, "within": record.high}.get(record.rule)
+    return (at_least is None or low >= at_least) and (at_most is None or high <= at_most)
+
+
+def rule_in_words(record: RuledRecord) -> str:
+    """Rule as a reader sees it: `> 0 nats` for a claim, `≥ 0.5 of tokens` for a check or gate."""
+    unit = f" {record.unit}" if record.unit else ""
+    if record.rule == "within":
+        return f"in [{record.low:g}, {record.high:g}]{unit}"
+    more, less = (">", "<") if isinstance(record, ClaimRecord) else ("≥", "≤")
+    return f"{more if record.rule == 'above' else less} {record.threshold:g}{unit}"
+
+
+def decides(record: ClaimRecord | CheckRecord | GateRecord, profile: str) -> bool:
+    """Whether runs of a profile decide a claim or check; a gate is decided by every run."""
+    profiles = (profile,) if isinstance(record, GateRecord) else record.profiles
+    return profile in profiles or (profile == "interactive" and "cpu" in profiles)
 
 
 def judge(
@@ -64,36 +124,116 @@ def judge(
     estimate: float | None = None,
     ci: tuple[float, float] | None = None,
     n: str = "",
+    failed_gates: Sequence[Measured] = (),
 ) -> JudgedClaim:
-    """Judge one claim under a profile.
+    """Judge one claim under a profile, given those of its gates that failed.
 
-    Raises TenfoldError where the profile can test the claim but no finite estimate with an ordered interval is given.
+    Raises TenfoldError where the claim can be tested but no finite estimate with an ordered interval is given.
     """
-    testable = profile in claim.profiles or (profile == "interactive" and "cpu" in claim.profiles)
     if estimate is None or ci is None:
-        if testable:
+        if decides(claim, profile) and not failed_gates:
             raise TenfoldError(
                 f"claim {claim.id!r} can be tested under {profile!r}: give its estimate and its interval."
             )
         estimate, ci = None, None
     else:
-        low, high = (float(bound) for bound in ci)
-        estimate, ci = float(estimate), (low, high)
-        if not all(map(math.isfinite, (estimate, low, high))) or low > high:
-            raise TenfoldError(
-                f"claim {claim.id!r}: estimate {estimate} with interval {ci} is not finite or not ordered."
-            )
-    decided = verdict(claim, ci) if testable and ci is not None else NOT_TESTED
+        estimate, ci = _finite(claim, estimate, ci)
+    if not decides(claim, profile):
+        decided = NEEDS_CPU if profile == "smoke" and "cpu" in claim.profiles else NEEDS_GPU
+    else:
+        decided = NOT_TESTABLE if failed_gates or ci is None else verdict(claim, ci)
+    failed = tuple({"id": g.id, "estimate": g.estimate, "rule": g.rule} for g in failed_gates)
     return JudgedClaim(
-        claim.id,
-        claim.quote,
-        claim.place,
-        claim.estimate,
-        rule_in_words(claim),
-        claim.unit,
-        estimate,
-        ci,
-        n,
-        decided,
-        claim.timed,
-    )
+        **_shared(claim), estimate=estimate, ci=ci, n=n, quote=claim.quote, place=claim.place, verdict=decided,
+        timed=claim.timed, gates=claim.gates, failed_gates=failed if decided == NOT_TESTABLE else (),
+        smallest_effect=claim.smallest_effect, planned_count=claim.planned_count,
+    )  # fmt: skip
+
+
+def measure(
+    record: CheckRecord | GateRecord,
+    profile: str,
+    *,
+    estimate: float,
+    ci: tuple[float, float] | None = None,
+    n: str = "",
+) -> Measured:
+    """Compare a check or gate with its rule: a check by its whole interval (where it has one), a gate by its estimate.
+
+    Raises TenfoldError where the numbers are not finite or the interval is not ordered.
+    """
+    estimate, bounds = _finite(record, estimate, (estimate, estimate) if ci is None else ci)
+    low, high = (estimate, estimate) if isinstance(record, GateRecord) else bounds
+    passed = keeps(record, low, high) if decides(record, profile) else None
+    shown = None if ci is None else bounds
+    timed = isinstance(record, CheckRecord) and record.timed
+    return Measured(**_shared(record), estimate=estimate, ci=shown, n=n, what=record.what, passed=passed, timed=timed)
+
+
+def unmeasured(record: CheckRecord | GateRecord) -> Measured:
+    """A check or gate that this profile need not measure, as results.json lists it."""
+    return Measured(**_shared(record), estimate=None, ci=None, n="", what=record.what, passed=None)
+
+
+def _shared(record: RuledRecord) -> dict[str, Any]:
+    return {"id": record.id, "measured": record.estimate, "rule": rule_in_words(record), "unit": record.unit}
+
+
+def _finite(record: RuledRecord, estimate: float, ci: tuple[float, float]) -> tuple[float, tuple[float, float]]:
+    value, low, high = float(estimate), float(ci[0]), float(ci[1])
+    if not all(map(math.isfinite, (value, low, high))) or low > high:
+        raise TenfoldError(
+            f"{record.kind} {record.id!r}: estimate {value} with interval {(low, high)} is not finite or not ordered."
+        )
+    return value, (low, high)
+
+
+def verdict_in_words(claim: Mapping[str, Any]) -> str:
+    """Verdict of a claim of results.json; where gates failed, with the number of each and what it had to be."""
+    failed = [f"gate {g['id']} is {g['estimate']:.3g}, not {g['rule']}" for g in claim.get("failed_gates", ())]
+    return f"{claim['verdict']} ({'; '.join(failed)})" if failed else claim["verdict"]
+
+
+def interval(outcome: Mapping[str, Any]) -> str:
+    """Estimate with its interval where it has one, or a dash where this scale gave none."""
+    if outcome["estimate"] is None:
+        return "–"
+    if outcome["ci"] is None:
+        return f"{outcome['estimate']:.3g}"
+    low, high = outcome["ci"]
+    return f"{outcome['estimate']:.3g} [{low:.3g}, {high:.3g}]"
+
+
+def fill(finding: str, metrics: Mapping[str, float], outcomes: Mapping[str, JudgedClaim | Measured]) -> str:
+    """Finding with every place filled from the claims, checks and gates by id, else from the metrics by name.
+
+    What this profile could not measure reads "not measured". Raises TenfoldError for a place that nothing fills.
+    """
+    said = []
+    for words, name, spec in places(finding):
+        said.append(words)
+        if name is None:
+            continue
+        outcome = outcomes.get(name)
+        if outcome is None and (name not in metrics or spec in ("ci", "verdict")):
+            of = "neither a metric nor" if name not in metrics else "a metric, not"
+            raise TenfoldError(
+                f"the finding's place {{{name}{':' * bool(spec)}{spec}}} cannot be filled: "
+                f"{name!r} is {of} a claim, check or gate of this run."
+            )
+        said.append(_filled(outcome, spec) if outcome else format(float(metrics[name]), spec or ".3g"))
+    return "".join(said)
+
+
+def _filled(outcome: JudgedClaim | Measured, spec: str) -> str:
+    if spec == "verdict":
+        return outcome.verdict
+    if outcome.estimate is None:
+        return NOT_MEASURED
+    return interval(outcome.as_dict()) if spec == "ci" else format(outcome.estimate, spec or ".3g")
+
+
+def read(path: Path) -> dict[str, Any]:
+    """Content of a results.json; one written before there were checks, gates and findings has none of them."""
+    content = json.loads(path.read_text(encoding="utf8"))
+    return {"checks": [], "gates": [], "finding": ""} | content

@@ -4,7 +4,8 @@ import os
 import re
 from pathlib import Path
 
-from lib import TenfoldError, data_dir, root
+import lib
+from lib import TenfoldError, root
 
 GUIDES = ("tour", "together", "benchmarks")  # notebooks on several papers at once: they judge no claims
 NUMBERED = re.compile(r"(\d\d)_([a-z][a-z0-9_]*)\.ipynb")
@@ -32,7 +33,7 @@ def sweep_dir(profile: str) -> Path:
 
 def cache_dir() -> Path:
     """Folder of everything computed that may be thrown away; `TENFOLD_CACHE` moves it."""
-    return Path(os.environ.get("TENFOLD_CACHE") or data_dir() / "cache")
+    return lib.cache_dir()
 
 
 def paper_notebooks() -> dict[str, Path]:

@@ -1,37 +1,66 @@
-"""Profiles: `smoke`, `cpu` and `gpu` differ only in the parameters they inject (`notebooks/profiles/<name>.toml`).
+"""Profiles: `smoke`, `cpu` and `gpu` differ only in the parameters that they state (`notebooks/profiles/<name>.toml`).
 
 A profile file holds a `description`, and per paper a `[cost.<paper>]` table (minutes, memory_gib) and a
-`[parameters.<paper>]` table.
+`[parameters.<paper>]` table with the values of all its parameters. The literals of a notebook are those of `cpu`.
 """
 
+import json
 import tomllib
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from lib import TenfoldError
 from lib.lab import parameters as cell
-from lib.lab.paths import did_you_mean, notebook_of, notebooks_dir
+from lib.lab.paths import NUMBERED, did_you_mean, notebook_of, notebooks_dir
+
+DEFAULT = "cpu"  # the profile whose values are the literals of the notebooks
 
 
 @dataclass(frozen=True)
 class Profile:
-    """One profile: what it is for, what each paper costs in it, and the parameters it overrides."""
+    """One profile: what it is for, and what each paper costs and takes in it."""
 
     name: str
     description: str
     cost: dict[str, dict[str, Any]]
-    overrides: dict[str, dict[str, Any]]
+    values: dict[str, dict[str, Any]]
 
     def parameters(self, paper: str, extra: dict[str, Any] | None = None) -> dict[str, Any]:
-        """All parameters of one paper's run, checked: the cell's defaults, then the profile's, then `extra`.
+        """All parameters of one paper's run, checked: the values that the profile states, then `extra`.
 
-        Raises TenfoldError for an unknown name or a value of the wrong type.
+        A paper of which the profile states none takes the notebook's literals. Raises TenfoldError for a missing or an
+        unknown name, a wrong type or a value out of its range.
         """
         notebook = notebook_of(paper)
-        declared = cell.read(notebook)
-        merged = {name: p.default for name, p in declared.items()}
-        merged |= cell.validate(declared, self.overrides.get(paper, {}), f"profile {self.name!r}, paper {paper!r}")
-        return merged | cell.validate(declared, extra or {}, notebook.name)
+        known, where = declared(notebook), f"profile {self.name!r}, paper {paper!r}"
+        values = self.values.get(paper, {name: p.default for name, p in known.items()})
+        cell.with_defaults(known, values, where)
+        checked = cell.validate(known, values, where) | cell.validate(known, extra or {}, notebook.name)
+        return {name: checked[name] for name in known}
+
+
+def stated(notebook: Path, paper: str = "") -> dict[str, Any] | None:
+    """Values that the `cpu` profile states for a notebook (by its file's name, or as `paper`); None where it does not.
+
+    Raises TenfoldError for a profile that cannot be read.
+    """
+    match = NUMBERED.fullmatch(notebook.name)
+    return load(DEFAULT).values.get(paper or (match[2] if match else ""))
+
+
+def declared(notebook: Path, paper: str = "") -> dict[str, cell.Parameter]:
+    """Parameters of a notebook, whose defaults are what the `cpu` profile states, whatever the literals are now.
+
+    Raises TenfoldError where the profile and the notebook do not name the same parameters.
+    """
+    found, values = cell.read(notebook), stated(notebook, paper)
+    return found if values is None else cell.with_defaults(found, values, f"profile {DEFAULT!r}, {notebook.name}")
+
+
+def as_toml(values: dict[str, Any]) -> str:
+    """Lines of a profile that state these values; JSON's words for numbers, strings and lists are TOML's too."""
+    return "".join(f"{name} = {json.dumps(value, ensure_ascii=False)}\n" for name, value in values.items())
 
 
 def names() -> list[str]:

@@ -21,6 +21,14 @@ def git_state() -> dict[str, Any]:
         return {"commit": None, "dirty": None}
 
 
+def commits() -> int:
+    """Number of commits up to this one; 0 outside a checkout."""
+    try:
+        return int(_git("rev-list", "--count", "HEAD"))
+    except (OSError, subprocess.CalledProcessError):
+        return 0
+
+
 def _git(*arguments: str) -> str:
     command = ["git", "-C", str(root()), *arguments]
     return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()

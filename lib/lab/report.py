@@ -1,18 +1,34 @@
 """Verdict tables, made from results.json files only: in the terminal and between two markers of the README."""
 
-import json
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
 from lib import TenfoldError, root
 from lib.lab import overview, paths
-from lib.lab.claims import CONTRADICTED, INCONCLUSIVE, NOT_TESTED, REPRODUCED
-from lib.lab.overview import MARKS
+from lib.lab.claims import (
+    CONTRADICTED,
+    INCONCLUSIVE,
+    NEEDS_CPU,
+    NEEDS_GPU,
+    NOT_TESTABLE,
+    REPRODUCED,
+    interval,
+    read,
+    verdict_in_words,
+)
+from lib.lab.overview import MARKS, tally
 from lib.lab.run import RESULTS
 
 BEGIN, END = "<!-- verdicts:begin (made by `make claims`; do not edit) -->", "<!-- verdicts:end -->"
-COLOURS = {REPRODUCED: "green", CONTRADICTED: "red", INCONCLUSIVE: "yellow", NOT_TESTED: "dim"}
+COLOURS = {
+    REPRODUCED: "green",
+    CONTRADICTED: "red",
+    INCONCLUSIVE: "yellow",
+    NOT_TESTABLE: "magenta",
+    NEEDS_GPU: "dim",
+    NEEDS_CPU: "dim",
+}
 
 
 def results(profile: str) -> list[dict[str, Any]]:
@@ -21,33 +37,49 @@ def results(profile: str) -> list[dict[str, Any]]:
     for paper in paths.paper_notebooks():
         path = paths.results_dir(profile, paper) / RESULTS
         if path.exists():
-            found.append(json.loads(path.read_text(encoding="utf8")))
+            found.append(read(path))
     return found
 
 
-def interval(claim: dict[str, Any]) -> str:
-    """Estimate with its interval, or a dash where this scale gave none."""
-    if claim["estimate"] is None:
-        return "–"
-    low, high = claim["ci"]
-    return f"{claim['estimate']:.3g} [{low:.3g}, {high:.3g}]"
-
-
 def markdown(profile: str) -> str:
-    """Table papers × claims × verdict × minutes for the README."""
+    """What the README says of a profile: a row a paper (finding, checks, gates), then a row a claim."""
+    records = results(profile)
+    if not records:
+        return "No paper has been run in this profile yet."
     lines = [
         "| paper | claim | measured | estimate [95 % interval] | holds if | verdict |",
         "|---|---|---|---|---|---|",
     ]
-    for record in results(profile):
+    for record in records:
         shown = f"**{record['paper']}** ({record['minutes_cold']:.1f} min)"
         for claim in record["claims"]:
-            cells = [shown, claim["id"], claim["measured"], interval(claim), claim["rule"]]
-            lines.append("| " + " | ".join([*cells, f"{MARKS[claim['verdict']]} {claim['verdict']}"]) + " |")
+            verdict = f"{MARKS[claim['verdict']]} {verdict_in_words(claim)}"
+            lines.append(_line(shown, claim["id"], claim["measured"], interval(claim), claim["rule"], verdict))
             shown = ""
-    if len(lines) == 2:
-        return "No paper has been run in this profile yet."
-    return "\n".join(lines)
+    return "\n".join([*_findings(records), *lines])
+
+
+def _findings(records: list[dict[str, Any]]) -> list[str]:
+    told = [record for record in records if record["finding"] or record["checks"] or record["gates"]]
+    if not told:
+        return []
+    lines = ["| paper | what we found | checks of our code | gates of claims |", "|---|---|---|---|"]
+    for record in told:
+        counts = [tally_in_words(record[kind]) for kind in ("checks", "gates")]
+        lines.append(_line(f"**{record['paper']}**", record["finding"], *counts))
+    return [*lines, ""]
+
+
+def _line(*cells: str) -> str:
+    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+
+
+def tally_in_words(measured: list[dict[str, Any]]) -> str:
+    """Checks or gates of a run, such as `3/4, failed: exact-at-full-rank (0.2, not ≤ 0.0001)`; empty for none."""
+    if not measured:
+        return ""
+    failed = [f"{m['id']} ({m['estimate']:.3g}, not {m['rule']})" for m in measured if m["passed"] is False]
+    return tally(measured) + (f", failed: {'; '.join(failed)}" if failed else "")
 
 
 def console():
@@ -59,21 +91,40 @@ def console():
 
 
 def print_verdicts(profile: str, only: list[str] | None = None) -> None:
-    """Print the verdict table of a profile."""
+    """Print the claims of a profile with their verdicts, and apart from them its checks and gates."""
     from rich.markup import escape
     from rich.table import Table
 
+    records = [record for record in results(profile) if not only or record["paper"] in only]
     table = Table(title=f"verdicts, profile {profile}", title_justify="left")
     for column in ("paper", "claim", "estimate [95 % interval]", "holds if", "n", "verdict"):
         table.add_column(escape(column), overflow="fold")
-    for record in results(profile):
-        if only and record["paper"] not in only:
-            continue
+    for record in records:
         for claim in record["claims"]:
-            mark = f"[{COLOURS[claim['verdict']]}]{MARKS[claim['verdict']]} {claim['verdict']}[/]"
+            words = f"{MARKS[claim['verdict']]} {escape(verdict_in_words(claim))}"
+            mark = f"[{COLOURS[claim['verdict']]}]{words}[/]"
             table.add_row(record["paper"], claim["id"], escape(interval(claim)), claim["rule"], claim["n"], mark)
         table.add_section()
     console().print(table if table.row_count else "No results yet: run `make reproduce`.")
+    apart = Table(title="checks of our own code, gates of claims", title_justify="left")
+    for column in ("paper", "checks", "gates"):
+        apart.add_column(column, overflow="fold")
+    for record in records:
+        if record["checks"] or record["gates"]:
+            apart.add_row(record["paper"], *(escape(tally_in_words(record[kind])) for kind in ("checks", "gates")))
+    if apart.row_count:
+        console().print(apart)
+
+
+def print_findings(profile: str, only: list[str] | None = None) -> None:
+    """Print what was found: one line a paper."""
+    from rich.markup import escape
+
+    told = [record for record in results(profile) if record["finding"] and (not only or record["paper"] in only)]
+    if told:
+        console().print("[bold]What we found[/]")
+    for record in told:
+        console().print(f"[bold]{record['paper']}[/]: {escape(record['finding'])}", highlight=False)
 
 
 def print_sweep(rows: list[dict[str, Any]]) -> None:
@@ -85,7 +136,7 @@ def print_sweep(rows: list[dict[str, Any]]) -> None:
     for column in ("paper", "claim", "seeds", "mean [95 % interval]", "holds if", "verdict"):
         table.add_column(escape(column), overflow="fold")
     for row in rows:
-        verdict = f"[{COLOURS[row['verdict']]}]{row['verdict']}[/]" if row["verdict"] in COLOURS else row["verdict"]
+        verdict = f"[{COLOURS.get(row['verdict'], 'default')}]{escape(verdict_in_words(row))}[/]"
         table.add_row(row["paper"], row["claim"], str(len(row["seeds"])), escape(interval(row)), row["rule"], verdict)
     console().print(table if table.row_count else "No run of this sweep has finished.")
 
@@ -100,7 +151,7 @@ def print_outcomes(outcomes) -> None:
     for outcome in outcomes:
         verdicts = ""
         if outcome.state != "failed":
-            record = json.loads((outcome.job.results / RESULTS).read_text(encoding="utf8"))
+            record = read(outcome.job.results / RESULTS)
             counted = Counter(claim["verdict"] for claim in record["claims"])
             verdicts = ", ".join(f"{count} {verdict}" for verdict, count in counted.items())
         where = outcome.reason or _relative(outcome.job.results)

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,7 +10,8 @@ from typing import Any
 
 import lib
 from lib import TenfoldError, root
-from lib.lab import paths, profiles, runner
+from lib.lab import figures, forecast, keys, papers, paths, profiles, runner
+from lib.lab import parameters as cell
 from lib.lab.run import RESULTS, write_json
 
 
@@ -41,15 +43,28 @@ class Job:
         found = {v for k, v in self.parameters.items() if k.endswith(("model", "dataset")) and isinstance(v, str)}
         return sorted(found)
 
+    def cells(self) -> list[str]:
+        """Code cells of the notebook as it is run, the parameters' literals being those of the `cpu` profile."""
+        source = cell.canonical(cell.load(self.notebook), profiles.stated(self.notebook), self.notebook.name)
+        return ["".join(c["source"]) for c in source["cells"] if c["cell_type"] == "code"]
+
+    def modules(self) -> dict[str, str]:
+        """Digest of each module of `lib` that the run can reach: the same that the keys of its stages hold."""
+        return forecast.code_of({"lib.lab", "lib.lab.runner", *forecast.imported(self.cells()).values()})
+
     def inputs(self) -> str:
-        """Hash of everything the run is made from: notebook, our code it may import, parameters, pinned versions."""
-        digest = hashlib.sha256(json.dumps([self.profile, self.parameters], sort_keys=True).encode())
-        package = Path(lib.__file__).parent
-        rooms = [package / name for name in ("lab", "zoo", "preference", self.paper)]
-        sources = [f for room in rooms for f in sorted(room.rglob("*")) if f.suffix in (".py", ".toml", ".mplstyle")]
-        pins = [root() / "requirements.lock", lib.data_dir() / "assets.txt"]
-        for source in [self.notebook, *sources, *(pin for pin in pins if pin.exists())]:
-            digest.update(source.name.encode() + b"\0" + source.read_bytes())
+        """Hash of everything the run is made from: notebook, reachable code, its records, parameters, pinned versions.
+
+        What an edit in JupyterLab leaves behind (literals, outputs, metadata), comments and docstrings of `lib`, and
+        code that the notebook cannot reach do not count.
+        """
+        source = cell.source_digest(self.notebook, profiles.stated(self.notebook))
+        imitated = {name: os.environ[name] for name in keys.IMITATED if name in os.environ}
+        parts = [self.profile, self.parameters, source, self.modules(), imitated]
+        digest = hashlib.sha256(json.dumps(parts, sort_keys=True).encode())
+        beside = [papers.path_of(self.paper), Path(figures.__file__).with_name("tenfold.mplstyle")]
+        for file in [*beside, root() / "requirements.lock", lib.pins_file()]:
+            digest.update(file.read_bytes() if file.exists() else b"")
         return digest.hexdigest()
 
     def stamp(self) -> Path:
@@ -58,15 +73,30 @@ class Job:
 
     def up_to_date(self) -> bool:
         """Whether the results that lie there came from exactly these inputs on this machine."""
-        try:
-            kept = json.loads(self.stamp().read_text())
-            return kept == {"inputs": self.inputs(), "results": _hash(self.results / RESULTS)}
-        except (OSError, ValueError):
-            return False
+        kept = self._stamped()
+        return bool(kept) and kept["inputs"] == self.inputs() and kept["results"] == _hash(self.results / RESULTS)
 
-    def remember(self) -> None:
+    def stages(self) -> list[forecast.Forecast]:
+        """What a run would keep and compute, stage by stage; empty where this machine has not run it yet."""
+        before = self._stamped()
+        if not before:
+            return []
+        return forecast.stages(self.paper, self.results / RESULTS, before, self.cells(), self.parameters)
+
+    def _stamped(self) -> dict[str, Any]:
+        try:
+            return json.loads(self.stamp().read_text())
+        except (OSError, ValueError):
+            return {}
+
+    def made_from(self) -> dict[str, Any]:
+        """What a run that begins now is made from, to be remembered when it has finished."""
+        told_from = {"parameters": self.parameters, "cells": self.cells(), "modules": self.modules()}
+        return {"inputs": self.inputs(), **told_from}
+
+    def remember(self, made_from: dict[str, Any]) -> None:
         """Write the stamp of the run that just finished."""
-        write_json(self.stamp(), {"inputs": self.inputs(), "results": _hash(self.results / RESULTS)})
+        write_json(self.stamp(), made_from | {"results": _hash(self.results / RESULTS)})
 
 
 def plan(
@@ -106,12 +136,13 @@ def run_job(job: Job, *, echo: bool = True) -> Outcome:
     """Run one job and remember it; a refusal or a failed notebook is an outcome, not an error."""
     began = time.monotonic()
     try:
+        made_from = job.made_from()
         runner.run_notebook(job.notebook, job.results, profile=job.profile, parameters=job.parameters, echo=echo)
-        job.remember()
+        job.remember(made_from)
         return Outcome(job, "ran", (time.monotonic() - began) / 60)
     except TenfoldError as error:
         return Outcome(job, "failed", (time.monotonic() - began) / 60, str(error))
 
 
 def _hash(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
+    return hashlib.sha256(path.read_bytes()).hexdigest() if path.exists() else ""

@@ -5,7 +5,7 @@ old results as they were, and `<paper>.failed.ipynb` beside them to look at.
 """
 
 import contextlib
-import hashlib
+import json
 import logging
 import os
 import shutil
@@ -19,12 +19,28 @@ from typing import Any
 import nbformat
 
 from lib import TenfoldError, root
+from lib.lab import outputs, profiles
 from lib.lab import parameters as cell
 from lib.lab.cache import full_disk_refused, process_lives
 from lib.lab.run import RESULTS, relative
 
 ENGINE = "tenfold"
 KERNEL_START = 180  # seconds: a busy machine takes longer than the minute that papermill gives
+# Notices of libraries that a published notebook does without, by their first words; in JupyterLab they are shown.
+NOTICES = (
+    "IProgress not found",
+    "`is_gradient_checkpointing` is deprecated",
+    "`gradient_checkpointing` is deprecated",
+    "Already found a `peft_config` attribute in the model",
+    "Adapter :UserWarning:peft.tuners.tuners_utils",  # … was active which is now deleted
+)
+QUIET = {
+    "PYTHONWARNINGS": ",".join(f"ignore:{notice}" for notice in NOTICES),
+    "TRANSFORMERS_VERBOSITY": "error", "DIFFUSERS_VERBOSITY": "error", "DATASETS_VERBOSITY": "error",
+    "HF_HUB_DISABLE_PROGRESS_BARS": "1", "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
+    # Bars of tqdm, ours and others': each at the start of the line, none above another, a step every five seconds.
+    "TQDM_POSITION": "0", "TQDM_MININTERVAL": "5",
+}  # fmt: skip
 
 
 class NotebookFailed(TenfoldError):
@@ -52,7 +68,8 @@ def run_notebook(
     Raises TenfoldError for parameters the notebook does not declare, NotebookFailed where a cell fails, exits, times
     out or loses its kernel, or where no results.json was written.
     """
-    declared = cell.read(notebook)
+    declared = profiles.declared(notebook)
+    source = cell.canonical(cell.load(notebook), profiles.stated(notebook), notebook.name)
     checked = cell.validate(declared, parameters or {}, notebook.name)
     overrides = {name: value for name, value in checked.items() if value != declared[name].default}
     name = results.name
@@ -62,10 +79,10 @@ def run_notebook(
         executed = staging / notebook.name
         environment = {
             "TENFOLD_PROFILE": profile, "TENFOLD_OUTPUT": str(staging), "TENFOLD_NOTEBOOK": str(notebook.resolve()),
-        }  # fmt: skip
+        } | QUIET  # fmt: skip
         try:
             with _environment(environment), full_disk_refused(results.parent):
-                _execute(notebook, executed, overrides, cell_timeout, _follower(name, position, began, echo), echo)
+                _execute(source, executed, overrides, cell_timeout, _follower(name, position, began, echo), echo)
             _refuse_half_a_run(executed, staging if needs_results else None)
         except BaseException as error:
             # Nothing of a failed run may look like a result: keep only the notebook, under a name that says so.
@@ -75,21 +92,23 @@ def run_notebook(
             ):
                 raise
             raise NotebookFailed(f"{name} failed in {position}: {_reason(error)}{kept}") from None
-        write_clean(executed, executed, {"profile": profile, "parameters": overrides, "source": _digest(notebook)})
+        write_clean(executed, executed, {"profile": profile, "parameters": overrides, "source": cell.digest(source)})
         _take_place(staging, results)
     failed.unlink(missing_ok=True)
     return results / notebook.name
 
 
-def _execute(notebook: Path, executed: Path, overrides, cell_timeout, follow, echo: bool) -> None:
+def _execute(source: dict[str, Any], executed: Path, overrides, cell_timeout, follow, echo: bool) -> None:
     import papermill
     from traitlets.config import Config
 
     _register_engine()
     logging.getLogger("papermill").setLevel(logging.CRITICAL)  # its warnings are our errors, already raised
-    with tempfile.TemporaryDirectory(prefix="tenfold-") as sockets:
+    with tempfile.TemporaryDirectory(prefix="tenfold-") as folder:
+        notebook = Path(folder, executed.name)
+        notebook.write_text(json.dumps(source, ensure_ascii=False), encoding="utf8")
         # The kernel listens on sockets that only this user can open, not on TCP ports.
-        transport = Config({"KernelManager": {"transport": "ipc", "ip": f"{sockets}/kernel"}})
+        transport = Config({"KernelManager": {"transport": "ipc", "ip": f"{folder}/kernel"}})
         papermill.execute_notebook(
             notebook, executed, parameters=overrides, engine_name=ENGINE, kernel_name="python3", cwd=root(),
             progress_bar=False, stdout_file=sys.stdout if echo else None, stderr_file=sys.stderr if echo else None,
@@ -207,35 +226,18 @@ def _environment(values: dict[str, str]):
 
 
 def write_clean(source: Path, target: Path, stamp: dict[str, Any]) -> None:
-    """Write an executed notebook without papermill's block, progress noise or machine paths, and with our own stamp."""
+    """Write an executed notebook with our stamp instead of papermill's, and its outputs as a reader should see them."""
     notebook = nbformat.read(source, as_version=4)
     notebook.metadata.pop("papermill", None)
     notebook.metadata["tenfold"] = stamp
     for c in notebook.cells:
         for block in ("papermill", "execution"):
             c.metadata.pop(block, None)
-        for output in c.get("outputs", []):
-            if output.output_type == "stream":
-                output.text = without_paths(last_of_each_line(output.text))
-            if output.output_type == "error":
-                output.traceback = [without_paths(line) for line in output.traceback]
+        if "outputs" in c:
+            c.outputs = outputs.clean(c.outputs)
     temporary = target.with_name(f".{target.name}.{os.getpid()}")
     try:
         nbformat.write(notebook, temporary)
         os.replace(temporary, target)
     finally:
         temporary.unlink(missing_ok=True)
-
-
-def last_of_each_line(text: str) -> str:
-    """What a terminal would show of text that rewrites its lines with carriage returns (progress bars)."""
-    return "\n".join(line.rstrip("\r").rsplit("\r", 1)[-1] for line in text.split("\n"))
-
-
-def without_paths(text: str) -> str:
-    """Text with this machine's folders replaced by what a reader elsewhere can use."""
-    return text.replace(str(root()), ".").replace(str(Path.home()), "~")
-
-
-def _digest(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()[:16]

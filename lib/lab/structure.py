@@ -6,7 +6,7 @@ from pathlib import Path
 import nbformat
 
 from lib import TenfoldError
-from lib.lab import papers, profiles
+from lib.lab import claims, papers, profiles
 from lib.lab import parameters as cell
 from lib.lab.paths import GUIDES, NUMBERED
 
@@ -29,16 +29,33 @@ def problems(path: Path) -> list[str]:
     name = match[2] if match else path.stem
     found = [*(_guide(notebook, code) if name in GUIDES else _frame(notebook, code)), *_hygiene(notebook, code)]
     try:
-        for p in cell.read(path).values():
-            if not p.help:
-                found.append(f"parameter {p.name!r} has no help: add `# what it is, with its unit`")
-        declared = cell.read(path)
-        if "seed" not in declared:
-            found.append("no `seed` parameter")
+        found += _parameters(path, name if match else "")
     except TenfoldError as error:
         found.append(str(error))
     if match:
         found += _costs(name) if name in GUIDES else _paper(name, code)
+    return found
+
+
+def _parameters(path: Path, name: str) -> list[str]:
+    """What is wrong with the parameters cell and, of a numbered notebook, with what the profiles state of it."""
+    declared = cell.read(path)
+    found = [
+        f"parameter {p.name!r} has no help: add `# what it is, with its unit`" for p in declared.values() if not p.help
+    ]
+    if "seed" not in declared:
+        found.append("no `seed` parameter")
+    for profile in profiles.names() if name else []:
+        file = f"notebooks/profiles/{profile}.toml"
+        values = profiles.load(profile).values.get(name)
+        if values is None:
+            found.append(f"{file} states no values of {name}: add [parameters.{name}] with all of them")
+            continue
+        cell.with_defaults(declared, values, file)
+        cell.validate(declared, values, file)
+        for p in declared.values() if profile == profiles.DEFAULT else []:
+            if (here := cell.literal(p.default)) != (there := cell.literal(values[p.name])):
+                found.append(f"{p.name} = {here} here and {there} in {file}: write the value you mean in both")
     return found
 
 
@@ -88,7 +105,8 @@ def _hygiene(notebook, code) -> list[str]:
     for number, c in enumerate(notebook.cells, start=1):
         if c.cell_type != "code":
             continue
-        if len(c.source.splitlines()) > LONGEST_CELL:
+        listed = cell.TAG in c.metadata.get("tags", [])  # parameters are a list, which cannot be split
+        if len(c.source.splitlines()) > LONGEST_CELL and not listed:
             found.append(f"cell {number} has more than {LONGEST_CELL} lines: move code to lib, or split it")
         for pattern, what in FORBIDDEN.items():
             if re.search(pattern, c.source, re.MULTILINE):
@@ -102,7 +120,15 @@ def _paper(paper: str, code) -> list[str]:
     except TenfoldError as error:
         return [str(error)]
     source = "\n".join(c.source for c in code)
-    found = [f"claim {c.id!r} of paper.toml is not handed in" for c in record.claims if f'"{c.id}"' not in source]
+    found = [f"{r.kind} {r.id!r} of paper.toml is not handed in" for r in record.all() if f'"{r.id}"' not in source]
+    named = {gate for claim in record.claims for gate in claim.gates}
+    found += [f"gate {g.id!r} of paper.toml is named by no claim" for g in record.gates if g.id not in named]
+    elsewhere = {r.id for r in (*record.claims, *record.checks) if not claims.decides(r, profiles.DEFAULT)}
+    found += [
+        f"the finding rests on {name!r}, which the {profiles.DEFAULT} profile does not decide"
+        for _, name, spec in papers.places(record.finding)
+        if name in elsewhere and spec != "verdict"
+    ]
     return found + _costs(paper)
 
 

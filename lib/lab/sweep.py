@@ -6,13 +6,13 @@ an interrupted sweep goes on where it was; the job of a lost worker is run again
 
 import contextlib
 import dataclasses
-import json
 import os
 from collections.abc import Iterator
 from typing import Any
 
 from lib import TenfoldError
-from lib.lab import claims, papers, paths, statistics
+from lib.core import statistics
+from lib.lab import claims, papers, paths
 from lib.lab.figures import PAPER_VALUE, save, use_style
 from lib.lab.reproduce import Job, Outcome, plan, run_job
 from lib.lab.run import RESULTS, write_json
@@ -86,46 +86,56 @@ def connected(workers: int, scheduler: str):
 def merge(profile: str, names: list[str]) -> list[dict[str, Any]]:
     """Claims of the finished runs of a sweep, over seeds: mean, Student's t interval and the verdict by the same rule.
 
-    Writes `<paper>.csv`, `.json` and `.png` beside the runs. Fewer than three seeds give no interval and no verdict.
+    A gate passes or fails by its mean over seeds. Checks are left out on purpose: they are about the code, not about
+    chance, and each run holds its own. Writes `<paper>.csv`, `.json` and `.png` beside the runs. Fewer than three seeds
+    give no interval and no verdict.
     """
     rows = []
     for paper in names or list(paths.paper_notebooks()):
         found = sorted(paths.sweep_dir(profile).glob(f"{paper}-seed-*/{RESULTS}"))
         if not found:
             continue
-        merged = [_over_seeds(profile, claim, found) for claim in papers.load(paper).claims]
+        runs = {int(path.parent.name.rsplit("-", 1)[1]): claims.read(path) for path in found}
+        record = papers.load(paper)
+        merged = [{"paper": paper} | _over_seeds(profile, record, claim, runs) for claim in record.claims]
         _write(profile, paper, [row for row in merged if row["seeds"]])
         rows += merged
     return rows
 
 
-def _over_seeds(profile: str, claim, found) -> dict[str, Any]:
-    estimates = {}
-    for path in found:
-        (judged,) = [c for c in json.loads(path.read_text(encoding="utf8"))["claims"] if c["id"] == claim.id]
-        if judged["estimate"] is not None:
-            estimates[int(path.parent.name.rsplit("-", 1)[1])] = judged["estimate"]
-    row = {
-        "paper": found[0].parent.name.rsplit("-seed-", 1)[0],
+def _over_seeds(
+    profile: str, record: papers.PaperRecord, claim: papers.ClaimRecord, runs: dict[int, dict[str, Any]]
+) -> dict[str, Any]:
+    estimates = _estimates(runs, "claims", claim.id)
+    row: dict[str, Any] = {
         "claim": claim.id,
-        "seeds": dict(sorted(estimates.items())),
-    }
-    bounds = [b for b in (claim.threshold, claim.low, claim.high) if b is not None]
-    row |= {
+        "seeds": estimates,
         "rule": claims.rule_in_words(claim),
-        "bounds": bounds,
+        "bounds": [b for b in (claim.threshold, claim.low, claim.high) if b is not None],
         "estimate": None,
         "ci": None,
+        "failed_gates": [],
         "verdict": "fewer than three seeds",
     }
-    if len(estimates) >= 3:
-        over = statistics.over_seeds(list(row["seeds"].values()))
-        row |= {
-            "estimate": over.value,
-            "ci": over.ci,
-            "verdict": claims.judge(claim, profile, **over.as_claim()).verdict,
-        }
-    return row
+    if len(estimates) < 3:
+        return row
+    gates = []
+    for gate in map(record.gate, claim.gates if claims.decides(claim, profile) else ()):
+        values = _estimates(runs, "gates", gate.id)
+        if not values:
+            return row | {"verdict": f"gate {gate.id} was not measured"}
+        gates.append(claims.measure(gate, profile, estimate=sum(values.values()) / len(values)))
+    over = statistics.over_seeds(list(estimates.values()))
+    failed = [gate for gate in gates if not gate.passed]
+    judged = claims.judge(claim, profile, failed_gates=failed, **over.as_claim())
+    kept = ("estimate", "ci", "failed_gates", "verdict")
+    return row | {key: judged.as_dict()[key] for key in kept}
+
+
+def _estimates(runs: dict[int, dict[str, Any]], kind: str, wanted: str) -> dict[int, float]:
+    """Estimate of a claim or gate by seed, where a run has one."""
+    found = {seed: one for seed, run in runs.items() for one in run[kind] if one["id"] == wanted}
+    return {seed: found[seed]["estimate"] for seed in sorted(found) if found[seed]["estimate"] is not None}
 
 
 def _write(profile: str, paper: str, rows: list[dict[str, Any]]) -> None:

@@ -1,4 +1,4 @@
-"""A new paper's first files: `make new PAPER=name` writes a room, its record, a notebook that runs, and its costs."""
+"""A new paper's first files: `make new PAPER=name` writes a room, its record, a notebook that runs, its profiles."""
 
 import re
 from pathlib import Path
@@ -7,7 +7,7 @@ import nbformat
 
 import lib
 from lib import TenfoldError
-from lib.lab import paths, profiles
+from lib.lab import parameters, paths, profiles
 
 NAME = re.compile(r"[a-z][a-z0-9_]*")
 
@@ -22,7 +22,11 @@ bibtex = """
 }}
 """
 not_reproduced = []
+# What was found, at which scale: results fill the places.
+finding = "On {{answers:.0f}} real answers the model needs {{first-claim:ci}} nats per token: {{first-claim:verdict}}."
 
+# A claim of the paper. smallest_effect is the smallest effect worth finding, in the claim's unit; planned_count is the
+# count that finds it with a power of at least .8 (simulate it before you size the experiment).
 [[claims]]
 id = "first-claim"
 quote = "the paper's words"
@@ -30,6 +34,27 @@ place = "abstract"
 estimate = "what is measured, in words: here nats per token of real answers under the model"
 rule = "below"
 threshold = 3.0
+unit = "nats/token"
+gates = ["better-than-chance"]
+smallest_effect = 0.5
+planned_count = "8 answers"
+
+# A precondition: where its estimate breaks the rule, the claims that name it are "not testable here".
+[[gates]]
+id = "better-than-chance"
+what = "The model has learned the language: it beats a uniform guess by far."
+estimate = "nats per token of the model minus those of a uniform guess over its vocabulary"
+rule = "below"
+threshold = -2.0
+unit = "nats/token"
+
+# An identity or a bound of our own code; it says nothing about the paper.
+[[checks]]
+id = "loss-is-the-mean-log-probability"
+what = "The loss that the library returns is the mean log-probability of the next tokens, with its sign turned."
+estimate = "largest difference between the two, over answers"
+rule = "below"
+threshold = 1e-3
 unit = "nats/token"
 '''
 
@@ -42,14 +67,15 @@ TITLE = """# {paper}: say what it is
 
 PARAMETERS = """model = "smollm2-135m-instruct"  # language model: a short name, a folder or a hub name
 dataset = "sharegpt"  # real conversations
-answers = 8  # answers that are scored
+answers = 8  # answers that are scored [>= 2]
 tokens = 64  # longest of them, in tokens
-dtype = "float32"  # the model's numbers
+dtype = "float32"  # the model's numbers [float32, bfloat16, float16]
 device = "auto"  # cpu, cuda, or auto
 seed = 0  # seed of every draw
 """
 
 SETUP = """import matplotlib.pyplot as plt
+import numpy as np
 import pandas as pd
 import torch
 
@@ -68,20 +94,25 @@ def measure():
     for text in said:
         ids = tokenizer(text, return_tensors="pt").input_ids[:, :tokens].to(run.device)
         with torch.no_grad():
-            rows.append(float(lm(ids, labels=ids).loss))
-    return pd.DataFrame({{"nats": rows}})
+            out = lm(ids, labels=ids)
+        told = out.logits[0, :-1].double().log_softmax(-1).gather(-1, ids[0, 1:, None])
+        rows.append({{"nats": float(out.loss), "minus log-probability": -float(told.mean())}})
+    return pd.DataFrame(rows)
 
 
-depends = {{"model": zoo.fingerprint(model), "data": zoo.fingerprint(dataset), "dtype": dtype, "device": run.device}}
-measured = run.stage("measure", measure, version=1, answers=answers, tokens=tokens, **depends)
+measured = run.stage("measure", measure)
 fig, axis = plt.subplots(figsize=(5, 2.6))
 axis.hist(measured["nats"], bins=8)
 axis.set(xlabel="nats per token", ylabel="answers", title="how well the model predicts real answers")
 run.figure(fig, "first", data=measured, caption=f"{{len(measured)}} real answers.")
 """
 
-CLAIMS = """estimate = lab.statistics.bootstrap(measured["nats"].to_numpy(), seed=seed, unit="answers")
-run.claim("first-claim", **estimate.as_claim())
+CLAIMS = """nats = measured["nats"].to_numpy()
+run.metric("answers", float(len(nats)))
+run.gate("better-than-chance", estimate=nats.mean() - np.log(lm.config.vocab_size))
+apart = (measured["nats"] - measured["minus log-probability"]).abs().max()
+run.check("loss-is-the-mean-log-probability", estimate=apart, n=f"{{len(nats)}} answers")
+run.claim("first-claim", **lab.statistics.bootstrap(nats, seed=seed, unit="answers").as_claim())
 run.finish()
 """
 
@@ -91,9 +122,10 @@ LAST = """## Deviations, limits, what to try next
 """
 
 NEXT = """{notebook} runs: make reproduce PAPERS={paper} PROFILE=smoke
-Then: write the method in lib/{paper}/ and its tests in tests/{paper}/; the paper's facts and claims in paper.toml; add
-lib.{paper} to the import contract `rooms` in pyproject.toml and a row to README.md; and record its golden numbers from
-a clean commit: make record PAPERS={paper}. `make test` says what is still missing.
+Then: write the method in lib/{paper}/ and its tests in tests/{paper}/; the paper's facts and claims, their gates, your
+checks and the finding in paper.toml; add lib.{paper} to the import contract `rooms` in pyproject.toml and a row to
+README.md; and record its golden numbers from a clean commit: make record PAPERS={paper}. `make test` says what is still
+missing.
 """
 
 
@@ -112,9 +144,10 @@ def create(paper: str) -> str:
     (room(paper) / "__init__.py").write_text(f'"""{paper}: say what it is (arXiv:0000.00000)."""\n', encoding="utf8")
     (room(paper) / "paper.toml").write_text(RECORD.format(paper=paper), encoding="utf8")
     nbformat.write(_notebook(paper), notebook)
+    stated = profiles.as_toml({p.name: p.default for p in parameters.parse(PARAMETERS, notebook.name).values()})
     for profile in profiles.names():
         with (paths.notebooks_dir() / "profiles" / f"{profile}.toml").open("a", encoding="utf8") as file:
-            file.write(f"\n[cost.{paper}]\nminutes = 1\nmemory_gib = 2\n")
+            file.write(f"\n[cost.{paper}]\nminutes = 1\nmemory_gib = 2\n\n[parameters.{paper}]\n{stated}")
     return NEXT.format(paper=paper, notebook=notebook.name)
 
 

@@ -30,6 +30,10 @@ class ReferenceJudge:
         self.encoder, self.references, self.weight, self.free = encoder, references, weight, free
         self._embedded: dict[str, torch.Tensor] = {}
 
+    def fingerprint(self) -> list:
+        """What its scores depend on; not the embeddings that it has met so far."""
+        return [self.encoder, self.references, self.weight, self.free]
+
     def score(self, prompt: str, responses: Sequence[str]) -> list[float]:
         """Similarity less penalty of each response; raises TenfoldError for a prompt without a reference answer."""
         similar = self.similarity(prompt, responses)

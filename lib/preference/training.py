@@ -148,7 +148,10 @@ def train(
     progress: bool = True,
     **options: Any,
 ) -> list[dict[str, float]]:
-    """Train a policy in place and return trl's metrics of each logged step; the policy ends in evaluation mode."""
+    """Train a policy in place and return trl's metrics of each logged step.
+
+    The policy ends in evaluation mode, without the copy of its adapter that was the reference.
+    """
     from transformers import PrinterCallback
 
     from lib.preference.progress import StepBar
@@ -160,4 +163,5 @@ def train(
     runner.remove_callback(PrinterCallback)
     runner.train()
     policy.eval()
+    forget_reference(policy)
     return [row for row in runner.state.log_history if "loss" in row]

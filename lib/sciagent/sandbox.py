@@ -178,6 +178,10 @@ class Sandbox:
             self.close()
             raise
 
+    def fingerprint(self) -> list[Any]:
+        """What its programs' results depend on: the modules at hand and the limits."""
+        return [list(self.preload), self.limits.as_request()]
+
     def run(
         self, source: str, *, tools: Mapping[str, str] | None = None, sources: Mapping[str, str] | None = None
     ) -> Execution:

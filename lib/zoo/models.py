@@ -11,8 +11,8 @@ from typing import Any
 from jaxtyping import Float
 from torch import Tensor
 
-from lib import data_dir
-from lib.zoo.assets import ASSETS, fingerprint, require
+from lib import refuse_unwritable
+from lib.zoo.assets import ASSETS, fingerprint, made_once, require
 from lib.zoo.hub import from_hub
 
 LANGUAGE_MODELS = ("smollm2-135m-instruct",)
@@ -58,14 +58,18 @@ def _torch_dtype(dtype: Any) -> Any:
 
 
 def converted(name: str) -> Path:
-    """Folder of a short-named model as safetensors: the GGUF weights, dequantised once to float32."""
+    """Folder of a short-named model as safetensors: the GGUF weights, dequantised once to float32.
+
+    Raises TenfoldError where the model cannot be fetched or the cache's folder cannot be written.
+    """
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
-    folder = data_dir() / "cache" / "zoo" / fingerprint(name).replace(":", "-")
+    folder = made_once(fingerprint(name).replace(":", "-"))
     if folder.exists():
         return folder
     raw = require(name)
+    refuse_unwritable(folder.parent, "TENFOLD_CACHE")
     gguf = next(raw.glob("*.gguf")).name
     building = folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:8]}")
     try:

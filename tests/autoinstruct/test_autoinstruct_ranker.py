@@ -208,3 +208,9 @@ def test_the_papers_ranker_planned_on_the_meta_device(encoder):
     with torch.device("meta"):
         scorer = YesLogit(T5ForConditionalGeneration(config), encoder.tokenizer)
     assert sum(weight.numel() for weight in scorer.trainable()) == pytest.approx(750e6, rel=0.001)
+
+
+def test_one_instruction_for_a_task_has_the_highest_mean_score():
+    scores = np.array([[3.0, 2.0, 0.0], [-3.0, 1.0, 0.0]])
+    assert per_example(scores).tolist() == [0, 1]
+    assert per_task(scores).tolist() == [1, 1]

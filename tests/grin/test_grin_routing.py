@@ -166,3 +166,17 @@ def test_router_scores_are_float32_whatever_the_model_is():
 def test_bad_input_is_one_sentence(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+def test_v2_star_draws_from_the_softmax_at_temperature_two_among_the_survivors_of_the_plain_scores():
+    z = torch.tensor([[1.0, 0.9, 0.7, 0.2, -1.0]])
+    kept = surviving(z, jitter_eps=0.2)  # Algorithm 2 halves the scores after the mask, which is taken of z itself
+    expected = (z / 2).masked_fill(~kept, float("-inf")).softmax(-1)
+    options = {"top_k": 1, "jitter_eps": 0.2}
+    weight = grin.sparsemixer_v2_consistent(z, training=False, **options).weights
+    torch.testing.assert_close(weight, expected.max(-1, keepdim=True).values)
+    many = z.expand(200_000, -1)
+    generator = torch.Generator().manual_seed(0)
+    found = grin.sparsemixer_v2_consistent(many, training=True, generator=generator, **options)
+    frequencies = torch.bincount(found.indices.flatten(), minlength=5) / len(many)
+    torch.testing.assert_close(frequencies, expected[0], atol=5e-3, rtol=0)

@@ -10,6 +10,7 @@ def house(tmp_path, monkeypatch):
     for variable, folder in {"NOTEBOOKS": "notebooks", "FIGURES": "figures", "DATA": "data"}.items():
         (tmp_path / folder).mkdir()
         monkeypatch.setenv(f"TENFOLD_{variable}", str(tmp_path / folder))
+    monkeypatch.delenv("TENFOLD_CACHE", raising=False)  # the house's own data folder holds its cache
     (tmp_path / "notebooks" / "profiles").mkdir()
     for profile in ("smoke", "cpu", "gpu"):
         (tmp_path / "notebooks" / "profiles" / f"{profile}.toml").write_text('description = "a profile"\n')

@@ -100,3 +100,82 @@ def test_the_readme_table_is_made_from_results(house):
     assert "stale row" not in text
     with pytest.raises(TenfoldError, match="lost its verdict markers"):
         report.readme_with_table("no markers")
+
+
+@pytest.mark.usefixtures("papers")
+def test_what_jupyterlab_saves_changes_nothing_that_is_published(house):
+    profile = house / "notebooks/profiles/cpu.toml"
+    profile.write_text('description = "a profile"\n[parameters.one]\nvalue = 1\nseed = 0\n')
+    (plan,) = reproduce.plan("cpu", ["one"])
+    before = plan.inputs(), plan.parameters
+    path = house / "notebooks/01_one.ipynb"
+    notebook = nbformat.read(path, as_version=4)
+    notebook.cells[0].source = notebook.cells[0].source.replace("value = 1", "value = 7")
+    notebook.cells[1].outputs = [nbformat.v4.new_output("stream", text="said")]
+    notebook.cells[1].execution_count = 3
+    notebook.metadata["widgets"] = {"state": {}}
+    nbformat.write(notebook, path)
+    (plan,) = reproduce.plan("cpu", ["one"])
+    assert (plan.inputs(), plan.parameters) == before
+
+
+STAGED = (
+    "from lib import lab, lorc\nrun = lab.start('tour', globals())",
+    "def draw():\n    return [value]\n\nfirst = run.stage('first', draw)",
+    "def mean():\n    return sum(doubled)\n\ndoubled = [2 * v for v in first]\nsecond = run.stage('second', mean)",
+    "def apart():\n    return [1]\n\nthird = run.stage('third', apart)\nrun.finish()",
+)
+
+
+@pytest.fixture
+def staged(write_notebook, house):
+    write_notebook("value = 1  # n\nseed = 0  # s", *STAGED, name="00_tour.ipynb")
+    assert states("tour") == ["ran"]
+
+    def told():
+        (job,) = reproduce.plan("smoke", ["tour"])
+        return {f.stage: (f.state, f.why) for f in job.stages()}
+
+    return told
+
+
+def edit(house, before, after):
+    path = house / "notebooks/00_tour.ipynb"
+    text = path.read_text()
+    assert text.count(before) == 1
+    path.write_text(text.replace(before, after))
+
+
+def test_the_forecast_of_an_unchanged_run_is_that_all_is_kept(staged):
+    assert {state for state, _ in staged().values()} == {"kept"}
+    assert list(staged()) == ["first", "second", "third"]
+
+
+def test_the_forecast_says_what_an_edited_function_leads_to(staged, house):
+    edit(house, "return [value]", "return [-value]")
+    told = staged()
+    assert told["first"] == ("computed", "the notebook's draw has changed")
+    assert told["second"] == ("perhaps computed", "stage 'first' comes before it")
+    assert told["third"] == ("kept", "")
+    assert states("tour") == ["ran"]
+    entries = sorted((house / "data/cache/tour").iterdir())
+    edit(house, "return [-value]", "return [value]")
+    assert staged()["first"] == ("kept", "")
+    assert states("tour") == ["ran"]
+    assert sorted((house / "data/cache/tour").iterdir()) == entries, "the old entries are found again"
+
+
+def test_the_forecast_follows_values_and_statements(staged, house):
+    (job,) = reproduce.plan("smoke", ["tour"], overrides={"value": 2})
+    told = {f.stage: (f.state, f.why) for f in job.stages()}
+    assert told["first"] == ("computed", "value is another value")
+    edit(house, "2 * v", "3 * v")
+    assert staged()["second"] == ("perhaps computed", "a statement that it depends on has changed")
+    assert staged()["first"] == ("kept", "")
+
+
+def test_the_forecast_of_a_cleared_cache_is_that_all_is_computed(staged, house):
+    import shutil
+
+    shutil.rmtree(house / "data/cache/tour")
+    assert set(staged().values()) == {("computed", "it is not in the cache")}

@@ -1,12 +1,13 @@
 import json
+from functools import partial
 
 import matplotlib.pyplot as plt
 import pandas as pd
 import pytest
 import torch
 
-from lib import TenfoldError, lab
-from lib.lab import cache, papers
+from lib import TenfoldError, lab, lorc
+from lib.lab import cache, keys, papers
 from lib.lab.run import Run
 
 RECORD = papers.PaperRecord(
@@ -19,8 +20,8 @@ FRAME = pd.DataFrame({"x": [1, 2], "y": [0.123456789, 2]})
 @pytest.fixture
 def run(house):
     def make(seed=0):
-        folder = house / "figures/smoke/trap"
-        return Run(paper="trap", record=RECORD, profile="smoke", parameters={"seed": seed}, folder=folder)
+        options = {"folder": house / "figures/smoke/trap", "namespace": globals()}
+        return Run(paper="trap", record=RECORD, profile="smoke", parameters={"seed": seed}, **options)
 
     return make
 
@@ -49,7 +50,7 @@ def test_a_name_is_used_once(run):
 
 def test_finish_writes_results_and_refuses_a_missing_claim(run):
     one = run()
-    with pytest.raises(TenfoldError, match="claims without an estimate: c"):
+    with pytest.raises(TenfoldError, match="not handed in: claim 'c'"):
         one.finish()
     assert not one.folder.exists()
     one.metric("m", 2.0)
@@ -60,6 +61,106 @@ def test_finish_writes_results_and_refuses_a_missing_claim(run):
     assert written["claims"][0]["verdict"] == "reproduced"
     assert written["versions"]["torch"] == torch.__version__
     assert written["minutes"] <= written["minutes_cold"]
+
+
+RULE = {"rule": "above", "threshold": 0.5, "estimate": "e"}
+GATED = RECORD.model_copy(
+    update={
+        "claims": (
+            papers.ClaimRecord(id="c", quote="q", place="p", gates=("open", "shut"), **RULE),
+            papers.ClaimRecord(id="free", quote="q", place="p", **RULE),
+            papers.ClaimRecord(id="large", quote="q", place="p", profiles=("gpu",), gates=("at-scale",), **RULE),
+        ),
+        "checks": (
+            papers.CheckRecord(id="k", what="w", **RULE),
+            papers.CheckRecord(id="long", what="w", profiles=("cpu",), **RULE),
+        ),
+        "gates": tuple(papers.GateRecord(id=name, what="w", **RULE) for name in ("open", "shut", "at-scale")),
+        "finding": "Of {m:.0f} things {c} held, {free:verdict}; {shut:ci} was too little, {long} unknown.",
+    }
+)
+STEPS = {
+    "open": lambda one: one.gate("open", estimate=0.5),
+    "shut": lambda one: one.gate("shut", estimate=0.17, ci=(0.1, 0.9), n="3 seeds"),
+    "k": lambda one: one.check("k", estimate=0.7),
+    "c": lambda one: one.claim("c", estimate=1.0, ci=(0.9, 1.1)),
+    "free": lambda one: one.claim("free", estimate=1.0, ci=(0.9, 1.1)),
+    "large": lambda one: one.claim("large"),
+    "m": lambda one: one.metric("m", 3.0),
+}
+
+
+def handed_in(run, steps):
+    one = run()
+    one.record = GATED
+    said = {step: STEPS[step](one) for step in steps}
+    return one, said
+
+
+def written(one):
+    return json.loads((one.folder / "results.json").read_text())
+
+
+@pytest.mark.parametrize("steps", [list(STEPS), list(reversed(STEPS))], ids=["gates first", "claims first"])
+def test_the_order_of_gates_checks_and_claims_does_not_matter(run, steps):
+    one, said = handed_in(run, steps)
+    assert (said["open"], said["shut"], said["k"]) == (True, False, True)
+    assert said["c"] == ("not testable here" if steps[0] == "open" else "reproduced"), "as far as it is known"
+    one.finish()
+    results = written(one)
+    verdicts = {claim["id"]: claim["verdict"] for claim in results["claims"]}
+    assert verdicts == {"c": "not testable here", "free": "reproduced", "large": "needs the gpu profile"}
+    assert results["claims"][0]["failed_gates"] == [{"id": "shut", "estimate": 0.17, "rule": "≥ 0.5"}]
+    assert {c["id"]: c["passed"] for c in results["checks"]} == {"k": True, "long": None}
+    assert {g["id"]: g["passed"] for g in results["gates"]} == {"open": True, "shut": False, "at-scale": None}
+    assert results["finding"] == (
+        "Of 3 things 1 held, reproduced; 0.17 [0.1, 0.9] was too little, not measured unknown."
+    )
+
+
+@pytest.mark.parametrize("absent", ["open", "shut", "k", "c", "free", "large", "m"])
+def test_finish_names_what_was_not_handed_in(run, absent):
+    one, _ = handed_in(run, [step for step in STEPS if step != absent])
+    kind = {"open": "gate", "shut": "gate", "k": "check"}.get(absent, "claim")
+    message = r"\{m:.0f\} cannot be filled" if absent == "m" else f"not handed in: {kind} '{absent}'; call"
+    with pytest.raises(TenfoldError, match=message):
+        one.finish()
+    assert not one.folder.exists()
+
+
+@pytest.mark.parametrize("gates_first", [True, False])
+def test_a_claim_behind_a_failed_gate_needs_no_estimate_and_one_behind_open_gates_does(run, gates_first):
+    gates = ["open", "shut"]
+    rest = [step for step in STEPS if step not in (*gates, "c")]
+    one, _ = handed_in(run, [*(gates if gates_first else []), *rest])
+    assert one.claim("c") == "not testable here"
+    for name in gates:
+        STEPS[name](one)
+    one.record = GATED.model_copy(update={"finding": ""})
+    one.gate("shut", estimate=0.6)
+    with pytest.raises(TenfoldError, match="claim 'c' can be tested under 'smoke'"):
+        one.finish()
+    one.gate("shut", estimate=0.4)
+    one.finish()
+    assert written(one)["claims"][0]["verdict"] == "not testable here"
+
+
+def test_a_finished_run_shows_the_finding_then_claims_checks_and_gates(run, monkeypatch):
+    import IPython.core.getipython
+    import IPython.display
+
+    shown = []
+    monkeypatch.setattr(IPython.core.getipython, "get_ipython", object)
+    monkeypatch.setattr(IPython.display, "display", shown.append)
+    one, _ = handed_in(run, STEPS)
+    one.finish()
+    texts = [
+        thing.data if hasattr(thing, "data") and isinstance(thing.data, str) else thing.to_html() for thing in shown
+    ]
+    assert texts[0].startswith("Of 3 things 1 held")
+    assert "not testable here (gate shut is 0.17, not ≥ 0.5)" in texts[1]
+    assert ("passed" in texts[3], "reproduced" in texts[3]) == (True, False)
+    assert ("failed" in texts[5], "reproduced" in texts[5]) == (True, False)
 
 
 def test_a_cold_run_is_charged_once_for_a_stage_and_only_where_it_was_kept(run, monkeypatch):
@@ -82,14 +183,32 @@ def test_what_follows_a_stage_does_not_depend_on_whether_it_ran(run):
     assert torch.equal(after_cold, torch.rand(2))
 
 
-def test_another_seed_version_or_dependence_is_another_stage(run):
+def test_another_seed_or_function_is_another_stage(run):
+    def with_rate(rate):
+        return [rate]
+
     draws = [
         run().stage("s", lambda: [float(torch.rand(()))]),
         run(seed=1).stage("s", lambda: [float(torch.rand(()))]),
-        run().stage("s", lambda: [1.0], version=2),
-        run().stage("s", lambda: [2.0], rate=0.1),
+        run().stage("s", lambda: [1.0]),
+        run().stage("s", partial(with_rate, 2.0)),
+        run().stage("s", partial(with_rate, 3.0)),
     ]
-    assert len({draw[0] for draw in draws}) == 4
+    assert len({draw[0] for draw in draws}) == 5
+
+
+def test_a_stage_whose_code_was_edited_under_it_is_computed_and_not_kept(run, monkeypatch):
+    calls = []
+
+    def make():
+        calls.append(lorc.Plan)
+        return [1.0]
+
+    monkeypatch.setattr(keys, "STARTED", 0.0)
+    for _ in range(2):
+        with pytest.warns(UserWarning, match="lib.lorc.* changed after this kernel started"):
+            run().stage("s", make)
+    assert len(calls) == 2
 
 
 def test_start_checks_the_namespace_against_the_cell(house, write_notebook, monkeypatch, capsys):
@@ -106,33 +225,6 @@ def test_start_checks_the_namespace_against_the_cell(house, write_notebook, monk
 def test_an_unknown_paper_is_refused(house):
     with pytest.raises(TenfoldError, match=r"lib/lorcc/paper.toml is missing"):
         lab.start("lorcc", {})
-
-
-def test_rounding_errors_are_left_to_their_rule_until_they_grow():
-    from lib.lab import golden
-
-    def told(estimate, rule="< 0.0001 logits", timed=False):
-        claim = {"id": "c", "estimate": estimate, "rule": rule, "timed": timed}
-        return golden.numbers({"metrics": {}, "claims": [claim]})
-
-    assert told(6e-5) == {}
-    assert told(2e-3) == {"claim c": 2e-3}
-    assert told(6e-5, rule="> 0") == {"claim c": 6e-5}
-    assert told(None) == {}
-    assert told(1.3, rule="> 1", timed=True) == {}
-
-
-def test_another_processor_counts_as_a_run_and_this_one_does_not(tmp_path, monkeypatch):
-    from lib.lab import golden
-
-    monkeypatch.setattr(golden, "path_of", lambda paper: tmp_path / "golden.json")
-    assert golden.recorded_elsewhere("p", {"parameters": {}}) == {}  # nothing was recorded yet
-    metrics = {"m": {"value": 1.0, "elsewhere": {"third": 3.0, "here": 9.0}}}
-    old = {"parameters": {"size": 1}, "machine": {"processor": "there"}, "metrics": metrics}
-    (tmp_path / "golden.json").write_text(json.dumps(old))
-    now = {"parameters": {"size": 1}, "machine": {"processor": "here"}}
-    assert golden.recorded_elsewhere("p", now) == {"m": {"third": 3.0, "there": 1.0}}
-    assert golden.recorded_elsewhere("p", now | {"parameters": {"size": 2}}) == {}
 
 
 @pytest.mark.parametrize("backend", ["Agg", ""])

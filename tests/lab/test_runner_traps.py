@@ -10,7 +10,6 @@ import nbformat
 import pytest
 
 from lib import TenfoldError
-from lib.lab import runner
 from lib.lab.runner import NotebookFailed, run_notebook
 
 DECLARED = "value = 1  # a number\nname = 'a'  # a word"
@@ -164,10 +163,6 @@ def test_old_metadata_is_replaced_by_our_stamp_and_paths_are_gone(house, write_n
     assert executed.metadata["tenfold"]["parameters"] == {"value": 2}
     printed = [o.text for c in executed.cells if c.cell_type == "code" for o in c.outputs]
     assert "./x\n" in printed
-
-
-def test_progress_bars_keep_their_last_state_only():
-    assert runner.last_of_each_line("0%\r50%\r100%\nnext") == "100%\nnext"
 
 
 def test_the_kernel_runs_from_the_repository_root(write_notebook, run):

@@ -3,7 +3,7 @@
 import nbformat
 import pytest
 
-from lib.lab import structure
+from lib.lab import papers, structure
 
 
 def anatomy():
@@ -55,6 +55,7 @@ def test_each_broken_rule_is_named(tmp_path, break_it, message):
 
 def test_a_guide_judges_nothing_but_is_held_to_the_rest(tmp_path):
     notebook = anatomy()
+    notebook.cells[1].source = 'profile = "cpu"  # profile shown\nseed = 0  # seed'
     del notebook.cells[3].metadata["tags"]
     notebook.cells[3].source = "run.finish()"
     path = tmp_path / "90_benchmarks.ipynb"
@@ -64,3 +65,48 @@ def test_a_guide_judges_nothing_but_is_held_to_the_rest(tmp_path):
     notebook.cells[3].source = "y = 2"
     nbformat.write(notebook, path)
     assert structure.problems(path) == ["code cell 2 is not tagged 'setup'", "the last code cell calls run.finish()"]
+
+
+@pytest.mark.parametrize(
+    ("cpu", "gpu", "message"),
+    [
+        ("a = 1\nseed = 0", "a = 9\nseed = 0", ""),
+        ("a = 2\nseed = 0", "a = 9\nseed = 0", "a = 1 here and 2 in notebooks/profiles/cpu.toml: write the value"),
+        ("a = 1.0\nseed = 0", "a = 9\nseed = 0", "notebooks/profiles/cpu.toml: a = 1.0 does not fit"),
+        ("a = 1\nseed = 0", "seed = 0", "notebooks/profiles/gpu.toml does not state a: write its value there"),
+        ("a = 1\nseed = 0\nb = 1", "a = 9\nseed = 0", "notebooks/profiles/cpu.toml: no parameter 'b'"),
+        ("a = 1\nseed = 0", "a = 0\nseed = 0", "notebooks/profiles/gpu.toml: a = 0 is below 1"),
+        ("a = 1\nseed = 0", None, "notebooks/profiles/gpu.toml states no values of benchmarks: add [parameters."),
+    ],
+)
+def test_the_profiles_state_all_values_and_the_literals_are_those_of_cpu(house, cpu, gpu, message):
+    notebook = anatomy()
+    notebook.cells[1].source = "a = 1  # a number\nseed = 0  # seed"
+    del notebook.cells[3].metadata["tags"]
+    notebook.cells[3].source = "run.finish()"
+    nbformat.write(notebook, house / "notebooks/90_benchmarks.ipynb")
+    for profile, values in {"smoke": cpu, "cpu": cpu, "gpu": gpu}.items():
+        text = "[cost.benchmarks]\nminutes = 1\n" + ("" if values is None else f"[parameters.benchmarks]\n{values}\n")
+        (house / f"notebooks/profiles/{profile}.toml").write_text(text)
+    found = " ".join(structure.problems(house / "notebooks/90_benchmarks.ipynb"))
+    assert (message in found) if message else (found == "")
+
+
+def test_what_paper_toml_asks_for_is_handed_in_and_hangs_together(monkeypatch):
+    rule = {"estimate": "e", "rule": "above", "threshold": 0.0}
+    large = papers.ClaimRecord(id="large", quote="q", place="p", profiles=("gpu",), **rule)
+    record = papers.load("lorc").model_copy(
+        update={
+            "claims": (large,),
+            "checks": (papers.CheckRecord(id="exact", what="w", **rule),),
+            "gates": (papers.GateRecord(id="idle", what="w", **rule),),
+            "finding": "It is {large}, {large:verdict}, and exact to {exact}.",
+        }
+    )
+    monkeypatch.setattr(papers, "load", lambda paper: record)
+    code = [nbformat.v4.new_code_cell('run.claim("large")\nrun.gate("idle", estimate=1.0)')]
+    assert structure._paper("lorc", code) == [
+        "check 'exact' of paper.toml is not handed in",
+        "gate 'idle' of paper.toml is named by no claim",
+        "the finding rests on 'large', which the cpu profile does not decide",
+    ]

@@ -67,8 +67,9 @@ def test_a_running_scheduler_is_used_and_a_failed_run_is_told(write_notebook):
     assert "ZeroDivisionError" in ran["one-seed-0"].reason
 
 
-def finished_run(seed, claims):
-    write_json(paths.sweep_dir("cpu") / f"lorc-seed-{seed}" / "results.json", {"claims": claims})
+def finished_run(seed, claims, gates=()):
+    results = {"claims": claims, "gates": list(gates)}
+    write_json(paths.sweep_dir("cpu") / f"lorc-seed-{seed}" / "results.json", results)
 
 
 @pytest.mark.usefixtures("house")
@@ -88,9 +89,28 @@ def test_claims_are_judged_over_seeds_by_the_same_rule(house):
 
 @pytest.mark.usefixtures("house")
 @pytest.mark.parametrize(
+    ("measured", "verdict"),
+    [((0.4, 0.4, 0.6), "not testable here"), ((0.4, 0.6, 0.6), "reproduced"), ((), "gate g was not measured")],
+)
+def test_a_gate_passes_by_its_mean_over_seeds(monkeypatch, measured, verdict):
+    rule = {"estimate": "e", "rule": "above"}
+    claim = papers.ClaimRecord(id="c", quote="q", place="p", threshold=0, gates=("g",), **rule)
+    gate = papers.GateRecord(id="g", what="w", threshold=0.5, **rule)
+    record = papers.load("lorc").model_copy(update={"claims": (claim,), "checks": (), "gates": (gate,)})
+    monkeypatch.setattr(papers, "load", lambda paper: record)
+    for seed, value in enumerate((1.0, 1.2, 0.9)):
+        gates = [{"id": "g", "estimate": measured[seed]}] if measured else []
+        finished_run(seed, [{"id": "c", "estimate": value}], gates)
+    (row,) = sweep.merge("cpu", ["lorc"])
+    assert row["verdict"] == verdict
+    assert [g["id"] for g in row["failed_gates"]] == ["g"] * (verdict == "not testable here")
+
+
+@pytest.mark.usefixtures("house")
+@pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--seeds", "0 a"], "whole numbers"),
+        (["--seeds", "0 a"], "a seed is a whole number"),
         (["--seeds", "1 1"], "different seeds"),
         (["--seeds", ""], "different seeds"),
     ],

@@ -6,7 +6,7 @@ import nbformat
 import pytest
 
 from lib import TenfoldError
-from lib.lab import papers, structure, template
+from lib.lab import papers, profiles, structure, template
 
 
 @pytest.fixture
@@ -21,7 +21,10 @@ def test_a_new_paper_keeps_the_anatomy(rooms):
     assert "make record PAPERS=eleventh" in template.create("eleventh")
     assert structure.problems(rooms / "notebooks" / "01_eleventh.ipynb") == []
     assert [claim.id for claim in papers.load("eleventh").claims] == ["first-claim"]
-    assert "[cost.eleventh]" in (rooms / "notebooks" / "profiles" / "gpu.toml").read_text()
+    for name in ("smoke", "cpu", "gpu"):
+        profile = profiles.load(name)
+        assert profile.cost["eleventh"]["minutes"] > 0
+        assert profile.values["eleventh"] == profile.parameters("eleventh"), "all values are stated"
 
 
 @pytest.mark.parametrize(("name", "message"), [("Two Words", "cannot be a package"), ("lab", "here already")])
@@ -43,5 +46,8 @@ def test_its_cells_run_to_a_verdict_on_the_real_model(rooms, monkeypatch):
         if cell.cell_type == "code":
             exec(cell.source.replace("answers = 8", "answers = 2"), namespace)
     (results,) = (rooms / "figures").rglob("results.json")
-    (claim,) = json.loads(results.read_text())["claims"]
+    content = json.loads(results.read_text())
+    (claim,), (check,), (gate,) = content["claims"], content["checks"], content["gates"]
     assert (claim["id"], claim["n"]) == ("first-claim", "2 answers")
+    assert (check["passed"], gate["passed"]) == (True, True)
+    assert content["finding"].startswith("On 2 real answers the model needs ")

@@ -47,6 +47,15 @@ def test_the_depth_bound_holds_at_every_depth(activation: object, ranks: tuple[i
         assert found.measured.min() > 0
 
 
+def test_the_depth_bound_by_hand() -> None:
+    # Rank 1 keeps diag(3, 0) and diag(0, 4). Of x = (0, 1) the first layer loses 1 = sigma_2 |x|; the second makes that
+    # 4 = |W_2| 1, and its own truncation may add sigma_2 |x_1| = 1.
+    chain = [torch.diag(torch.tensor([3.0, 1.0])), torch.diag(torch.tensor([1.0, 4.0]))]
+    found = depth_error(chain, (1, 1), torch.tensor([[0.0, 1.0]]), activation=lambda x: x, lipschitz=1.0)
+    torch.testing.assert_close(found.measured[:, 0], torch.tensor([1.0, 4.0]).double())
+    torch.testing.assert_close(found.bound[:, 0], torch.tensor([1.0, 5.0]).double())
+
+
 def test_a_bound_that_is_broken_is_reported() -> None:
     found = matrix_error(weights(1)[0], 4, inputs())
     assert not type(found)(measured=found.bound * 1.01, bound=found.bound).holds

@@ -87,6 +87,18 @@ def test_output_metric_minimises_the_weighted_error() -> None:
     torch.testing.assert_close((metric @ (matrix - weighted)).square().sum(), tail.square().sum())
 
 
+def test_the_metric_of_a_group_is_what_its_own_outputs_do() -> None:
+    matrix, root = weight().double(), weight(12, 12, 4).double()  # G is not symmetric
+    weighted = basis(matrix, groups=3, output_root=root).factors(6).product()
+    for rows in torch.arange(12).split(4):
+        metric = (root.T @ root)[rows][:, rows]  # |G d|^2 of a change d of these outputs alone is d^T metric d
+        values, vectors = torch.linalg.eigh(metric)
+        half = vectors @ torch.diag(values.sqrt()) @ vectors.T
+        tail = torch.linalg.svdvals(half @ matrix[rows])[2:]
+        error = torch.einsum("ri,rs,si->", matrix[rows] - weighted[rows], metric, matrix[rows] - weighted[rows])
+        torch.testing.assert_close(error, tail.square().sum())
+
+
 def test_a_projection_wider_than_its_inputs_has_a_full_basis() -> None:
     matrix = weight(20, 12).double()
     full = basis(matrix)

@@ -4,6 +4,7 @@ import itertools
 
 import pytest
 import torch
+from peft import LoraConfig, inject_adapter_in_model
 
 from lib import TenfoldError
 from lib.multilora import compose
@@ -298,3 +299,13 @@ def test_not_a_pipeline_and_fused_weights_are_refused(make_pipe):
     pipe.fuse_lora(components=["unet"], adapter_names=["character"])
     with pytest.raises(TenfoldError, match="unfuse_lora"), compose(pipe, {"character": 1.0}):
         pass
+
+
+@pytest.mark.parametrize(("rank_stabilised", "own"), [(False, 6 / 4), (True, 6 / 2)])
+def test_an_adapters_own_scaling_is_alpha_over_its_rank_or_its_root(rank_stabilised, own):
+    model = torch.nn.Sequential(torch.nn.Linear(3, 3))
+    config = LoraConfig(r=4, lora_alpha=6, target_modules=["0"], use_rslora=rank_stabilised)
+    inject_adapter_in_model(config, model, adapter_name="style")
+    layers = AdapterLayers(model)
+    layers.weigh({"style": 0.5})
+    assert layers.layers[0].scaling["style"] == pytest.approx(0.5 * own)

@@ -35,7 +35,7 @@ def notebooks(tmp_path):
 
     folder = shutil.copytree(root() / "notebooks", tmp_path / "notebooks")
     tour = folder / "00_tour.ipynb"
-    overrides = profiles.load("smoke").overrides["tour"]
+    overrides = profiles.load("smoke").parameters("tour")
     nbformat.write(parameterize_notebook(load_notebook_node(str(tour)), overrides), tour)
     return folder
 

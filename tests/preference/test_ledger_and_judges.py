@@ -58,6 +58,15 @@ def test_the_ledger_refuses_before_it_is_passed_and_survives(tmp_path):
         Ledger(3, path)
 
 
+def test_a_budget_can_be_spent_to_its_last_call():
+    ledger = Ledger(3)
+    ledger.charge(2)
+    ledger.charge(1)
+    assert (ledger.spent, ledger.left) == (3, 0)
+    with pytest.raises(BudgetExceeded, match="0 of 3 are left"):
+        ledger.charge(1)
+
+
 def test_calls_that_fail_are_counted_too(tmp_path):
     class Broken(Length):
         def score(self, prompt, responses):

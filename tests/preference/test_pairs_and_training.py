@@ -97,6 +97,7 @@ def test_lora_starts_as_the_identity_trains_and_is_its_own_reference(tiny_policy
     assert first[0]["loss"] == pytest.approx(0.6931, abs=1e-3)
     assert first[-1]["rewards/accuracies"] > 0.9
     assert first[-1]["loss"] < 0.69
+    assert set(policy.peft_config) == {"default"}  # the reference's copy is gone
     # the reference is reset: a second training begins from where the policy is
     second = train(policy, tokenizer, data, args, progress=False)
     assert second[0]["loss"] == pytest.approx(0.6931, abs=1e-3)

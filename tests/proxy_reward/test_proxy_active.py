@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from lib.proxy_reward.active import STRATEGIES, QueryPool, score_probabilities, select
-from lib.proxy_reward.badge import badge, gradient_embeddings
+from lib.proxy_reward.badge import GradientEmbeddings, badge, gradient_embeddings
 from lib.proxy_reward.covering import k_center
 from lib.proxy_reward.ridge import fit_ridge
 
@@ -73,6 +73,14 @@ def test_badge_starts_from_the_longest_gradient_and_spreads(pool):
     picks = badge(gradient_embeddings(probabilities, features), 3, generator=draws())
     assert picks[0] == 11
     assert any(p >= 30 for p in picks[1:].tolist())
+
+
+def test_badge_never_draws_what_coincides_with_a_pick_while_others_are_left():
+    three = torch.tensor([[1.0, 0.0], [0.0, 1.0], [1.0, 1.0]]).repeat_interleave(2, dim=0)  # two items each
+    gradients = GradientEmbeddings(torch.tensor([[1.0]]).expand(6, 1), three)
+    for seed in range(30):
+        picks = badge(gradients, 3, generator=torch.Generator().manual_seed(seed))
+        assert sorted((picks // 2).tolist()) == [0, 1, 2]
 
 
 def test_badge_fills_up_where_all_gradients_coincide():

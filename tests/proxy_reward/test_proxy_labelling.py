@@ -171,3 +171,19 @@ def test_the_readmes_example_spends_its_budget_and_labels_nine_times_more_pairs(
     assert ledger.left == 0
     assert len(pairs) == 9 * budget // k
     assert float((pairs.chosen > pairs.rejected).float().mean()) > 0.9  # the expert likes long responses
+
+
+class Sourced:
+    """A judge that rests on what it is given."""
+
+    def __init__(self, **sources):
+        vars(self).update(sources)
+
+
+def test_one_source_in_common_makes_one_judge_and_none_makes_two():
+    shared = object()
+    one, two = Sourced(encoder=shared, model=object()), Sourced(encoder=shared, model=object())
+    assert same_judge(one, two)
+    assert not same_judge(one, Sourced(encoder=object(), model=object()))
+    assert not same_judge(RougeJudge({}), ReferenceJudge(Encoder(), {}))  # one rests on no model at all
+    assert same_judge(Sourced(path="labels.jsonl"), Sourced(path="labels.jsonl"))

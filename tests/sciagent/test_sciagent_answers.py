@@ -51,3 +51,9 @@ def test_unknown_units_are_compared_as_texts():
     assert answers.right("3 florps", 3, unit="florps")
     assert not answers.right("3 florps", 3, unit="m")
     assert answers.converted(1.0, "m", "s") is None
+
+
+@pytest.mark.parametrize(("given", "expected"), [(1.009e-4, True), (1.02e-4, False), (0.0, False), (-1e-4, False)])
+def test_small_numbers_are_compared_by_their_own_size(given, expected):
+    assert answers.right(given, 1e-4) is expected
+    assert answers.close(given * 1e10, 1e6) is expected  # the same numbers in another unit are as right or wrong

@@ -117,3 +117,12 @@ def test_one_functions_texts_are_never_each_others_negatives(encoder):
     twice = retriever.contrastive_loss(encoder, [0, 1], ["loan", "loan"], [TEXTS[3]] * 2, [[], []], rng)
     torch.testing.assert_close(once, twice)
     assert float(once.detach()) == pytest.approx(0.0, abs=1e-6)
+
+
+def test_the_contrastive_loss_by_hand(encoder):
+    queries, positives, negatives = ["the drag on", "loan"], [TEXTS[0], TEXTS[3]], [[TEXTS[4]], [TEXTS[2]]]
+    found = retriever.contrastive_loss(encoder, [0, 1], queries, positives, negatives, random.Random(0))
+    cosines = encoder.encode(queries) @ encoder.encode([*positives, TEXTS[4], TEXTS[2]]).T
+    powers = (cosines / 0.05).exp()
+    expected = -(powers.diagonal() / powers.sum(1)).log().mean()
+    torch.testing.assert_close(found.detach(), expected, atol=1e-4, rtol=1e-4)

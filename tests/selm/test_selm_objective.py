@@ -29,6 +29,16 @@ def test_the_loss_is_the_hand_computed_one():
     assert float(smooth) == pytest.approx(0.9 * dpo + 0.1 * flipped + BETA * 0.5, abs=1e-12)
 
 
+def test_exact_optimism_takes_off_the_divergence_from_the_reference_to_the_policy():
+    # pi_ref = (1/2, 1/2), pi = (1/4, 3/4): KL(pi_ref || pi) = log 2 - log(3) / 2, and the other way another number.
+    law, ref_law = (torch.tensor([p], dtype=torch.float64).log() for p in ([0.25, 0.75], [0.5, 0.5]))
+    none = torch.zeros(1, dtype=torch.float64)
+    policy, reference = (PoolLogProbs(none, none, none, every) for every in (law, ref_law))
+    found = selm.selm_loss(policy, reference, alpha=3.0, beta=BETA, optimism="exact")
+    divergence = math.log(2) - math.log(3) / 2
+    assert float(found) == pytest.approx(math.log(2) - 3 * BETA * divergence, abs=1e-12)
+
+
 @pytest.mark.parametrize(("alpha", "beta"), [(0.3, 0.1), (1.0, 0.01), (0.001, 2.0)])
 def test_the_weight_is_alpha_times_beta(alpha, beta):
     response = torch.tensor([-4.0, -9.0], requires_grad=True)

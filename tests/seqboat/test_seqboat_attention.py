@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from lib.seqboat import window_attention
+from lib.seqboat import GatedAttentionUnit, window_attention
 from lib.seqboat.local_attention import weigh
 from lib.seqboat.positions import RelativeBias, rotate
 
@@ -102,3 +102,12 @@ def test_bad_arguments():
         window_attention(x, x, x, mask=mask, window=2, causal=True, function="magic")
     with pytest.raises(ValueError, match="longer than the window"):
         window_attention(x[:, :1], x, x, mask=mask, window=1, causal=True)
+
+
+def test_a_gated_unit_alone_with_a_token_is_its_gate_times_its_value():
+    torch.manual_seed(0)
+    unit = GatedAttentionUnit(6, value_width=5, key_width=4, window=2, causal=True)
+    x = torch.randn(3, 1, 6)  # a single token has all of its own attention
+    _, gate, value = torch.nn.functional.silu(unit.base(x)).split([4, 5, 5], dim=-1)
+    found = unit(x, torch.zeros(3, 1, dtype=torch.long), torch.ones(3, 1, dtype=torch.bool))
+    torch.testing.assert_close(found, unit.output(gate * value))

@@ -3,14 +3,13 @@ import pytest
 from scipy.spatial.distance import jensenshannon
 
 from lib import TenfoldError
+from lib.core.statistics import bootstrap_weights, jackknife
 from lib.usergpt import Conversation, EmbeddingAnnotator, load_taxonomy
 from lib.usergpt.annotation import Annotator
 from lib.usergpt.calibration import CalibratedAnnotator, Calibration, cross_fit, indicator, main_labels
 from lib.usergpt.compare import (
-    bootstrap_weights,
     distribution,
     divergence,
-    jackknife,
     jensen_shannon,
     labelled,
     nearest_cosine,
@@ -45,7 +44,7 @@ def test_resampling_keeps_threads_whole():
     np.testing.assert_array_equal(weights[:, 0], weights[:, 1])
     assert np.isclose(weights[:, 0], 0).any()
     with pytest.raises(TenfoldError, match="at least two independent groups"):
-        bootstrap_weights(["a", "a"])
+        labelled(np.eye(2), ["a", "a"], "ab", unit="parts")
 
 
 def test_parts_of_one_thread_widen_the_interval():
@@ -105,6 +104,30 @@ def test_a_divergence_has_its_interval_and_its_null():
     null = resampling_null(same[0], other, resamples=300)
     assert divergence(first, third).ci[0] > np.quantile(null, 0.975)
     assert divergence(first, second).value < np.quantile(resampling_null(*same, resamples=300), 0.99)
+
+
+def test_a_divergences_interval_is_about_what_samples_of_these_sizes_show():
+    """Resampling adds to a divergence what sampling had added once: draws left where they fall lie above it all."""
+    rng = np.random.default_rng(0)
+    p, q = rng.dirichlet(np.full(20, 0.5), size=2)
+    sizes = (150, 100)
+    shares = [rng.multinomial(n, law, size=4_000) / n for n, law in zip(sizes, (p, q), strict=True)]
+    usual = jensen_shannon(*shares).mean()
+    assert usual > jensen_shannon(p, q) + 0.02
+    covered, as_they_fall = 0, 0
+    for run in range(60):
+        both = [one_hot(rng.choice(20, n, p=law), 20) for n, law in zip(sizes, (p, q), strict=True)]
+        populations = [
+            labelled(x, [str(i) for i in range(len(x))], "abcdefghijklmnopqrst", unit="items", seed=2 * run + s)
+            for s, x in enumerate(both)
+        ]
+        found = divergence(*populations)
+        assert found.draws.mean() == pytest.approx(found.value)
+        covered += found.ci[0] <= usual <= found.ci[1]
+        low, high = np.quantile(jensen_shannon(*(x.draws for x in populations)), [0.025, 0.975])
+        as_they_fall += low <= usual <= high
+    assert covered >= 52
+    assert as_they_fall < covered - 5
 
 
 def test_labels_of_an_item_share_one_vote():
@@ -176,3 +199,30 @@ def test_the_jackknife_of_a_mean_is_its_standard_error():
     assert (high - low) / 2 == pytest.approx(2.200985 * values.std(ddof=1) / 12**0.5, rel=1e-5)
     with pytest.raises(TenfoldError, match="three groups"):
         jackknife([1.0, 2.0], 1.5)
+
+
+def test_the_draws_of_a_divergence_lie_about_its_value_and_not_above_it():
+    rng = np.random.default_rng(3)
+    names = [str(i) for i in range(40)]
+    first, second = (labelled(one_hot(rng.choice(3, 40)), names, "abc", unit="items", seed=s) for s in range(2))
+    found = divergence(first, second)
+    inflated = jensen_shannon(first.draws, second.draws).mean()
+    assert inflated > 1.5 * found.value  # resampling adds noise, and noise only adds to a divergence
+    assert found.draws.mean() == pytest.approx(found.value, abs=1e-12)
+
+
+def test_an_items_own_label_does_not_reach_its_cross_fitted_prediction():
+    rng = np.random.default_rng(0)
+    scores, labels = rng.normal(0, 0.05, (60, 2)), one_hot(rng.integers(0, 2, 60), 2)
+    turned = labels.copy()
+    turned[7] = 1 - turned[7]
+    before, after = cross_fit(scores, labels), cross_fit(scores, turned)
+    np.testing.assert_array_equal(after[7], before[7])
+    assert (np.abs(after - before).max(axis=1) > 1e-4).sum() > 40  # it does reach the other folds
+
+
+def test_predictions_that_never_err_count_like_labels():
+    # 30 labels with a share of .2 and 90 predictions with one of .6, all right: together (30 x .2 + 90 x .6) / 120.
+    gold, predicted = (np.repeat([[1.0], [0.0]], counts, axis=0) for counts in ((6, 24), (54, 36)))
+    found = rectified(predicted, [str(i) for i in range(90)], gold, gold, [str(i) for i in range(30)], "a")
+    assert found.point[0] == pytest.approx(0.5)

@@ -143,3 +143,9 @@ def test_the_map_keeps_neighbours_together(blobs):
     assert places.shape == (93, 2)
     first = places[:40]
     assert np.linalg.norm(first - first.mean(0), axis=1).mean() < np.linalg.norm(first.mean(0) - places[70:90].mean(0))
+
+
+def test_a_word_of_all_clusters_names_none():
+    # "shared" is in 10 texts of each cluster, the clusters' own words in 9: frequency alone would name both "shared".
+    texts = [word for own in ("zebra", "violin") for word in ["shared"] * 10 + [own] * 9 + ["plain"]]
+    assert name_clusters(texts, np.repeat([0, 1], 20), words=1) == {0: "zebra", 1: "violin"}

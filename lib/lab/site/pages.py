@@ -1,6 +1,5 @@
 """Pages of the site as MyST text, one function a page, made from paper.toml, results.json, notebooks and the README."""
 
-import json
 import re
 from pathlib import Path
 from typing import Any
@@ -9,6 +8,7 @@ import nbformat
 
 from lib import root
 from lib.lab import bench, overview, papers, paths, report
+from lib.lab.claims import interval, passed_in_words, read, verdict_in_words
 from lib.lab.run import RESULTS
 
 PROFILE = "cpu"
@@ -36,7 +36,10 @@ def index() -> str:
     telling = telling_figures()
     for paper in finished():
         record = papers.load(paper)
+        finding = read(paths.results_dir(PROFILE, paper) / RESULTS)["finding"]
         cards.append(f"## [{record.short}](papers/{paper}.md)\n\n{record.idea}\n")
+        if finding:
+            cards.append(f"**What we found.** {finding}\n")
         if paper in telling:
             file, text = telling[paper]
             cards.append(f"[![{text}](figures/{paper}/{file})](papers/{paper}.md)\n")
@@ -54,23 +57,27 @@ def guides() -> list[Path]:
 
 
 def claims() -> str:
-    """All claims of all papers with their verdicts."""
+    """What was found in each paper, and all claims with their verdicts."""
     return (
         "# Claims\n\nEvery verdict is computed from an estimate and its 95 % interval by the rule in the paper's "
-        f"`paper.toml`, in the `{PROFILE}` profile.\n\n{report.markdown(PROFILE)}\n"
+        f"`paper.toml`, in the `{PROFILE}` profile. Checks are identities and bounds of our own code. A gate is a "
+        "measured precondition: where one fails, the claims that name it are not testable here.\n\n"
+        f"{report.markdown(PROFILE)}\n"
     )
 
 
 def paper(name: str) -> str:
-    """One paper's page, in one template: idea, claims beside ours, figures, equations, deviations, notebook, API."""
+    """One paper's page, in one template: finding, claims, checks, figures, equations, deviations, notebook, API."""
     record = papers.load(name)
-    results = json.loads((paths.results_dir(PROFILE, name) / RESULTS).read_text(encoding="utf8"))
+    results = read(paths.results_dir(PROFILE, name) / RESULTS)
     notebook = nbformat.read(paths.results_dir(PROFILE, name) / paths.notebook_of(name).name, as_version=4)
     prose = [cell.source for cell in notebook.cells if cell.cell_type == "markdown"]
     parts = [
         f"# {record.short}\n\n*{record.title}*, [arXiv:{record.arxiv}](https://arxiv.org/abs/{record.arxiv}), "
         f"{record.venue}.\n\n{record.idea}\n",
+        *([f"## What we found\n\n{results['finding']}"] if results["finding"] else []),
         f"## The paper says, we measure\n\n{_claims_table(results)}",
+        *_apart(results),
         f"## Figures\n\n{_figures(name, results)}",
         f"## Equations\n\n{_equations(prose[1:-1])}",
         _deeper(prose[-1], "Deviations"),
@@ -83,13 +90,38 @@ def paper(name: str) -> str:
 
 
 def _claims_table(results: dict[str, Any]) -> str:
-    lines = ["| the paper says | logged | ours [95 % interval] | holds if | verdict |", "|---|---|---|---|---|"]
+    lines = ["| verdict | the paper says | logged | ours [95 % interval] | holds if |", "|---|---|---|---|---|"]
     for claim in results["claims"]:
-        said = f"{claim['quote']} ({claim['place']})".replace("|", "\\|").replace("$", "\\$")
-        verdict = f"{report.MARKS[claim['verdict']]} {claim['verdict']}"
-        ours = f"{report.interval(claim)} ({claim['n']})" if claim["estimate"] is not None else "–"
-        lines.append("| " + " | ".join([said, claim["measured"], ours, claim["rule"], verdict]) + " |")
+        verdict = f"{report.MARKS[claim['verdict']]} {verdict_in_words(claim)}"
+        ours = f"{interval(claim)} ({claim['n']})" if claim["estimate"] is not None else "–"
+        if claim.get("planned_count"):
+            ours += (
+                f"; planned: {claim['planned_count']}, to find {claim['smallest_effect']:g} {claim['unit']}".rstrip()
+            )
+        said = f"{claim['quote']} ({claim['place']})"
+        lines.append(_line(verdict, said, claim["measured"], ours, claim["rule"]))
     return "\n".join(lines)
+
+
+def _apart(results: dict[str, Any]) -> list[str]:
+    """Sections of the checks and of the gates, where there are any."""
+    parts = []
+    titles = {
+        "checks": "Checks of our own code: they say nothing about the paper",
+        "gates": "Gates: what must be so before a claim can be judged",
+    }
+    for kind, title in titles.items():
+        lines = [f"| {kind[:-1]} | measured | ours [95 % interval] | holds if | outcome |", "|---|---|---|---|---|"]
+        for one in results[kind]:
+            ours = f"{interval(one)} ({one['n']})" if one["n"] else interval(one)
+            lines.append(_line(one["what"], one["measured"], ours, one["rule"], passed_in_words(one["passed"])))
+        if results[kind]:
+            parts.append(f"## {title}\n\n" + "\n".join(lines))
+    return parts
+
+
+def _line(*cells: str) -> str:
+    return "| " + " | ".join(cell.replace("|", "\\|").replace("$", "\\$") for cell in cells) + " |"
 
 
 def _figures(name: str, results: dict[str, Any]) -> str:

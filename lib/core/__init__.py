@@ -1,0 +1,1 @@
+"""What several rooms need, written once: the lowest layer, which imports nothing of ours but `lib`."""

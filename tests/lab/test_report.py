@@ -1,0 +1,132 @@
+"""What readers see of a little set of results: README, terminal, picture and site, with checks and gates apart."""
+
+import csv
+
+import pytest
+
+from lib.__main__ import main
+from lib.lab import claims, overview, papers, paths, report
+from lib.lab.papers import CheckRecord, ClaimRecord, GateRecord
+from lib.lab.run import write_json
+from lib.lab.site import pages
+
+RULE = {"estimate": "share | of tokens", "rule": "above", "threshold": 0.5}
+FINDING = "The method | holds: 0.9."
+
+
+def result(paper, **options):
+    frame = {"paper": paper, "minutes_cold": 1.25, "claims": [], "figures": {}}
+    write_json(paths.results_dir("cpu", paper) / "results.json", frame | options)
+
+
+@pytest.fixture
+def finished(house, write_notebook):
+    """Two finished papers: `lorc` with all there can be, `grin` as a file from before checks and gates."""
+    shut = claims.measure(GateRecord(id="drafter-accepts", what="It is accepted.", **RULE), "cpu", estimate=0.17)
+    open_gate = claims.measure(GateRecord(id="learned", what="It has learned.", **RULE), "cpu", estimate=0.7)
+    kept = claims.measure(CheckRecord(id="exact", what="It is exact.", **RULE), "cpu", estimate=1.0, n="3 texts")
+    broken = claims.measure(
+        CheckRecord(id="bounded", what="It is bounded.", **RULE), "cpu", estimate=0.4, ci=(0.3, 0.6)
+    )
+    later = claims.unmeasured(CheckRecord(id="long", what="It is long.", profiles=("gpu",), **RULE))
+    numbers = {"estimate": 0.9, "ci": (0.8, 1.0), "n": "4 seeds"}
+    power = {"smallest_effect": 0.1, "planned_count": "4 seeds"}
+    judged = [
+        claims.judge(ClaimRecord(id="free", quote="It $ is", place="p. 1", **power, **RULE), "cpu", **numbers),
+        claims.judge(
+            ClaimRecord(id="gated", quote="q", place="p", gates=("drafter-accepts",), **RULE), "cpu",
+            **numbers, failed_gates=[shut],
+        ),
+        claims.judge(ClaimRecord(id="large", quote="q", place="p", profiles=("gpu",), **RULE), "cpu"),
+    ]  # fmt: skip
+    for name in ("02_lorc.ipynb", "03_grin.ipynb"):
+        write_notebook("seed = 0  # s", name=name)
+    outcomes = {"claims": judged, "checks": [kept, broken, later], "gates": [shut, open_gate]}
+    result("lorc", finding=FINDING, **{kind: [o.as_dict() for o in found] for kind, found in outcomes.items()})
+    old = claims.judge(ClaimRecord(id="early", quote="q", place="p", **RULE), "cpu", estimate=0.1, ci=(0.0, 0.2))
+    new_keys = ("gates", "failed_gates", "smallest_effect", "planned_count")
+    result("grin", claims=[{key: value for key, value in old.as_dict().items() if key not in new_keys}])
+    return house
+
+
+@pytest.mark.usefixtures("finished")
+def test_the_readme_counts_checks_and_gates_apart_from_claims():
+    findings, table = report.markdown("cpu").split("\n\n")
+    assert findings.splitlines()[2:] == [
+        "| **lorc** | The method \\| holds: 0.9. | 1/2, failed: bounded (0.4, not ≥ 0.5) "
+        "| 1/2, failed: drafter-accepts (0.17, not ≥ 0.5) |"
+    ]
+    rows = [[cell.strip() for cell in line.split(" | ")] for line in table.splitlines()[2:]]
+    assert [(row[1], row[-1]) for row in rows] == [
+        ("free", "✔ reproduced |"),
+        ("gated", "⊘ not testable here (gate drafter-accepts is 0.17, not ≥ 0.5) |"),
+        ("large", "· needs the gpu profile |"),
+        ("early", "✘ contradicted |"),
+    ]
+    assert rows[0][2:4] == ["share \\| of tokens", "0.9 [0.8, 1]"]
+
+
+@pytest.mark.usefixtures("finished")
+def test_the_terminal_ends_with_what_was_found(capsys, monkeypatch):
+    monkeypatch.setattr(report, "update_readme", lambda: False)
+    assert main(["claims", "--profile", "cpu", "--papers", "lorc"]) == 0
+    verdicts, apart = capsys.readouterr().out.split("checks of our own code")
+    assert "⊘ not testable here" in verdicts
+    assert "bounded" not in verdicts
+    assert "1/2, failed: bounded" in apart
+    assert apart.rstrip().splitlines()[-1] == f"lorc: {FINDING}"
+
+
+def test_every_verdict_has_a_mark_of_its_own():
+    shown = [verdict for verdict in claims.VERDICTS if verdict != claims.NEEDS_CPU]
+    assert len({overview.MARKS[verdict] for verdict in shown}) == len(shown) == 5
+    assert set(claims.VERDICTS) == set(overview.MARKS) == set(overview.FILLS) == set(report.COLOURS)
+
+
+@pytest.mark.usefixtures("finished")
+def test_the_picture_draws_squares_for_claims_and_words_for_the_rest(tmp_path, monkeypatch):
+    import matplotlib.axes
+
+    said, squares = [], []
+    text, patch = matplotlib.axes.Axes.text, matplotlib.axes.Axes.add_patch
+    monkeypatch.setattr(matplotlib.axes.Axes, "text", lambda *a, **k: (said.append(a[3]), text(*a, **k))[1])
+    monkeypatch.setattr(matplotlib.axes.Axes, "add_patch", lambda *a, **k: (squares.append(a[1]), patch(*a, **k))[1])
+    overview.draw(report.results("cpu"), tmp_path / "verdicts.png")
+    assert len(squares) == 4, "one a claim"
+    assert said == ["✔", "⊘", "·", "1 of 3 hold", "checks 1/2", "gates 1/2", "✘", "0 of 1 hold"]
+    with (tmp_path / "verdicts.csv").open(encoding="utf8") as file:
+        rows = [tuple(row.values()) for row in csv.DictReader(file)]
+    assert rows[1] == ("lorc", "claim", "gated", "not testable here")
+    assert rows[3:8] == [
+        ("lorc", "check", "exact", "passed"),
+        ("lorc", "check", "bounded", "failed"),
+        ("lorc", "check", "long", "not judged in this profile"),
+        ("lorc", "gate", "drafter-accepts", "failed"),
+        ("lorc", "gate", "learned", "passed"),
+    ]
+    assert len(rows) == 9
+
+
+@pytest.mark.usefixtures("finished")
+def test_a_papers_page_opens_with_the_finding_and_holds_checks_and_gates_apart(monkeypatch):
+    monkeypatch.setattr(pages, "_run", lambda results: "")
+    for paper in ("lorc", "grin"):
+        executed = paths.results_dir("cpu", paper) / paths.notebook_of(paper).name
+        executed.write_text(
+            '{"cells": [{"cell_type": "markdown", "id": "a", "metadata": {}, "source": "# T"},'
+            ' {"cell_type": "markdown", "id": "b", "metadata": {}, "source": "## End"}],'
+            ' "metadata": {}, "nbformat": 4, "nbformat_minor": 5}'
+        )
+    page = pages.paper("lorc")
+    titles = [line[3:] for line in page.splitlines() if line.startswith("## ")]
+    assert [title.split(":")[0] for title in titles[:5]] == [
+        "What we found", "The paper says, we measure", "Checks of our own code", "Gates", "Figures",
+    ]  # fmt: skip
+    assert page.index(FINDING) < page.index("| ✔ reproduced | It \\$ is (p. 1) |")
+    assert "0.9 [0.8, 1] (4 seeds); planned: 4 seeds, to find 0.1 |" in page
+    assert "| It is bounded. | share \\| of tokens | 0.4 [0.3, 0.6] | ≥ 0.5 | failed |" in page
+    assert "| It is long. | share \\| of tokens | – | ≥ 0.5 | not judged in this profile |" in page
+    old = pages.paper("grin")
+    assert "| ✘ contradicted | q (p) |" in old
+    assert all(title not in old for title in titles[:1] + titles[2:4])
+    assert papers.load("grin").idea in old
