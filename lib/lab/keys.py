@@ -21,6 +21,7 @@ import sys
 import time
 import types
 import warnings
+import weakref
 from collections.abc import Callable, Iterator
 from importlib import metadata
 from pathlib import Path
@@ -526,14 +527,23 @@ def _transformers(reads: Reads, value: Any) -> str | None:
 
     if not isinstance(value, PreTrainedTokenizerBase):
         return None
-    backend = getattr(value, "backend_tokenizer", None)
-    said = json.loads(backend.to_str()) if backend is not None else value.get_vocab()
-    for state in ("padding", "truncation"):  # what the last call left
-        said.pop(state, None)
     rest = [value.special_tokens_map, getattr(value, "chat_template", None), value.padding_side]
-    return digest_of("tokenizer", json.dumps(said, sort_keys=True), json.dumps(rest, sort_keys=True, default=str))
+    return digest_of("tokenizer", _vocabulary(value), json.dumps(rest, sort_keys=True, default=str))
 
 
+def _vocabulary(tokenizer: Any) -> str:
+    """Hash of how a tokenizer cuts text, worked out once for each number of tokens that it has had (.4 s)."""
+    known = _VOCABULARIES.setdefault(tokenizer, {})
+    if len(tokenizer) not in known:
+        backend = getattr(tokenizer, "backend_tokenizer", None)
+        said = json.loads(backend.to_str()) if backend is not None else tokenizer.get_vocab()
+        for state in ("padding", "truncation"):  # what the last call left
+            said.pop(state, None)
+        known[len(tokenizer)] = digest_of(json.dumps(said, sort_keys=True))
+    return known[len(tokenizer)]
+
+
+_VOCABULARIES: weakref.WeakKeyDictionary[Any, dict[int, str]] = weakref.WeakKeyDictionary()
 _LIBRARIES: dict[str, Callable[[Reads, Any], str | None]] = {
     "torch": _torch, "pandas": _pandas, "datasets": _datasets, "transformers": _transformers,
 }  # fmt: skip

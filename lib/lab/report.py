@@ -176,7 +176,12 @@ def readme_with_table(text: str, profile: str = "cpu") -> str:
 
 
 def update_readme() -> bool:
-    """Write the table of the default profile into README.md, and its picture; returns whether the text changed."""
+    """Write the table of the default profile into README.md, and its picture; returns whether the text changed.
+
+    Results that lie elsewhere (`TENFOLD_FIGURES`) are somebody's own, and stay out of the README.
+    """
+    if paths.figures_dir() != root() / "figures":
+        return False
     path = root() / "README.md"
     before = path.read_text(encoding="utf8")
     after = readme_with_table(before)

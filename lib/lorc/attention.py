@@ -118,7 +118,8 @@ class LowRankAttention(nn.Module):
         if sinks is not None:
             sinks.correct_scores(self, scores, grouped, layer, angles)
         scores = _mask(scores.view(batch, self.query_heads, new, -1), mask)
-        weights = functional.softmax(scores, dim=-1, dtype=torch.float32).to(query.dtype)
+        precise = torch.promote_types(query.dtype, torch.float32)
+        weights = functional.softmax(scores, dim=-1, dtype=precise).to(query.dtype)
         return self._weigh_values(weights, layer, sinks).transpose(1, 2), weights
 
     def _page_keys(self, page: Page, angles: Angles) -> Float[Tensor, "batch heads dim tokens"]:

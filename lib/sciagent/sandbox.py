@@ -28,6 +28,7 @@ import time
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -179,8 +180,12 @@ class Sandbox:
             raise
 
     def fingerprint(self) -> list[Any]:
-        """What its programs' results depend on: the modules at hand and the limits."""
-        return [list(self.preload), self.limits.as_request()]
+        """What its programs' results depend on: modules at hand with their versions, limits, and the workers' code.
+
+        Workers are processes of their own, so nothing that they import can be found from what the parent imports.
+        """
+        code = sorted(Path(__file__).with_name("inside").glob("*.py"))
+        return [{module: _version(module) for module in self.preload}, self.limits.as_request(), code]
 
     def run(
         self, source: str, *, tools: Mapping[str, str] | None = None, sources: Mapping[str, str] | None = None
@@ -263,3 +268,11 @@ def _parsed(answer: dict[str, Any]) -> Execution:
         return Execution(str(content["kind"]), content.get("value"), stdout, error, seconds)
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return Execution("killed", error="answered with something that is no answer", seconds=seconds)
+
+
+def _version(module: str) -> str:
+    """Version of the library that a module belongs to; empty for Python's own."""
+    try:
+        return metadata.version(module.partition(".")[0])
+    except metadata.PackageNotFoundError:
+        return ""

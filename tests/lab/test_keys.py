@@ -308,3 +308,20 @@ def test_a_module_of_the_readers_own_counts_by_its_code(tmp_path, monkeypatch):
     assert parts(source) == before
     file.write_text("def f():\n    return 2\n")
     assert parts(source) != before
+
+
+def test_a_tokenizer_counts_by_its_vocabulary_whatever_it_was_last_asked():
+    from tokenizers import Tokenizer, models
+    from transformers import PreTrainedTokenizerFast
+
+    def made(words):
+        backend = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="a"))
+        return PreTrainedTokenizerFast(tokenizer_object=backend, pad_token="a")
+
+    first, other = made(["a", "b"]), made(["a", "c"])
+    before = digest(first)
+    first(["a", "a b"], padding=True, truncation=True, max_length=1)
+    assert digest(first) == before == digest(made(["a", "b"]))
+    assert digest(other) != before
+    first.add_tokens(["d"])
+    assert digest(first) != before

@@ -212,3 +212,11 @@ def test_layers_reported_are_layers_there(pool):
         assert pool.run_unchecked("import os\nos.getppid()").value == 1
     if "user" in pool.layers:
         assert pool.run_unchecked("import os\nos.getuid()").value != 0
+
+
+def test_its_fingerprint_holds_what_runs_in_the_workers(warm, pool):
+    versions, limits, code = warm.fingerprint()
+    assert set(versions) == set(warm.preload)
+    assert all(versions.values())
+    assert {"worker.py", "harvest.py", "runner.py"} <= {file.name for file in code}
+    assert pool.fingerprint()[1] != limits
