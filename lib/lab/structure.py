@@ -129,6 +129,8 @@ def _paper(paper: str, code) -> list[str]:
         for _, name, spec in papers.places(record.finding)
         if name in elsewhere and spec != "verdict"
     ]
+    if not record.finding:
+        found.append("paper.toml has no `finding`: one or two sentences with places that results fill")
     return found + _costs(paper)
 
 

@@ -30,11 +30,14 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lib import TenfoldError
 from lib.sciagent import program as syntax
 from lib.sciagent.inside import messages
+
+if TYPE_CHECKING:  # what the workers run, processes of their own, so that the graph of imports knows it
+    from lib.sciagent.inside import harvest, signatures, worker  # noqa: F401
 
 LAYERS = ("network", "processes", "mounts", "ipc", "files", "user", "system calls")
 BOOT_SECONDS = 60.0
@@ -180,12 +183,8 @@ class Sandbox:
             raise
 
     def fingerprint(self) -> list[Any]:
-        """What its programs' results depend on: modules at hand with their versions, limits, and the workers' code.
-
-        Workers are processes of their own, so nothing that they import can be found from what the parent imports.
-        """
-        code = sorted(Path(__file__).with_name("inside").glob("*.py"))
-        return [{module: _version(module) for module in self.preload}, self.limits.as_request(), code]
+        """What its programs' results depend on beside the workers' code: modules at hand with versions, and limits."""
+        return [{module: _version(module) for module in self.preload}, self.limits.as_request()]
 
     def run(
         self, source: str, *, tools: Mapping[str, str] | None = None, sources: Mapping[str, str] | None = None

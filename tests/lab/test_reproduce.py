@@ -1,11 +1,12 @@
 import json
+import shutil
 
 import nbformat
 import pytest
 
 from lib import TenfoldError
 from lib.__main__ import main
-from lib.lab import report, reproduce
+from lib.lab import keys, mutants, paths, report, reproduce
 
 FINISH = (
     "import os, pathlib, json\n"
@@ -175,7 +176,32 @@ def test_the_forecast_follows_values_and_statements(staged, house):
 
 
 def test_the_forecast_of_a_cleared_cache_is_that_all_is_computed(staged, house):
-    import shutil
-
     shutil.rmtree(house / "data/cache/tour")
     assert set(staged().values()) == {("computed", "it is not in the cache")}
+
+
+def inputs(*names):
+    return {job.paper: job.inputs() for job in reproduce.plan("cpu", list(names))}
+
+
+@pytest.mark.parametrize("paper", list(paths.paper_notebooks()))
+def test_an_edited_formula_makes_its_paper_and_the_tour_run_again_and_no_other(paper, tmp_path, monkeypatch):
+    listed = {m.file.removesuffix(".py").replace("/", "."): m for m in mutants.load() if m.room == paper}
+    module = next(name for name in listed if name in keys.reach(f"lib.{paper}"))
+    mutant = listed[module]
+    other = "grin" if paper != "grin" else "seqboat"
+    before = inputs(paper, "tour", other)
+    place = keys._source_of
+    for beside in place(module).parent.iterdir():  # tables that a module reads lie beside it
+        if beside.suffix in keys.DATA_FILES:
+            shutil.copy(beside, tmp_path)
+    file = tmp_path / "edited.py"
+    monkeypatch.setattr(keys, "_source_of", lambda name: file if name == module else place(name))
+    source = place(module).read_text(encoding="utf8")
+    file.write_text(source + "\n# a comment\n")
+    assert inputs(paper, "tour", other) == before
+    file.write_text(mutant.mutated(source) + "# edited\n")
+    after = inputs(paper, "tour", other)
+    assert after[paper] != before[paper]
+    assert after["tour"] != before["tour"]
+    assert after[other] == before[other]

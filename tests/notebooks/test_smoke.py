@@ -13,6 +13,10 @@ def longest_first(names):
 PAPERS = longest_first(paths.paper_notebooks())
 
 
+def stages_in(folder):
+    return sorted(entry.name for entry in (folder / "cache").glob("*/*-*") if entry.is_dir())
+
+
 @pytest.mark.notebook
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("paper", PAPERS)
@@ -22,7 +26,9 @@ def test_smoke_run_gives_the_recorded_numbers_cold_and_warm(paper, tmp_path, mon
     cold = golden.run_smoke(paper, tmp_path / "cold")
     assert golden.differences(paper, cold) == []
     assert {claim["id"] for claim in cold["claims"]} == {claim.id for claim in papers.load(paper).claims}
+    kept = stages_in(tmp_path)
     warm = golden.run_smoke(paper, tmp_path / "warm")
+    assert stages_in(tmp_path) == kept, "a second run of the same code computes nothing"
     assert golden.numbers(warm) == golden.numbers(cold)
     assert golden.checks(warm) == golden.checks(cold)
     assert [c["verdict"] for c in warm["claims"]] == [c["verdict"] for c in cold["claims"]]

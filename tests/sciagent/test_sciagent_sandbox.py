@@ -13,6 +13,7 @@ import pytest
 from sciagent_hostile import ESCAPED, ESCAPING_THE_SYNTAX, PROGRAMS
 
 from lib import TenfoldError
+from lib.lab import keys
 from lib.sciagent import Limits, ProgramRefused, Sandbox, sandbox
 from lib.sciagent.program import calls, checked
 
@@ -215,8 +216,9 @@ def test_layers_reported_are_layers_there(pool):
 
 
 def test_its_fingerprint_holds_what_runs_in_the_workers(warm, pool):
-    versions, limits, code = warm.fingerprint()
+    versions, limits = warm.fingerprint()
     assert set(versions) == set(warm.preload)
     assert all(versions.values())
-    assert {"worker.py", "harvest.py", "runner.py"} <= {file.name for file in code}
+    inside = {f"lib.sciagent.inside.{name}" for name in ("worker", "harvest", "runner", "signatures", "seccomp")}
+    assert inside <= keys.reach("lib.sciagent.sandbox"), "an edit of what the workers run is another key"
     assert pool.fingerprint()[1] != limits
