@@ -76,8 +76,10 @@ def finished_run(seed, claims, gates=()):
 def test_claims_are_judged_over_seeds_by_the_same_rule(house):
     known = papers.load("lorc").claims
     assert (known[0].rule, known[0].threshold) == ("above", 0)
+    passed = [{"id": gate, "estimate": 0.0} for gate in known[0].gates]  # all of them are upper bounds
+    assert {papers.load("lorc").gate(gate["id"]).rule for gate in passed} == {"below"}
     for seed, value in ((0, 1.0), (1, 1.2), (2, 0.9)):
-        finished_run(seed, [{"id": c.id, "estimate": value if c is known[0] else None} for c in known])
+        finished_run(seed, [{"id": c.id, "estimate": value if c is known[0] else None} for c in known], passed)
     first, *others = sweep.merge("cpu", ["lorc"])
     assert first["estimate"] == pytest.approx(3.1 / 3)
     half = 4.302653 * 0.152753 / 3**0.5  # Student's t of 2 degrees of freedom x standard error
