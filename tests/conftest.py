@@ -1,12 +1,22 @@
 """No test may reach for the hub, open a window, or write into the repository's own folders."""
 
 import os
+import sys
 from collections import Counter
 
 import nbformat  # noqa: F401 - first, since its import takes a second now and seven beside torch
+import pytest
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("MPLBACKEND", "Agg")
+
+
+@pytest.fixture(autouse=True, scope="module")
+def own_accelerator():
+    """Accelerate keeps one precision for the whole process: no file's tests may leave theirs to the next file's."""
+    yield
+    if "accelerate.state" in sys.modules:
+        sys.modules["accelerate.state"].AcceleratorState._reset_state()
 
 
 def pytest_collection_modifyitems(items):

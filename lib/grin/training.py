@@ -5,6 +5,7 @@ warm-up and a cosine to a tenth. The paper gives neither learning rate nor batch
 """
 
 import math
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -95,8 +96,13 @@ def train(
 
 
 def _joined(plan: TrainingPlan, seed: int) -> Accelerator:
-    """Return the accelerator of all workers, each with draws of its own."""
-    accelerator, each = Accelerator(), plan.batch_size // plan.accumulation
+    """Return the accelerator of all workers, each with draws of its own, in the precision that was launched.
+
+    Accelerate keeps one state for the whole process: without a stated precision, a `Trainer` that ran before in
+    bfloat16 would silently make this training bfloat16 as well. Stated, accelerate refuses the change.
+    """
+    accelerator = Accelerator(mixed_precision=os.environ.get("ACCELERATE_MIXED_PRECISION", "no"))
+    each = plan.batch_size // plan.accumulation
     if each % accelerator.num_processes:
         raise ValueError(f"micro-batches of {each} windows cannot be shared by {accelerator.num_processes} workers")
     if accelerator.num_processes > 1:  # workers must not draw the same noise for different tokens

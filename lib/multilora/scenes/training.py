@@ -1,5 +1,6 @@
 """Training of the base model, of its weak prior and of LoRAs: one loop, three kinds of scenes."""
 
+import os
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -101,7 +102,8 @@ def train(
 
     With `average` the weights at the end are their moving average. Runs under `accelerate launch` on several devices.
     """
-    accelerator = Accelerator(cpu=device == "cpu")
+    precision = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")  # said, so that no earlier trainer's is inherited
+    accelerator = Accelerator(cpu=device == "cpu", mixed_precision=precision)
     generator = torch.Generator().manual_seed(seed + accelerator.process_index)
     weights = [p for module in (unet, tag_encoder) for p in module.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(weights, lr=recipe.learning_rate, betas=(0.9, 0.99), weight_decay=1e-3)
