@@ -103,7 +103,7 @@ def _parser() -> Parser:
 
 
 def reproduce(options) -> int:
-    """Plan and run; exit status 1 where any notebook failed."""
+    """Plan and run; exit status 1 where any notebook or any check of our own code failed."""
     from lib.lab import report
     from lib.lab.reproduce import plan
     from lib.lab.reproduce import reproduce as run
@@ -125,7 +125,14 @@ def reproduce(options) -> int:
         report.print_findings(options.profile, done)
     if options.profile == "cpu" and any(outcome.state == "ran" for outcome in outcomes):
         report.update_readme()
-    return int(any(outcome.state == "failed" for outcome in outcomes))
+    broken = report.failed_checks(options.profile, done)
+    if broken:
+        print(
+            f"tenfold: what our own code promises does not hold here, so mend it before you trust its results: "
+            f"{'; '.join(broken)}.",
+            file=sys.stderr,
+        )
+    return int(bool(broken) or any(outcome.state == "failed" for outcome in outcomes))
 
 
 def sweep(options) -> int:
@@ -177,15 +184,12 @@ def _overrides(settings: list[str]) -> dict:
 
 def _print_plan(jobs) -> None:
     from rich.markup import escape
-    from rich.table import Table
 
     from lib import zoo
     from lib.lab import report
 
     title = f"plan, profile {jobs[0].profile} (nothing is run)" if jobs else "no papers"
-    table = Table(title=title, title_justify="left")
-    for column in ("paper", "notebook", "minutes", "memory", "models and data"):
-        table.add_column(column, overflow="fold")
+    table = report.table(title, "paper", "notebook", "minutes", "memory", "models and data")
     for job in jobs:
         needs = "\n".join(zoo.describe(name) for name in job.models_and_data())
         state = " (unchanged)" if job.up_to_date() else ""
@@ -242,7 +246,7 @@ def claims(options) -> int:
 
 def docs(_options) -> int:
     """Build the site."""
-    from lib.lab.site.build import build
+    from lib.lab.site import build
 
     _refuse_unwritable()
     print(f"The site is built: open {build()}")

@@ -11,7 +11,7 @@ import yaml
 from lib import root
 from lib.lab import doctor, paths, profiles, report, structure
 from lib.zoo.assets import ASSETS
-from lib.zoo.shapes import SHAPES
+from lib.zoo.models import SHAPES
 
 PYPROJECT = tomllib.loads((root() / "pyproject.toml").read_text())
 
@@ -90,6 +90,12 @@ def test_every_notebook_keeps_the_anatomy(path):
     assert structure.problems(path) == []
 
 
+@pytest.mark.parametrize("paper", paths.paper_notebooks())
+def test_a_method_is_a_room_that_can_be_read_through(paper):
+    count = len(structure.files_of_method(paper))
+    assert count <= structure.LARGEST_ROOM, f"lib/{paper} has {count} files: merge some, or move some to its study"
+
+
 def test_every_figure_kept_in_git_has_its_csv_twin():
     for png in (root() / "figures").glob("cpu/*/*.png"):
         assert png.with_suffix(".csv").exists(), png.name
@@ -105,7 +111,7 @@ def test_every_room_is_named_in_the_import_contracts():
 def test_the_gpu_profile_can_be_planned_without_a_hub(paper):
     for name, value in profiles.load("gpu").parameters(paper).items():
         if name.endswith("model") and isinstance(value, str):
-            assert value in ASSETS or value in SHAPES, f"add the shape of {value!r} to lib/zoo/shapes.py"
+            assert value in ASSETS or value in SHAPES, f"add the shape of {value!r} to lib/zoo/models.py"
 
 
 def seconds_to_import(module):

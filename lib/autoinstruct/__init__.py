@@ -1,46 +1,78 @@
-"""Auto-Instruct: instructions written by a language model and ranked by a trained model (arXiv:2310.13127)."""
+"""Auto-Instruct: instructions written by a language model and ranked by a trained model (arXiv:2310.13127).
 
-from lib.autoinstruct.choosing import choose, per_example, per_task
-from lib.autoinstruct.generation import Candidate, CandidateSet, Inducer, collect, generate, variants
-from lib.autoinstruct.labelled import LabelledTask, label_task
-from lib.autoinstruct.labelling import Label, Pair, label
+Candidates come from `generation` (a capable model) or from rules (`candidates`), are tried on examples (`labelling`),
+and a ranker (`modeling`) learns which helps which example (`objectives`, `trainer`).
+"""
+
+from lib.autoinstruct.candidates import Candidate, CandidateSet, collect, format_line, variants
+from lib.autoinstruct.generation import (
+    FEW_SHOT,
+    ZERO_SHOT,
+    LocalGenerator,
+    WorkedTask,
+    generate,
+    meta_prompt,
+)
+from lib.autoinstruct.labelling import Label, LabelledTask, Pair, label, label_task
 from lib.autoinstruct.metrics import exact_match, rouge_l
-from lib.autoinstruct.prompts import Demonstration
-from lib.autoinstruct.ranker import CrossEncoder, FrozenHead, LabelTable, YesLogit, fit, load_scorer, predict
-from lib.autoinstruct.suite import folds, screen, select
-from lib.autoinstruct.tasks import Example, Rule, Task, make_tasks, read_jsonl
+from lib.autoinstruct.modeling import CrossEncoder, FrozenHead, Scorer, YesLogit, load_scorer
+from lib.autoinstruct.objectives import binary, listwise_kl, pointwise, target_distribution
+from lib.autoinstruct.tasks import Demonstration, Example, Rule, Task, make_tasks, read_jsonl
+from lib.autoinstruct.trainer import (
+    LabelTable,
+    Row,
+    choose,
+    draw_rows,
+    fit,
+    per_example,
+    per_task,
+    popularity,
+    popularity_weights,
+    predict,
+)
 
 __all__ = [
+    "FEW_SHOT",
+    "ZERO_SHOT",
     "Candidate",
     "CandidateSet",
     "CrossEncoder",
     "Demonstration",
     "Example",
     "FrozenHead",
-    "Inducer",
     "Label",
     "LabelTable",
     "LabelledTask",
+    "LocalGenerator",
     "Pair",
+    "Row",
     "Rule",
+    "Scorer",
     "Task",
+    "WorkedTask",
     "YesLogit",
+    "binary",
     "choose",
     "collect",
+    "draw_rows",
     "exact_match",
     "fit",
-    "folds",
+    "format_line",
     "generate",
     "label",
     "label_task",
+    "listwise_kl",
     "load_scorer",
     "make_tasks",
+    "meta_prompt",
     "per_example",
     "per_task",
+    "pointwise",
+    "popularity",
+    "popularity_weights",
     "predict",
     "read_jsonl",
     "rouge_l",
-    "screen",
-    "select",
+    "target_distribution",
     "variants",
 ]

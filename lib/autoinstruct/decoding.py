@@ -1,142 +1,97 @@
-"""Greedy answers and gold log-probabilities of prompts that share prefixes, a batch of groups at a time."""
+"""Prompts that put an instruction before an example, their greedy answers, and log-probabilities of given replies.
+
+The instruction is the system turn, a demonstration a user and an assistant turn, the example the last user turn.
+Deviation: the paper's completion model got `instruction, demonstrations, Input:, Output:` as plain text; so does a
+model here whose tokenizer has no chat template.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from os.path import commonprefix
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
-from lib.autoinstruct.shared_prefix import SharedPrefixState, padded_left, padded_right
+from lib.autoinstruct.tasks import Demonstration
+from lib.core.generation import Context, decode, read_groups
+from lib.core.scoring import log_probs, padded
+
+
+def prompt_ids(
+    tokenizer: Any, instruction: str, example: str, *, demonstrations: Sequence[Demonstration] = ()
+) -> list[int]:
+    """Encode a prompt up to where the model's answer begins; an empty instruction leaves the system turn empty."""
+    if getattr(tokenizer, "chat_template", None) is None:
+        parts = [instruction] if instruction else []
+        parts += [f"Input: {demo.input}\nOutput: {demo.output}" for demo in demonstrations]
+        return tokenizer("\n\n".join([*parts, f"Input: {example}\nOutput:"])).input_ids
+    messages = [{"role": "system", "content": instruction}]
+    for demo in demonstrations:
+        messages += [{"role": "user", "content": demo.input}, {"role": "assistant", "content": demo.output}]
+    messages.append({"role": "user", "content": example})
+    text = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+    return tokenizer(text, add_special_tokens=False).input_ids
+
+
+def answer_ids(tokenizer: Any, answer: str) -> list[int]:
+    """Encode a whole reply: the answer and the token that ends it, so that a longer reply is another reply."""
+    plain = getattr(tokenizer, "chat_template", None) is None
+    ids = tokenizer((" " if plain else "") + answer, add_special_tokens=False).input_ids
+    return [*ids, tokenizer.eos_token_id]
+
+
+@lru_cache(maxsize=8)
+def stop_tokens(tokenizer: Any) -> tuple[int, ...]:
+    """List the tokens that end a single-line answer: the end of turn, and every token with a line break in it."""
+    texts = tokenizer.batch_decode([[i] for i in range(len(tokenizer))])
+    return tuple(sorted({tokenizer.eos_token_id} | {i for i, text in enumerate(texts) if "\n" in text}))
 
 
 @dataclass(frozen=True)
-class Decoded:
-    """Of each row: the tokens generated (without the one that stopped it) and the log-probability of each gold reply.
+class Answers:
+    """Of each prompt: the tokens generated (without the one that stopped it) and each given reply's log-probability.
 
-    A gold reply's log-probability is a mean over its tokens, in nats.
+    A reply's log-probability is a mean over its tokens, in nats.
     """
 
     tokens: list[list[int]]
     log_probs: list[list[float]]
 
 
-@lru_cache(maxsize=8)
-def stop_tokens(tokenizer: Any) -> tuple[int, ...]:
-    """Tokens that end a single-line answer: the end of turn, and every token with a line break in it."""
-    texts = tokenizer.batch_decode([[i] for i in range(len(tokenizer))])
-    return tuple(sorted({tokenizer.eos_token_id} | {i for i, text in enumerate(texts) if "\n" in text}))
-
-
-def shared_length(prompts: Sequence[Sequence[int]]) -> int:
-    """Tokens that all prompts begin with; each keeps at least one of its own."""
-    return min(len(commonprefix([list(p) for p in prompts])), min(map(len, prompts)) - 1)
-
-
 @torch.inference_mode()
-def decode_groups(
+def answer_groups(
     model: Any,
     groups: Sequence[Sequence[Sequence[int]]],
     *,
-    gold: Sequence[Sequence[Sequence[Sequence[int]]]] | None = None,
+    replies: Sequence[Sequence[Sequence[int]]] = (),
     stops: Sequence[int],
     max_new_tokens: int,
-) -> Decoded:
-    """Decode groups of prompts (token ids), each encoding what its rows share once.
+) -> Answers:
+    """Answer groups of prompts (token ids); what the prompts of a group begin with is read once.
 
-    `gold[g][e]` are the replies whose log-probability is wanted after prompt e of group g. Groups of unequal size are
-    filled up. With `max_new_tokens = 0` nothing is generated. Raises ValueError for a group without a prompt.
+    `replies[i]` are token ids whose log-probability is wanted after prompt i (one group after another; equally many
+    each). With `max_new_tokens = 0` nothing is generated. Raises ValueError for a group without a prompt.
     """
-    if not groups or not all(groups):
-        raise ValueError("each group needs at least one prompt: leave out the empty ones")
-    each = max(map(len, groups))
-    filled = [[*group, *[group[-1]] * (each - len(group))] for group in groups]
-    shared = [shared_length(group) for group in groups]
-    suffixes = [p[n:] for group, n in zip(filled, shared, strict=True) for p in group]
-    ids, padding = padded_left(suffixes, device=model.device)
-    wanted = [[*g, *[g[-1]] * (each - len(g))] for g in gold] if gold is not None else []
-    replies = [r for group in wanted for r in group]
-    longest = max((len(reply) for row in replies for reply in row), default=0)
-    prefixes = [group[0][:n] for group, n in zip(filled, shared, strict=True)]
-    if not all(shared):  # nothing in common (a bare completion prompt): a group of one position that nobody sees
-        prefixes = [prefix or [0] for prefix in prefixes]
-    capacity = ids.shape[1] + max(max_new_tokens, longest)
-    state = SharedPrefixState(model, prefixes, rows_per_group=each, capacity=capacity)
-    _hide_empty(state, shared)
-    last = state.read(ids, ~padding)[:, -1]
-    kept = [g * each + e for g, group in enumerate(groups) for e in range(len(group))]
-    log_probs = _score(model, state, last, replies) if replies else [[] for _ in filled for _ in range(each)]
-    tokens = _generate(model, state, last, stops=stops, max_new_tokens=max_new_tokens)
-    return Decoded([tokens[row] for row in kept], [log_probs[row] for row in kept])
+    context, last = read_groups(model, groups)
+    scored = _reply_log_probs(context, last, replies) if replies else [[] for _ in last]
+    decoded = decode(context, last, max_new_tokens=max_new_tokens, stops=stops)
+    tokens = [row[:-1] if ended else row for row, ended in zip(decoded.tokens, decoded.ended, strict=True)]
+    return Answers(tokens, scored)
 
 
-def _hide_empty(state: SharedPrefixState, shared: Sequence[int]) -> None:
-    for group, length in enumerate(shared):
-        if length == 0:
-            state.prefix_hidden[group] = True
-            state.prefix_lengths[group] = 0
-
-
-def _score(
-    model: Any, state: SharedPrefixState, last: Float[Tensor, "rows hidden"], replies: Sequence[Sequence[Sequence[int]]]
+def _reply_log_probs(
+    context: Context, last: Float[Tensor, "rows width"], replies: Sequence[Sequence[Sequence[int]]]
 ) -> list[list[float]]:
-    """Mean log-probability per token of each row's replies; rows have equally many."""
-    found: list[list[float]] = [[] for _ in replies]
-    for index in range(len(replies[0])):
-        ids, padding = padded_right([row[index] for row in replies], device=last.device)
+    columns = []
+    for column in zip(*replies, strict=True):
+        ids, present = padded(column, side="right", device=last.device)
         hidden = last[:, None]
         if ids.shape[1] > 1:
-            hidden = torch.cat([hidden, state.read(ids[:, :-1], ~padding[:, :-1], keep=False)], dim=1)
-        logits = model.get_output_embeddings()(hidden[~padding]).float()
-        values = torch.zeros(ids.shape, dtype=torch.float32, device=ids.device)
-        picked = logits.gather(-1, ids[~padding][:, None])[:, 0] - logits.logsumexp(-1)
-        values[~padding] = picked
-        for row, value in enumerate((values.sum(-1) / (~padding).sum(-1)).tolist()):
-            found[row].append(value)
-    return found
-
-
-def _generate(
-    model: Any,
-    state: SharedPrefixState,
-    last: Float[Tensor, "rows hidden"],
-    *,
-    stops: Sequence[int],
-    max_new_tokens: int,
-) -> list[list[int]]:
-    """Greedy continuation of every row, until a stop token; rows that have stopped are dropped as soon as it pays."""
-    tokens: list[list[int]] = [[] for _ in range(len(last))]
-    stopping = torch.tensor(stops, device=last.device)
-    origin = torch.arange(len(last), device=last.device)  # row of `tokens` that a row of `state` is
-    alive = torch.ones_like(origin, dtype=torch.bool)
-    for step in range(max_new_tokens):
-        new = model.get_output_embeddings()(last).argmax(-1)
-        alive &= ~torch.isin(new, stopping)
-        for row in alive.nonzero()[:, 0].tolist():
-            tokens[int(origin[row])].append(int(new[row]))
-        if step + 1 == max_new_tokens or not alive.any():
-            break
-        kept = _worth_keeping(alive, state.rows_per_group)
-        if kept is not None:
-            groups, rows, real = kept
-            state.select(groups, rows)
-            flat = rows.flatten()
-            origin, new, alive = origin[flat], new[flat], real.flatten()
-        last = state.read(new[:, None], torch.ones_like(new, dtype=torch.bool)[:, None])[:, -1]
-    return tokens
-
-
-def _worth_keeping(
-    alive: Bool[Tensor, " rows"], each: int
-) -> tuple[Int[Tensor, " kept"], Int[Tensor, "kept fewer"], Bool[Tensor, "kept fewer"]] | None:
-    """Groups and rows that still run, filled up to a rectangle, where that is at most three quarters of all rows."""
-    by_group = alive.view(-1, each)
-    groups = by_group.any(-1).nonzero()[:, 0]
-    fewer = int(by_group.sum(-1).max())
-    if len(groups) * fewer > 0.75 * len(alive):
-        return None
-    order = (~by_group[groups]).to(torch.uint8).argsort(dim=-1, stable=True)[:, :fewer]
-    return groups, groups[:, None] * each + order, by_group[groups].gather(1, order)
+            hidden = torch.cat([hidden, context.read(ids[:, :-1], present[:, :-1]).hidden], dim=1)
+            context.rollback(present[:, :-1].sum(1))
+        values = torch.zeros(ids.shape, device=ids.device)
+        values[present] = log_probs(context.model, hidden[present], ids[present])
+        columns.append((values.sum(-1) / present.sum(-1)).tolist())
+    return [list(row) for row in zip(*columns, strict=True)]

@@ -3,18 +3,24 @@
 Every result is written down as soon as its batch is done, so a run that is cut off goes on where it stopped.
 """
 
-import hashlib
-import json
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pandas as pd
+from jaxtyping import Float, Int
 from tqdm import tqdm
 
-from lib.autoinstruct import journal, metrics
-from lib.autoinstruct.decoding import Decoded, decode_groups, stop_tokens
-from lib.autoinstruct.prompts import Demonstration, answer_ids, prompt_ids
+from lib.autoinstruct import metrics
+from lib.autoinstruct.candidates import Candidate
+from lib.autoinstruct.decoding import Answers, answer_groups, answer_ids, prompt_ids, stop_tokens
+from lib.autoinstruct.tasks import Demonstration, Task
+from lib.autoinstruct.trainer import LabelTable
+from lib.core.store import Journal, key_of
+
+METRICS = ("rouge_l", "exact_match", "log_prob")
 
 
 @dataclass(frozen=True)
@@ -43,7 +49,7 @@ class Label:
     rouge_l: float
     exact_match: float
     log_prob: float
-    other_log_probs: tuple[float, ...] = field(default=())
+    other_log_probs: tuple[float, ...] = ()
 
 
 def label(
@@ -59,50 +65,47 @@ def label(
     """Label pairs in order, greedily decoded (`max_new_tokens = 0`: log-probabilities only).
 
     Prompts with one instruction and the same demonstrations share their beginning, which is encoded once. `store` is a
-    file of finished labels that this call continues. Raises ValueError for a pair without an answer.
+    file of finished labels (a `core.store` journal) that this call continues. Raises ValueError for a pair
+    without an answer.
     """
     for pair in pairs:
         if not pair.answers:
             raise ValueError(f"the example {pair.input[:40]!r} has no answer: labels need at least one")
-    options = {"model": model.config.name_or_path, "dtype": str(model.dtype), "max_new_tokens": max_new_tokens}
-    keys = [_key(pair, options) for pair in pairs]
-    found = _stored(store)
-    open_pairs = {key: pair for key, pair in zip(keys, pairs, strict=True) if key not in found}
-    encoded = {key: _Encoded.of(tokenizer, pair) for key, pair in open_pairs.items()}
-    with tqdm(total=len(encoded), desc="label", unit="pair", disable=not progress, mininterval=1.0) as bar:
-        for batch in _batches(open_pairs, encoded, batch_rows):
-            decoded = decode_groups(
-                model,
-                [[encoded[key].prompt for key in group] for group in batch],
-                gold=[[encoded[key].replies for key in group] for group in batch],
-                stops=stop_tokens(tokenizer),
-                max_new_tokens=max_new_tokens,
-            )
-            names = [key for group in batch for key in group]
-            made = _labels(tokenizer, [open_pairs[key] for key in names], decoded, generated=max_new_tokens > 0)
-            found |= dict(zip(names, made, strict=True))
-            journal.append(store, ({"key": key} | asdict(one) for key, one in zip(names, made, strict=True)))
-            bar.update(len(names))
-    return [found[key] for key in keys]
+    settings = {"model": model.config.name_or_path, "dtype": str(model.dtype), "max_new_tokens": max_new_tokens}
+    keys = [key_of(asdict(pair), settings) for pair in pairs]
+    with Journal(store) as journal:
+        done = {
+            key: Label(**record | {"other_log_probs": tuple(record["other_log_probs"])})
+            for key, record in journal.items()
+        }
+        open_pairs = {key: pair for key, pair in zip(keys, pairs, strict=True) if key not in done}
+        prompts = {key: _prompt(tokenizer, pair) for key, pair in open_pairs.items()}
+        with tqdm(total=len(prompts), desc="label", unit="pair", disable=not progress, mininterval=1.0) as bar:
+            for batch in _batches(open_pairs, prompts, batch_rows):
+                names = [key for group in batch for key in group]
+                answers = answer_groups(
+                    model,
+                    [[prompts[key] for key in group] for group in batch],
+                    replies=[_replies(tokenizer, open_pairs[key]) for key in names],
+                    stops=stop_tokens(tokenizer),
+                    max_new_tokens=max_new_tokens,
+                )
+                labels = _labels(tokenizer, [open_pairs[key] for key in names], answers, generated=max_new_tokens > 0)
+                done |= dict(zip(names, labels, strict=True))
+                journal.put_many((key, asdict(done[key])) for key in names)
+                bar.update(len(names))
+    return [done[key] for key in keys]
 
 
-@dataclass(frozen=True)
-class _Encoded:
-    prompt: list[int]
-    replies: list[list[int]]
-
-    @classmethod
-    def of(cls, tokenizer: Any, pair: Pair) -> "_Encoded":
-        prompt = prompt_ids(tokenizer, pair.instruction, pair.input, demonstrations=pair.demonstrations)
-        return cls(prompt, [answer_ids(tokenizer, answer) for answer in (pair.answers[0], *pair.others)])
+def _prompt(tokenizer: Any, pair: Pair) -> list[int]:
+    return prompt_ids(tokenizer, pair.instruction, pair.input, demonstrations=pair.demonstrations)
 
 
-def _key(pair: Pair, options: dict[str, Any]) -> str:
-    text = json.dumps([asdict(pair), options], sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()[:24]
+def _replies(tokenizer: Any, pair: Pair) -> list[list[int]]:
+    return [answer_ids(tokenizer, answer) for answer in (pair.answers[0], *pair.others)]
 
 
-def _batches(pairs: dict[str, Pair], encoded: dict[str, _Encoded], batch_rows: int) -> Iterable[list[list[str]]]:
+def _batches(pairs: dict[str, Pair], prompts: dict[str, list[int]], batch_rows: int) -> Iterable[list[list[str]]]:
     """Batches of groups of keys: groups of like length and size together, at most `batch_rows` rows a batch.
 
     A batch holds pairs with equally many replies.
@@ -112,9 +115,9 @@ def _batches(pairs: dict[str, Pair], encoded: dict[str, _Encoded], batch_rows: i
         by_prefix.setdefault((pair.instruction, pair.demonstrations, len(pair.others)), []).append(key)
     groups = []
     for (_, _, count), keys in by_prefix.items():
-        keys.sort(key=lambda key: len(encoded[key].prompt))
+        keys.sort(key=lambda key: len(prompts[key]))
         groups += [(count, keys[i : i + batch_rows]) for i in range(0, len(keys), batch_rows)]
-    groups.sort(key=lambda item: (item[0], len(item[1]), len(encoded[item[1][-1]].prompt)))
+    groups.sort(key=lambda item: (item[0], len(item[1]), len(prompts[item[1][-1]])))
     batch: list[list[str]] = []
     for index, (count, keys) in enumerate(groups):
         batch.append(keys)
@@ -124,23 +127,82 @@ def _batches(pairs: dict[str, Pair], encoded: dict[str, _Encoded], batch_rows: i
             batch = []
 
 
-def _labels(tokenizer: Any, pairs: Sequence[Pair], decoded: Decoded, *, generated: bool) -> list[Label]:
-    made = []
-    for pair, tokens, (gold, *others) in zip(pairs, decoded.tokens, decoded.log_probs, strict=True):
+def _labels(tokenizer: Any, pairs: Sequence[Pair], answers: Answers, *, generated: bool) -> list[Label]:
+    labels = []
+    for pair, tokens, (gold, *others) in zip(pairs, answers.tokens, answers.log_probs, strict=True):
         if generated:
             output = metrics.first_line(tokenizer.decode(tokens, skip_special_tokens=True))
             rouge, exact = metrics.rouge_l(output, pair.answers), float(metrics.exact_match(output, pair.answers))
         else:
             output, rouge, exact = None, float("nan"), float("nan")
-        made.append(Label(output, rouge, exact, gold, tuple(others)))
-    return made
+        labels.append(Label(output, rouge, exact, gold, tuple(others)))
+    return labels
 
 
-def _stored(store: Path | None) -> dict[str, Label]:
-    """Finished labels of a store."""
-    found = {}
-    for record in journal.read(store):
-        key = record.pop("key")
-        record["other_log_probs"] = tuple(record["other_log_probs"])
-        found[key] = Label(**record)
-    return found
+def label_task(
+    model: Any,
+    tokenizer: Any,
+    task: Task,
+    candidates: Sequence[Candidate],
+    *,
+    demonstrations: Sequence[Demonstration] = (),
+    max_new_tokens: int = 16,
+    batch_rows: int = 64,
+    store: Path | None = None,
+    progress: bool = True,
+) -> pd.DataFrame:
+    """Try all candidates on all examples: one row a pair with `candidate`, `example` (indices), `output`, scores."""
+    pairs = [
+        Pair(candidate.text, example.input, example.answers, tuple(demonstrations))
+        for candidate in candidates
+        for example in task.examples
+    ]
+    options = {"max_new_tokens": max_new_tokens, "batch_rows": batch_rows, "store": store, "progress": progress}
+    labels = label(model, tokenizer, pairs, **options)
+    width = len(task.examples)
+    return pd.DataFrame(
+        {
+            "candidate": np.arange(len(pairs)) // width,
+            "example": np.arange(len(pairs)) % width,
+            "output": [one.output or "" for one in labels],
+            **{name: [float(getattr(one, name)) for one in labels] for name in METRICS},
+        }
+    )
+
+
+@dataclass(frozen=True)
+class LabelledTask:
+    """Labels of a task's candidates; `frame` is what `label_task` gave, whose last rows may be of `controls`.
+
+    Controls are instructions that nothing chooses among: empty, irrelevant.
+    """
+
+    task: Task
+    candidates: tuple[Candidate, ...]
+    frame: pd.DataFrame
+    controls: tuple[str, ...] = ()
+
+    def metric(self, name: str) -> Float[np.ndarray, "examples candidates"]:
+        """A metric of every candidate on every example."""
+        return self._array(name)[:, : len(self.candidates)]
+
+    def control(self, control: str, name: str) -> Float[np.ndarray, " examples"]:
+        """A metric under a control instruction."""
+        return self._array(name)[:, len(self.candidates) + self.controls.index(control)]
+
+    def _array(self, name: str) -> np.ndarray:
+        return self.frame.pivot(index="example", columns="candidate", values=name).to_numpy()
+
+    def table(self, name: str) -> LabelTable:
+        """Labels as rankers learn from them."""
+        inputs = tuple(example.input for example in self.task.examples)
+        return LabelTable(self.task.name, inputs, self.candidates, self.metric(name))
+
+    def value(self, picks: Int[np.ndarray, " examples"], name: str) -> float:
+        """Mean metric over the examples of the candidates picked."""
+        return float(np.take_along_axis(self.metric(name), picks[:, None], 1).mean())
+
+    @property
+    def human(self) -> int:
+        """Index of the human instruction."""
+        return [candidate.origin for candidate in self.candidates].index("human")

@@ -9,12 +9,12 @@ PUNCTUATION = re.compile(r"[^\w\s]|_")
 
 
 def first_line(text: str) -> str:
-    """First line with something in it: answers are single lines."""
+    """Take the first line with something in it: answers are single lines."""
     return next((line.strip() for line in text.splitlines() if line.strip()), "")
 
 
 def bare(text: str) -> str:
-    """Lower case, punctuation replaced by spaces, one space between words: `"[1]."` and `1` are the same answer."""
+    """Bring to lower case without punctuation, one space between words: `"[1]."` and `1` are the same answer."""
     return " ".join(PUNCTUATION.sub(" ", text.lower()).split())
 
 
@@ -33,25 +33,25 @@ class _Words:
 
 
 def rouge_l(output: str, references: Sequence[str]) -> float:
-    """ROUGE-L F of the best reference, in 0..1, without punctuation; 1 where both are empty without it but agree.
+    """Give ROUGE-L F of the best reference, in 0..1, without punctuation; 1 where both are empty without it but agree.
 
     Raises ValueError without a reference.
     """
     if not references:
         raise ValueError("ROUGE-L needs at least one reference answer")
-    found = bare(output)
+    given = bare(output)
     scores = []
     for reference in references:
         wanted = bare(reference)
         if not wanted:  # an answer of signs only, such as `<=`: nothing to compare but itself
             scores.append(float(output.strip() == reference.strip()))
         else:
-            scores.append(float(_scorer().score(wanted, found)["rougeL"].fmeasure))
+            scores.append(float(_scorer().score(wanted, given)["rougeL"].fmeasure))
     return max(scores)
 
 
 def exact_match(output: str, references: Sequence[str]) -> bool:
-    """Whether the output is one of the references, case and punctuation aside; raises ValueError without one."""
+    """Tell whether the output is one of the references, case and punctuation aside; raises ValueError without one."""
     if not references:
         raise ValueError("exact match needs at least one reference answer")
     return any(bare(output) == bare(r) if bare(r) else output.strip() == r.strip() for r in references)

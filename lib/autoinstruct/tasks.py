@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 from lib import TenfoldError
-from lib.autoinstruct.prompts import Demonstration
 
 COLUMNS = {
     "task": ("task", "task_name"),
@@ -27,6 +26,14 @@ OTHER_LANGUAGES = re.compile(
     r"norwegian|persian|polish|portug|roman|russ|serbian|sindarin|spanish|swedish|turkish|ukrain|urdu|vietnam",
     re.IGNORECASE,
 )
+
+
+@dataclass(frozen=True)
+class Demonstration:
+    """A worked example of a task."""
+
+    input: str
+    output: str
 
 
 @dataclass(frozen=True)
@@ -69,7 +76,7 @@ class Rule:
 
 
 def read_jsonl(path: Path) -> list[dict[str, Any]]:
-    """Rows of a user's own tasks, one JSON object a line; raises TenfoldError for a line that is none."""
+    """Read rows of a user's own tasks, one JSON object a line; raises TenfoldError for a line that is none."""
     rows = []
     for number, line in enumerate(path.read_text(encoding="utf8").splitlines(), start=1):
         if not line.strip():
@@ -85,7 +92,7 @@ def read_jsonl(path: Path) -> list[dict[str, Any]]:
 
 
 def make_tasks(rows: Iterable[Mapping[str, Any]], rule: Rule | None = None) -> tuple[list[Task], dict[str, int]]:
-    """Tasks that keep the rule, by name, and how many tasks were left out for each reason.
+    """Make the tasks that keep the rule, by name, and how many tasks were left out for each reason.
 
     Rows have a task, an instruction, an input and answers (a text or a list), under any of the names in `COLUMNS`.
     Raises TenfoldError for a row without one of them, or a task with several instructions.

@@ -1,16 +1,17 @@
 """GRIN: gradient-informed routing for mixtures of experts, without dropping tokens (arXiv:2409.12136)."""
 
 from lib.grin.balance import RoutingStatistics, balance_loss, dispatch_counts, routing_statistics, z_loss
+from lib.grin.configuration import GrinConfig
 from lib.grin.convert import from_phimoe, upcycle
-from lib.grin.estimators import EnumerableProblem, Moments, relative_bias
 from lib.grin.experts import Experts, tokens_per_expert
-from lib.grin.modeling import GrinBlock, GrinConfig, GrinForCausalLM, GrinModel
-from lib.grin.router import Router
+from lib.grin.modeling import GrinBlock, GrinForCausalLM, GrinModel
 from lib.grin.routing import (
     ROUTES,
+    Router,
     Routing,
     gshard,
     route_named,
+    sparsemixer,
     sparsemixer_v1,
     sparsemixer_v2,
     sparsemixer_v2_consistent,
@@ -18,13 +19,11 @@ from lib.grin.routing import (
 
 __all__ = [
     "ROUTES",
-    "EnumerableProblem",
     "Experts",
     "GrinBlock",
     "GrinConfig",
     "GrinForCausalLM",
     "GrinModel",
-    "Moments",
     "Router",
     "Routing",
     "RoutingStatistics",
@@ -32,9 +31,9 @@ __all__ = [
     "dispatch_counts",
     "from_phimoe",
     "gshard",
-    "relative_bias",
     "route_named",
     "routing_statistics",
+    "sparsemixer",
     "sparsemixer_v1",
     "sparsemixer_v2",
     "sparsemixer_v2_consistent",

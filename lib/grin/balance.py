@@ -100,15 +100,13 @@ class RoutingStatistics:
 @torch.no_grad()
 def routing_statistics(routings: Sequence[Routing]) -> list[RoutingStatistics]:
     """Return the statistics of each layer's routing; entropy of the load in nats."""
-    found = []
-    for routing in routings:
-        load = dispatch_counts(routing).float() / routing.indices.numel()
-        found.append(
-            RoutingStatistics(
-                load=load,
-                max_load=float(load.max()),
-                choice=float((routing.survivors[:, 0] > 1).float().mean()),
-                entropy=float(torch.special.entr(load).sum()),
-            )
+    loads = [dispatch_counts(routing).float() / routing.indices.numel() for routing in routings]
+    return [
+        RoutingStatistics(
+            load=load,
+            max_load=float(load.max()),
+            choice=float((routing.survivors[:, 0] > 1).float().mean()),
+            entropy=float(torch.special.entr(load).sum()),
         )
-    return found
+        for load, routing in zip(loads, routings, strict=True)
+    ]

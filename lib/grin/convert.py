@@ -6,7 +6,8 @@ import torch
 from torch import nn
 from transformers import AutoConfig
 
-from lib.grin.modeling import GrinConfig, GrinForCausalLM
+from lib.grin.configuration import GrinConfig
+from lib.grin.modeling import GrinForCausalLM
 
 UPCYCLED_KEYS = (
     "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",

@@ -63,7 +63,9 @@ def dispatch(
         plan = DispatchPlan(source=every[:, 0], rows=every, ends=tokens_per_expert(routing.indices, 1).to(torch.int32))
         rows = swiglu(hidden @ gate_up[0].T, activation) @ down[0].T
         return _Combined.apply(rows, routing.weights, routing.output_scale, plan)
-    plan = plan_dispatch(routing.indices, experts, multiple=_row_multiple(hidden))
+    # On CPUs oneDNN compiles a bfloat16 product for every new shape, and routing makes new shapes all the time.
+    compiled = hidden.device.type == "cpu" and hidden.dtype == torch.bfloat16
+    plan = plan_dispatch(routing.indices, experts, multiple=FEW_SHAPES if compiled else 1)
     rows = grouped_linear(_Taken.apply(hidden, plan), gate_up, plan.ends)
     rows = grouped_linear(swiglu(rows, activation), down, plan.ends)
     return _Combined.apply(rows, routing.weights, routing.output_scale, plan)
@@ -95,14 +97,6 @@ def plan_dispatch(indices: Int[Tensor, "tokens k"], experts: int, *, multiple: i
     total = len(order) if multiple == 1 else int(ends[-1])
     source = order.new_zeros(total).scatter_(0, at, order.div(k, rounding_mode="floor"))
     return DispatchPlan(source=source, rows=rows.view_as(indices), ends=ends.to(torch.int32))
-
-
-def _row_multiple(hidden: Tensor) -> int:
-    """Rows of an expert come in multiples of this.
-
-    On CPUs oneDNN compiles a bfloat16 product for every new shape, and routing makes new shapes all the time.
-    """
-    return FEW_SHAPES if hidden.device.type == "cpu" and hidden.dtype == torch.bfloat16 else 1
 
 
 class _Taken(torch.autograd.Function):

@@ -4,11 +4,11 @@ The decoder (pre-norm LayerNorm, RoPE, grouped-query attention; arXiv:2409.12136
 and parameters keep its names, so that published weights load by name. With one expert a model is dense.
 """
 
-from typing import Any, cast, no_type_check
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForCausalLM, PhimoeConfig
+from transformers import AutoModelForCausalLM
 from transformers import initialization as init
 from transformers.conversion_mapping import get_checkpoint_conversion_mapping, register_checkpoint_conversion_mapping
 from transformers.modeling_outputs import MoeCausalLMOutputWithPast
@@ -16,45 +16,9 @@ from transformers.models.phimoe import modeling_phimoe
 from transformers.utils.generic import can_return_tuple
 
 from lib.grin.balance import balance_loss, z_loss
+from lib.grin.configuration import GrinConfig
 from lib.grin.experts import Experts
-from lib.grin.router import Router
-from lib.grin.routing import Routing, route_named
-
-
-@no_type_check  # transformers' configs take keywords that their signature does not name; fields are checked by its own
-class GrinConfig(PhimoeConfig):
-    """Configuration of a GRIN model: PhiMoE's fields and these.
-
-    `router`: a name in `lib.grin.ROUTES`. `expert_gradient`: `code` or `algorithm`. `norm`: `layer` (the paper) or
-    `rms` (an upcycled Llama). `balance_shards`: 1 for the global balance loss, or how many parts of a batch balance
-    alone.
-    Raises ValueError for unknown names. Source: section 3 of arXiv:2409.12136 (read); the coefficients and the radius
-    during its training are not given there.
-    """
-
-    model_type = "grin"
-    # No expert parallelism (section 2.2): only the tensor-parallel plan of the base class is kept.
-    base_model_ep_plan = None
-
-    router: str = "sparsemixer_v2"
-    expert_gradient: str = "code"
-    norm: str = "layer"
-    balance_shards: int = 1
-    router_z_loss_coef: float = 0.0
-    # Deviation: the released configuration has 0.01, where nearly all tokens have one survivor and no router gradient.
-    router_jitter_noise: float = 0.1
-    router_aux_loss_coef: float = 0.01
-
-    def __post_init__(self, **kwargs: Any) -> None:
-        route_named(self.router, expert_gradient=self.expert_gradient)
-        if self.norm not in ("layer", "rms"):
-            raise ValueError(f"norm must be 'layer' or 'rms', got {self.norm!r}")
-        if not 1 <= self.num_experts_per_tok <= self.num_local_experts:
-            raise ValueError(
-                f"num_experts_per_tok must be between 1 and the {self.num_local_experts} experts, "
-                f"got {self.num_experts_per_tok}"
-            )
-        super().__post_init__(**kwargs)
+from lib.grin.routing import Router, Routing, route_named
 
 
 class GrinBlock(nn.Module):
@@ -81,6 +45,10 @@ class GrinBlock(nn.Module):
         self.routing = self.router(flat)
         return self.experts(flat, self.routing).view_as(hidden_states)
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave the last pass's routing, which holds its graph, out of copies and pickles."""
+        return self.__dict__ | {"routing": None}
+
 
 class GrinDecoderLayer(modeling_phimoe.PhimoeDecoderLayer):
     """PhiMoE's decoder layer with a GRIN block."""
@@ -101,6 +69,17 @@ class GrinPreTrainedModel(modeling_phimoe.PhimoePreTrainedModel):
     config_class = GrinConfig
     _no_split_modules = ["GrinDecoderLayer"]
     _can_record_outputs = {"hidden_states": GrinDecoderLayer, "attentions": modeling_phimoe.PhimoeAttention}
+
+    def activation_checkpointing_enable(
+        self, activation_checkpointing_kwargs: dict[str, Any] | None = None, **options: Any
+    ) -> None:
+        """Recompute activations in the backward pass; raises ValueError for the reentrant kind.
+
+        A reentrant pass routes without a graph, so that the balance loss would silently lose its gradient.
+        """
+        if (activation_checkpointing_kwargs or {}).get("use_reentrant", False):
+            raise ValueError("reentrant checkpointing loses the balance loss's gradient: set use_reentrant=False")
+        super().activation_checkpointing_enable(activation_checkpointing_kwargs, **options)
 
     def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)
@@ -137,10 +116,10 @@ class GrinForCausalLM(GrinPreTrainedModel, modeling_phimoe.PhimoeForCausalLM):
 
     def routings(self) -> list[Routing]:
         """Return each layer's routing in the last forward pass; raises ValueError before the first."""
-        found = [cast(Any, layer).mlp.routing for layer in self.model.layers]
-        if any(routing is None for routing in found):
+        routings = [cast(Any, layer).mlp.routing for layer in self.model.layers]
+        if any(routing is None for routing in routings):
             raise ValueError("the model has not routed anything yet: run it first")
-        return found
+        return routings
 
     @can_return_tuple
     def forward(
@@ -191,7 +170,6 @@ def _norm(config: GrinConfig) -> nn.Module:
     return nn.LayerNorm(config.hidden_size, eps=config.rms_norm_eps)
 
 
-AutoConfig.register("grin", GrinConfig)
 AutoModelForCausalLM.register(GrinConfig, GrinForCausalLM)
 # Checkpoints hold one matrix an expert, as published PhiMoE weights do.
 register_checkpoint_conversion_mapping("grin", get_checkpoint_conversion_mapping("phimoe") or [], overwrite=True)

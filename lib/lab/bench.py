@@ -1,9 +1,9 @@
 """Benchmarks: two things measured in turn in one process, so that the ratio holds when the machine's speed drifts.
 
-A room's `bench.py` yields `cases()`: dicts of `name`, `unit`, `ours` and `peer` (zero-argument callables), `peer_name`,
-`goal` (the ratio ours/peer hoped for); where work grows, `curve` names what is followed and `size` says how much there
-is of it. Unit `s` times the callables; any other unit takes the number they return, or a
-sequence of them, one a sample (a prompt) and paired with the peer's: the ratio is then that of their means.
+A room's `study/bench.py` yields `cases()`: dicts of `name`, `unit`, `ours` and `peer` (zero-argument callables),
+`peer_name`, `goal` (the ratio ours/peer hoped for); where work grows, `curve` names what is followed and `size` says
+how much there is of it. Unit `s` times the callables; any other unit takes the number they return, or a sequence of
+them, one a sample (a prompt) and paired with the peer's: the ratio is then that of their means.
 """
 
 import importlib
@@ -51,8 +51,8 @@ def recorded(profile: str) -> "pd.DataFrame":
 
 
 def has_bench(paper: str) -> bool:
-    """Whether a paper's room has benchmarks."""
-    return papers.path_of(paper).with_name("bench.py").exists()
+    """Tell whether a paper's study has benchmarks."""
+    return (papers.path_of(paper).parent / "study" / "bench.py").exists()
 
 
 def measure(case: dict[str, Any], pairs: int = PAIRS) -> dict[str, Any]:
@@ -93,8 +93,8 @@ def run(paper: str, profile: str) -> list[dict[str, Any]]:
     from tqdm import tqdm
 
     if not has_bench(paper):
-        raise TenfoldError(f"{paper} has no benchmarks: write lib/{paper}/bench.py with `cases()`.")
-    cases = importlib.import_module(f"lib.{paper}.bench").cases(quick=profile == "smoke")
+        raise TenfoldError(f"{paper} has no benchmarks: write lib/{paper}/study/bench.py with `cases()`.")
+    cases = importlib.import_module(f"lib.{paper}.study.bench").cases(quick=profile == "smoke")
     rows = [measure(case) for case in tqdm(cases, desc=f"bench {paper}", unit="case")]
     folder = folder_of(profile)
     save_frame(pd.DataFrame(rows), folder, paper)
@@ -110,11 +110,7 @@ def run(paper: str, profile: str) -> list[dict[str, Any]]:
 
 def print_rows(rows: list[dict[str, Any]]) -> None:
     """Print ratios beside their peers."""
-    from rich.table import Table
-
-    table = Table(title="ours / peer, in one run", title_justify="left")
-    for column in ("case", "ours", "peer", "ratio [95 %]", "goal"):
-        table.add_column(column, overflow="fold")
+    table = report.table("ours / peer, in one run", "case", "ours", "peer", "ratio [95 %]", "goal")
     for row in rows:
         goal = "" if row["goal"] is None else f"≤ {row['goal']:g}"
         ratio = f"{row['ratio']:.3f} [{row['low']:.3f}, {row['high']:.3f}]"

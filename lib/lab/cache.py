@@ -20,9 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from lib import TenfoldError
-
-FULL_DISK = {errno.ENOSPC, errno.EFBIG, errno.EDQUOT}
+from lib import FULL_DISK, TenfoldError
 
 
 def key_of(parts: dict[str, Any]) -> str:

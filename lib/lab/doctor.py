@@ -93,11 +93,7 @@ def _assets(missing: Callable[[], list[str]]) -> Row:
 
 def print_examination(rows: list[Row]) -> None:
     """Print the rows as a table."""
-    from rich.table import Table
-
-    table = Table(show_header=True)
-    for column in ("what", "state", "to do"):
-        table.add_column(column, overflow="fold")
+    table = report.table("", "what", "state", "to do")
     for what, state, remedy in rows:
         table.add_row(what, state, f"[bold]{remedy}[/]" if remedy else "[green]✔[/]")
     report.console().print(table)

@@ -25,6 +25,7 @@ from queue import Queue
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from lib import TenfoldError, data_dir, root
+from lib.lab.keys import normal_form
 
 COPIED = ("lib", "tests", "notebooks", "pyproject.toml", "requirements.lock", "README.md")
 UNCOPIED = shutil.ignore_patterns("__pycache__", "*.ipynb_checkpoints")
@@ -99,7 +100,7 @@ class Mutant(BaseModel):
         source = path.read_text(encoding="utf8")
         changed = self.mutated(source)
         try:
-            same = path.suffix == ".py" and _code(source) == _code(changed)
+            same = path.suffix == ".py" and normal_form(ast.parse(source)) == normal_form(ast.parse(changed))
         except SyntaxError:
             raise TenfoldError(f"{self.after!r} makes {self.file} no Python: mend the entry {self.what!r}.") from None
         if same:
@@ -108,15 +109,6 @@ class Mutant(BaseModel):
         tests = folder / self.test_file
         if not function or not tests.is_file() or f"def {function[0]}(" not in tests.read_text(encoding="utf8"):
             raise TenfoldError(f"there is no test {self.test}: mend the entry {self.what!r} in tests/mutations.toml.")
-
-
-def _code(source: str) -> str:
-    """What Python makes of a source: no comments, no docstrings."""
-    tree = ast.parse(source)
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) and ast.get_docstring(node) is not None:
-            node.body = node.body[1:]
-    return ast.dump(tree)
 
 
 @dataclass(frozen=True)

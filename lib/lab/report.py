@@ -1,11 +1,12 @@
-"""Verdict tables, made from results.json files only: in the terminal and between two markers of the README."""
+"""What is told of finished runs, from their results.json files only: in the terminal, in the README, in one picture."""
 
 from collections import Counter
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 from lib import TenfoldError, root
-from lib.lab import overview, paths
+from lib.lab import paths
 from lib.lab.claims import (
     CONTRADICTED,
     INCONCLUSIVE,
@@ -13,105 +14,100 @@ from lib.lab.claims import (
     NEEDS_GPU,
     NOT_TESTABLE,
     REPRODUCED,
+    VERDICTS,
     interval,
+    passed_in_words,
     read,
     verdict_in_words,
 )
-from lib.lab.overview import MARKS, tally
-from lib.lab.run import RESULTS
+from lib.lab.figures import figure_style
+from lib.lab.run import RESULTS, relative
 
 BEGIN, END = "<!-- verdicts:begin (made by `make claims`; do not edit) -->", "<!-- verdicts:end -->"
-COLOURS = {
-    REPRODUCED: "green",
-    CONTRADICTED: "red",
-    INCONCLUSIVE: "yellow",
-    NOT_TESTABLE: "magenta",
-    NEEDS_GPU: "dim",
-    NEEDS_CPU: "dim",
+# Each verdict's mark, its colour in the terminal and the one of its squares in the picture.
+SHOWN = {
+    REPRODUCED: ("✔", "green", "C2"),
+    INCONCLUSIVE: ("~", "yellow", "#e9cf6b"),
+    CONTRADICTED: ("✘", "red", "C3"),
+    NOT_TESTABLE: ("⊘", "magenta", "#c9b3d6"),
+    NEEDS_GPU: ("·", "dim", "0.88"),
+    NEEDS_CPU: ("·", "dim", "0.88"),
 }
+WORDS = 2.6  # squares that a column of words takes in the picture
 
 
-def results(profile: str) -> list[dict[str, Any]]:
-    """Results of every paper that has a finished run in this profile, in the order of the notebooks."""
-    found = []
-    for paper in paths.paper_notebooks():
-        path = paths.results_dir(profile, paper) / RESULTS
-        if path.exists():
-            found.append(read(path))
-    return found
+def results(profile: str, only: Sequence[str] | None = None) -> list[dict[str, Any]]:
+    """Read the results of all papers (or of some) that have a finished run in this profile, in the notebooks' order."""
+    files = [paths.results_dir(profile, paper) / RESULTS for paper in paths.paper_notebooks()]
+    records = [read(path) for path in files if path.exists()]
+    return [record for record in records if not only or record["paper"] in only]
 
 
-def markdown(profile: str) -> str:
-    """What the README says of a profile: a row a paper (finding, checks, gates), then a row a claim."""
-    records = results(profile)
-    if not records:
-        return "No paper has been run in this profile yet."
-    lines = [
-        "| paper | claim | measured | estimate [95 % interval] | holds if | verdict |",
-        "|---|---|---|---|---|---|",
-    ]
-    for record in records:
-        shown = f"**{record['paper']}** ({record['minutes_cold']:.1f} min)"
-        for claim in record["claims"]:
-            verdict = f"{MARKS[claim['verdict']]} {verdict_in_words(claim)}"
-            lines.append(_line(shown, claim["id"], claim["measured"], interval(claim), claim["rule"], verdict))
-            shown = ""
-    return "\n".join([*_findings(records), *lines])
+def marked(claim: dict[str, Any]) -> str:
+    """Say a claim's verdict in words, with its mark before them."""
+    return f"{SHOWN[claim['verdict']][0]} {verdict_in_words(claim)}"
 
 
-def _findings(records: list[dict[str, Any]]) -> list[str]:
-    told = [record for record in records if record["finding"] or record["checks"] or record["gates"]]
-    if not told:
-        return []
-    lines = ["| paper | what we found | checks of our code | gates of claims |", "|---|---|---|---|"]
-    for record in told:
-        counts = [tally_in_words(record[kind]) for kind in ("checks", "gates")]
-        lines.append(_line(f"**{record['paper']}**", record["finding"], *counts))
-    return [*lines, ""]
-
-
-def _line(*cells: str) -> str:
-    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+def tally(measured: Sequence[dict[str, Any]]) -> str:
+    """Count the checks or gates that passed, of those that this profile judged, such as `3/4`."""
+    judged = [m["passed"] for m in measured if m["passed"] is not None]
+    return f"{sum(judged)}/{len(judged)}"
 
 
 def tally_in_words(measured: list[dict[str, Any]]) -> str:
-    """Checks or gates of a run, such as `3/4, failed: exact-at-full-rank (0.2, not ≤ 0.0001)`; empty for none."""
-    if not measured:
-        return ""
-    failed = [f"{m['id']} ({m['estimate']:.3g}, not {m['rule']})" for m in measured if m["passed"] is False]
-    return tally(measured) + (f", failed: {'; '.join(failed)}" if failed else "")
+    """Say checks or gates of a run, such as `3/4, failed: exact-at-full-rank (0.2, not ≤ 0.0001)`; empty for none."""
+    failed = _failed(measured)
+    return (tally(measured) + (f", failed: {'; '.join(failed)}" if failed else "")) if measured else ""
+
+
+def _failed(measured: list[dict[str, Any]]) -> list[str]:
+    return [f"{m['id']} ({m['estimate']:.3g}, not {m['rule']})" for m in measured if m["passed"] is False]
+
+
+def failed_checks(profile: str, papers: Sequence[str]) -> list[str]:
+    """Name the checks that failed in the finished runs of some papers: identities and bounds of our own code."""
+    records = results(profile, papers) if papers else []
+    return [f"{record['paper']}: {check}" for record in records for check in _failed(record["checks"])]
+
+
+# --- the terminal ------------------------------------------------------------------------------------------------
 
 
 def console():
-    """Terminal to print tables on; wide enough for them where it is a pipe or a log."""
+    """Open the terminal to print tables on; wide enough for them where it is a pipe or a log."""
     from rich.console import Console
 
-    found = Console()
-    return found if found.is_terminal else Console(width=140)
+    terminal = Console()
+    return terminal if terminal.is_terminal else Console(width=140)
+
+
+def table(title: str, *columns: str):
+    """Begin a table of the terminal whose cells break into lines where they are long."""
+    from rich.markup import escape
+    from rich.table import Table
+
+    empty = Table(title=title or None, title_justify="left")
+    for column in columns:
+        empty.add_column(escape(column), overflow="fold")
+    return empty
 
 
 def print_verdicts(profile: str, only: list[str] | None = None) -> None:
     """Print the claims of a profile with their verdicts, and apart from them its checks and gates."""
     from rich.markup import escape
-    from rich.table import Table
 
-    records = [record for record in results(profile) if not only or record["paper"] in only]
-    table = Table(title=f"verdicts, profile {profile}", title_justify="left")
-    for column in ("paper", "claim", "estimate [95 % interval]", "holds if", "n", "verdict"):
-        table.add_column(escape(column), overflow="fold")
-    for record in records:
+    verdicts = table(
+        f"verdicts, profile {profile}", "paper", "claim", "estimate [95 % interval]", "holds if", "n", "verdict"
+    )
+    apart = table("checks of our own code, gates of claims", "paper", "checks", "gates")
+    for record in results(profile, only):
         for claim in record["claims"]:
-            words = f"{MARKS[claim['verdict']]} {escape(verdict_in_words(claim))}"
-            mark = f"[{COLOURS[claim['verdict']]}]{words}[/]"
-            table.add_row(record["paper"], claim["id"], escape(interval(claim)), claim["rule"], claim["n"], mark)
-        table.add_section()
-    console().print(table if table.row_count else "No results yet: run `make reproduce`.")
-    apart = Table(title="checks of our own code, gates of claims", title_justify="left")
-    for column in ("paper", "checks", "gates"):
-        apart.add_column(column, overflow="fold")
-    for record in records:
+            mark = f"[{SHOWN[claim['verdict']][1]}]{escape(marked(claim))}[/]"
+            verdicts.add_row(record["paper"], claim["id"], escape(interval(claim)), claim["rule"], claim["n"], mark)
+        verdicts.add_section()
         if record["checks"] or record["gates"]:
             apart.add_row(record["paper"], *(escape(tally_in_words(record[kind])) for kind in ("checks", "gates")))
+    console().print(verdicts if verdicts.row_count else "No results yet: run `make reproduce`.")
     if apart.row_count:
         console().print(apart)
 
@@ -120,7 +116,7 @@ def print_findings(profile: str, only: list[str] | None = None) -> None:
     """Print what was found: one line a paper."""
     from rich.markup import escape
 
-    told = [record for record in results(profile) if record["finding"] and (not only or record["paper"] in only)]
+    told = [record for record in results(profile, only) if record["finding"]]
     if told:
         console().print("[bold]What we found[/]")
     for record in told:
@@ -130,43 +126,67 @@ def print_findings(profile: str, only: list[str] | None = None) -> None:
 def print_sweep(rows: list[dict[str, Any]]) -> None:
     """Print the claims of a sweep over its seeds."""
     from rich.markup import escape
-    from rich.table import Table
 
-    table = Table(title="claims over seeds", title_justify="left")
-    for column in ("paper", "claim", "seeds", "mean [95 % interval]", "holds if", "verdict"):
-        table.add_column(escape(column), overflow="fold")
+    over = table("claims over seeds", "paper", "claim", "seeds", "mean [95 % interval]", "holds if", "verdict")
     for row in rows:
-        verdict = f"[{COLOURS.get(row['verdict'], 'default')}]{escape(verdict_in_words(row))}[/]"
-        table.add_row(row["paper"], row["claim"], str(len(row["seeds"])), escape(interval(row)), row["rule"], verdict)
-    console().print(table if table.row_count else "No run of this sweep has finished.")
+        colour = SHOWN[row["verdict"]][1] if row["verdict"] in SHOWN else "default"
+        verdict = f"[{colour}]{escape(verdict_in_words(row))}[/]"
+        over.add_row(row["paper"], row["claim"], str(len(row["seeds"])), escape(interval(row)), row["rule"], verdict)
+    console().print(over if over.row_count else "No run of this sweep has finished.")
 
 
 def print_outcomes(outcomes) -> None:
     """Print papers × verdicts × minutes at the end of `make reproduce`."""
-    from rich.table import Table
-
-    table = Table(title="papers", title_justify="left")
-    for column in ("paper", "run", "minutes", "verdicts", "results"):
-        table.add_column(column, overflow="fold")
+    ended = table("papers", "paper", "run", "minutes", "verdicts", "results")
     for outcome in outcomes:
         verdicts = ""
         if outcome.state != "failed":
-            record = read(outcome.job.results / RESULTS)
-            counted = Counter(claim["verdict"] for claim in record["claims"])
+            counted = Counter(claim["verdict"] for claim in read(outcome.job.results / RESULTS)["claims"])
             verdicts = ", ".join(f"{count} {verdict}" for verdict, count in counted.items())
-        where = outcome.reason or _relative(outcome.job.results)
-        table.add_row(outcome.job.paper, outcome.state, f"{outcome.minutes:.1f}", verdicts, where)
-    console().print(table)
+        where = outcome.reason or f"{relative(outcome.job.results)}/"
+        ended.add_row(outcome.job.paper, outcome.state, f"{outcome.minutes:.1f}", verdicts, where)
+    console().print(ended)
 
 
-def _relative(path: Path) -> str:
-    from lib.lab.run import relative
+# --- the README --------------------------------------------------------------------------------------------------
 
-    return relative(path) + "/"
+
+def line(*cells: str) -> str:
+    """Write one row of a markdown table."""
+    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+
+
+def markdown(profile: str) -> str:
+    """Write what the README says of a profile: a row a paper (finding, checks, gates), then a row a claim."""
+    records = results(profile)
+    if not records:
+        return "No paper has been run in this profile yet."
+    lines = _findings(records)
+    lines += [
+        "| paper | claim | measured | estimate [95 % interval] | holds if | verdict |",
+        "|---|---|---|---|---|---|",
+    ]
+    for record in records:
+        shown = f"**{record['paper']}** ({record['minutes_cold']:.1f} min)"
+        for claim in record["claims"]:
+            lines.append(line(shown, claim["id"], claim["measured"], interval(claim), claim["rule"], marked(claim)))
+            shown = ""
+    return "\n".join(lines)
+
+
+def _findings(records: list[dict[str, Any]]) -> list[str]:
+    told = [record for record in records if record["finding"] or record["checks"] or record["gates"]]
+    if not told:
+        return []
+    lines = ["| paper | what we found | checks of our code | gates of claims |", "|---|---|---|---|"]
+    for record in told:
+        counts = [tally_in_words(record[kind]) for kind in ("checks", "gates")]
+        lines.append(line(f"**{record['paper']}**", record["finding"], *counts))
+    return [*lines, ""]
 
 
 def readme_with_table(text: str, profile: str = "cpu") -> str:
-    """README text with the part between the markers made anew; raises TenfoldError where a marker is missing."""
+    """Write the part of the README between the markers anew; raises TenfoldError where a marker is missing."""
     if BEGIN not in text or END not in text:
         raise TenfoldError(
             "README.md has lost its verdict markers: put the verdicts:begin and verdicts:end comments back."
@@ -188,6 +208,70 @@ def update_readme() -> bool:
     if after != before:
         path.write_text(after, encoding="utf8")
     records = results("cpu")
-    if records and (after != before or not overview.place("cpu").exists()):
-        overview.draw(records, overview.place("cpu"))
+    if records and (after != before or not picture("cpu").exists()):
+        draw(records, picture("cpu"))
     return after != before
+
+
+# --- the picture: a row a paper, a square a claim, checks and gates counted apart from them ---------------------------
+
+
+def picture(profile: str) -> Path:
+    """Name the file of a profile's picture."""
+    return paths.figures_dir() / profile / "guides" / "verdicts.png"
+
+
+def draw(records: list[dict[str, Any]], path: Path) -> None:
+    """Draw the verdicts of finished runs, given as their results, into a png with its csv beside it."""
+    import matplotlib.pyplot as plt
+    import pandas as pd
+
+    with figure_style():
+        widest = max(len(record["claims"]) for record in records)
+        kinds = [kind for kind in ("checks", "gates") if any(record[kind] for record in records)]
+        width = widest + WORDS * (1 + len(kinds)) + 0.6
+        fig, axis = plt.subplots(figsize=(1.3 + 0.36 * width, 0.9 + 0.36 * len(records)))
+        for row, record in enumerate(records):
+            _draw_row(axis, row, record, widest, kinds)
+        axis.set(xlim=(-0.1, width), ylim=(len(records), -0.2), xticks=[], title="claims, by verdict of a run")
+        axis.set_yticks([row + 0.4 for row in range(len(records))], [record["paper"] for record in records])
+        axis.grid(False)
+        axis.tick_params(length=0)
+        axis.spines[:].set_visible(False)
+        drawn = {claim["verdict"] for record in records for claim in record["claims"]}
+        named = [verdict for verdict in VERDICTS if verdict != NEEDS_CPU or verdict in drawn]
+        handles = [plt.Rectangle((0, 0), 1, 1, color=SHOWN[verdict][2]) for verdict in named]
+        labels = [f"{SHOWN[verdict][0]} {verdict}" for verdict in named]
+        fig.legend(handles, labels, loc="outside lower center", ncols=len(named), fontsize=8)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        fig.savefig(path, metadata={"Software": None})
+        pd.DataFrame(_rows(records)).to_csv(path.with_suffix(".csv"), index=False)
+        plt.close(fig)
+
+
+def _draw_row(axis, row: int, record: dict[str, Any], widest: int, kinds: list[str]) -> None:
+    import matplotlib.pyplot as plt
+
+    verdicts = sorted((claim["verdict"] for claim in record["claims"]), key=VERDICTS.index)
+    for column, verdict in enumerate(verdicts):
+        mark, _, fill = SHOWN[verdict]
+        axis.add_patch(plt.Rectangle((column, row), 0.9, 0.8, color=fill, lw=0))
+        axis.text(column + 0.45, row + 0.42, mark, ha="center", va="center", fontsize=9)
+    held = sum(verdict == REPRODUCED for verdict in verdicts)
+    axis.text(widest + 0.3, row + 0.42, f"{held} of {len(verdicts)} hold", va="center", fontsize=9)
+    for column, kind in enumerate(kinds, start=1):
+        if record[kind]:
+            missed = any(measured["passed"] is False for measured in record[kind])
+            style = {"color": "C3", "fontweight": "bold"} if missed else {"color": "0.35"}
+            said = f"{kind} {tally(record[kind])}"
+            axis.text(widest + 0.6 + WORDS * column, row + 0.42, said, va="center", fontsize=8, **style)
+
+
+def _rows(records: Iterable[dict[str, Any]]) -> list[dict[str, str]]:
+    return [
+        {
+            "paper": record["paper"], "kind": kind[:-1], "id": one["id"],
+            "verdict": one["verdict"] if kind == "claims" else passed_in_words(one["passed"]),
+        }
+        for record in records for kind in ("claims", "checks", "gates") for one in record[kind]
+    ]  # fmt: skip

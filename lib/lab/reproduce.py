@@ -62,7 +62,7 @@ class Job:
         imitated = {name: os.environ[name] for name in keys.IMITATED if name in os.environ}
         parts = [self.profile, self.parameters, source, self.modules(), imitated]
         digest = hashlib.sha256(json.dumps(parts, sort_keys=True).encode())
-        beside = [papers.path_of(self.paper), Path(figures.__file__).with_name("tenfold.mplstyle")]
+        beside = [papers.path_of(self.paper), figures.STYLE]
         for file in [*beside, root() / "requirements.lock", lib.pins_file()]:
             digest.update(file.read_bytes() if file.exists() else b"")
         return digest.hexdigest()

@@ -1,16 +1,24 @@
 """The anatomy every notebook keeps, checked without running it; each problem says what to do."""
 
 import re
+from itertools import groupby
 from pathlib import Path
+from statistics import median
 
 import nbformat
 
-from lib import TenfoldError
+from lib import TenfoldError, root
 from lib.lab import claims, papers, profiles
 from lib.lab import parameters as cell
 from lib.lab.paths import GUIDES, NUMBERED
 
-LONGEST_CELL = 40  # lines
+LIMITS = {"longest cell": 25, "median cell": 12, "code cells in a row": 2}  # lines that are not empty, and cells
+LARGEST_ROOM = 14  # Python files of a paper's method, its study apart
+# What does not meet the limits yet, with its present value: an entry may only shrink, and goes when it is met.
+DEBTS: dict[str, dict[str, int | float]] = {
+    "04_proxy_reward": {"median cell": 12.5},
+    "05_selm": {"median cell": 13},
+}
 REQUIRED = ("parameters", "setup", "claims")
 FORBIDDEN = {
     r"sys\.path": "changes sys.path: import from `lib` instead",
@@ -22,12 +30,13 @@ FORBIDDEN = {
 
 
 def problems(path: Path) -> list[str]:
-    """What keeps a notebook from Tenfold's anatomy; empty where nothing does."""
+    """List what keeps a notebook from Tenfold's anatomy; empty where nothing does."""
     notebook = nbformat.read(path, as_version=4)
     code = [c for c in notebook.cells if c.cell_type == "code"]
     match = NUMBERED.fullmatch(path.name)
     name = match[2] if match else path.stem
     found = [*(_guide(notebook, code) if name in GUIDES else _frame(notebook, code)), *_hygiene(notebook, code)]
+    found += _rhythm(notebook, DEBTS.get(path.stem, {}))
     try:
         found += _parameters(path, name if match else "")
     except TenfoldError as error:
@@ -105,13 +114,33 @@ def _hygiene(notebook, code) -> list[str]:
     for number, c in enumerate(notebook.cells, start=1):
         if c.cell_type != "code":
             continue
-        listed = cell.TAG in c.metadata.get("tags", [])  # parameters are a list, which cannot be split
-        if len(c.source.splitlines()) > LONGEST_CELL and not listed:
-            found.append(f"cell {number} has more than {LONGEST_CELL} lines: move code to lib, or split it")
         for pattern, what in FORBIDDEN.items():
             if re.search(pattern, c.source, re.MULTILINE):
                 found.append(f"cell {number} {what}")
     return found
+
+
+def rhythm(notebook) -> dict[str, int | float]:
+    """Measure what `LIMITS` bounds: lines of code that are not empty by cell, code cells without prose between them."""
+    listed = [cell.TAG in c.metadata.get("tags", []) for c in notebook.cells]  # parameters, which cannot be split
+    code = [c for c, parameters in zip(notebook.cells, listed, strict=True) if c.cell_type == "code" and not parameters]
+    lines = [sum(bool(line.strip()) for line in c.source.splitlines()) for c in code] or [0]
+    runs = [len(list(group)) for kind, group in groupby(c.cell_type for c in notebook.cells) if kind == "code"] or [0]
+    return {"longest cell": max(lines), "median cell": median(lines), "code cells in a row": max(runs)}
+
+
+def _rhythm(notebook, debts: dict[str, int | float]) -> list[str]:
+    return [
+        f"{name}: {value:g}, where at most {LIMITS[name]} reads well: move code to lib, split cells, write prose"
+        for name, value in rhythm(notebook).items()
+        if value > debts.get(name, LIMITS[name])
+    ]
+
+
+def files_of_method(paper: str) -> list[Path]:
+    """Python files of a paper's room without those of its study."""
+    room = root() / "lib" / paper
+    return [path for path in sorted(room.rglob("*.py")) if "study" not in path.relative_to(room).parts]
 
 
 def _paper(paper: str, code) -> list[str]:

@@ -1,15 +1,32 @@
 """LoRC: low-rank compression of the KV cache with a progressive strategy (arXiv:2410.03111)."""
 
-from lib.lorc.budget import Plan, by_gain, energy, only_layers, progressive, uniform
+from lib.lorc.budget import (
+    Spectra,
+    by_gain,
+    cumulative_log_condition,
+    energy,
+    log_condition_numbers,
+    only_layers,
+    progressive,
+    singular_values,
+    uniform,
+)
 from lib.lorc.cache import LowRankCache
-from lib.lorc.calibrate import Calibration, calibrate
-from lib.lorc.compress import compress, plan
-from lib.lorc.decompose import Basis, Factors, basis, decompose
-from lib.lorc.decomposition import Decomposition, decompose_model
+from lib.lorc.calibration import Calibration, calibrate
+from lib.lorc.compression import compress, plan
+from lib.lorc.configuration import Geometry, Plan, geometry
+from lib.lorc.decomposition import (
+    Basis,
+    Decomposition,
+    Factors,
+    basis,
+    decompose,
+    decompose_model,
+    replace_weights,
+    replaced,
+)
 from lib.lorc.modeling import from_pretrained
 from lib.lorc.perplexity import Document, DocumentScores, answer_documents, document_nll, token_log_likelihoods
-from lib.lorc.replace import replace_weights, replaced
-from lib.lorc.spectra import Spectra, cumulative_log_condition, log_condition_numbers, singular_values
 
 __all__ = [
     "Basis",
@@ -18,6 +35,7 @@ __all__ = [
     "Document",
     "DocumentScores",
     "Factors",
+    "Geometry",
     "LowRankCache",
     "Plan",
     "Spectra",
@@ -32,6 +50,7 @@ __all__ = [
     "document_nll",
     "energy",
     "from_pretrained",
+    "geometry",
     "log_condition_numbers",
     "only_layers",
     "plan",

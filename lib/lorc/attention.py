@@ -1,5 +1,9 @@
 """Attention over cached latents (arXiv:2410.03111): keys reconstructed and rotated on use, values never while decoding.
 
+A projection is two factors, transposed as in transformers: `down` = (U S)^T makes the latent that is cached, `up` = V
+makes keys or values of it. `rest_*` is the other half of the basis, which only sink tokens use (extension): up down +
+rest_up rest_down is the whole projection.
+
 Symbols: q [B, H, n, d]; C_k [B, T, r_k] and C_v [B, T, r_v] the latents; K = C_k U_k^T; the output of head h is
 (A_h C_v) U_v,h^T W_o,h, where A_h are the attention weights: the right factor of W_v is applied to one weighted latent
 a query, not to T values.
@@ -15,17 +19,89 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.models.llama.modeling_llama import eager_attention_forward
 from transformers.models.qwen3.modeling_qwen3 import Qwen3RMSNorm
 
-from lib.lorc.architecture import Geometry, Matrix, geometry
-from lib.lorc.cache import LatentLayer, LowRankCache
-from lib.lorc.latents import LowRankProjection
-from lib.lorc.pages import Page
-from lib.lorc.rotary import Angles, rotate, rotate_columns_
+from lib.lorc.cache import LatentLayer, LowRankCache, Page
+from lib.lorc.configuration import Geometry, LowRankSpec, Matrix, geometry
+from lib.lorc.decomposition import Basis
+from lib.lorc.rotary import Angles, SharedBuffers, rotate, rotate_columns_
 from lib.lorc.sinks import Sinks
-from lib.lorc.spec import LowRankSpec
-from lib.lorc.workspace import Workspace
 
 # Up to this many new tokens it is cheaper to weigh latents than to reconstruct the values that they stand for.
 SHORT = 16
+
+
+class LowRankProjection(nn.Module):
+    """A projection of `width` outputs through `rank` latents, in `groups` of heads with a basis each."""
+
+    def __init__(
+        self, hidden: int, width: int, rank: int, *, groups: int, bias: bool, rest: bool, absorbed: bool
+    ) -> None:
+        super().__init__()
+        size, each = width // groups, rank // groups
+        self.groups, self.rank, self.width = groups, rank, width
+        self.down = nn.Parameter(torch.empty(rank, hidden))
+        self.rest_down = nn.Parameter(torch.empty(width - rank, hidden)) if rest else None
+        # An absorbed projection's right factor lives in the output projection.
+        self.up = None if absorbed else nn.Parameter(torch.empty(groups, size, each))
+        self.rest_up = nn.Parameter(torch.empty(groups, size, size - each)) if rest and not absorbed else None
+        self.bias = nn.Parameter(torch.empty(width)) if bias and not absorbed else None
+
+    @torch.no_grad()
+    def load(self, basis: Basis, bias: Tensor | None, *, like: Tensor) -> None:
+        """Fill the factors from a basis, in the dtype and on the device of `like`."""
+        each = self.rank // self.groups
+        values = {
+            "down": basis.down[:, :each].flatten(0, 1),
+            "rest_down": basis.down[:, each:].flatten(0, 1),
+            "up": basis.up[:, :, :each],
+            "rest_up": basis.up[:, :, each:],
+            "bias": bias,
+        }
+        for name, value in values.items():
+            if getattr(self, name) is not None and value is not None:
+                setattr(self, name, nn.Parameter(value.to(like).contiguous()))
+
+    def latents(self, hidden: Float[Tensor, "batch tokens hidden"]) -> Float[Tensor, "batch tokens rank"]:
+        """Return what is cached for each token."""
+        return functional.linear(hidden, self.down)
+
+    def rest(self, hidden: Float[Tensor, "batch sinks hidden"]) -> Float[Tensor, "batch sinks rest"]:
+        """Return what the rank leaves out of the given tokens."""
+        assert self.rest_down is not None
+        return functional.linear(hidden, self.rest_down)
+
+    def expand(self, latents: Float[Tensor, "batch tokens rank"]) -> Float[Tensor, "batch tokens width"]:
+        """Return keys or values from latents, with the bias."""
+        assert self.up is not None
+        expanded = _expand(self.up, latents)
+        return expanded if self.bias is None else expanded + self.bias
+
+    def expand_rest(self, rest: Float[Tensor, "batch sinks rest"]) -> Float[Tensor, "batch sinks width"]:
+        """Return what is missing from the keys or values of sink tokens."""
+        assert self.rest_up is not None
+        return _expand(self.rest_up, rest)
+
+    def expand_columns(
+        self, latents: Float[Tensor, "batch tokens rank"], *, out: Float[Tensor, "batch width tokens"]
+    ) -> Float[Tensor, "batch width tokens"]:
+        """Write keys by channel, with the bias, into `out`: RoPE and scores then read memory in order."""
+        assert self.up is not None
+        batch, tokens, _ = latents.shape
+        size = self.width // self.groups
+        parts = latents.view(batch, tokens, self.groups, -1).permute(0, 2, 3, 1)
+        if batch * self.groups == 1:
+            torch.mm(self.up[0], parts[0, 0], out=out[0])
+        else:
+            up = self.up.expand(batch, -1, -1, -1).flatten(0, 1)
+            torch.bmm(up, parts.flatten(0, 1), out=out.view(batch * self.groups, size, tokens))
+        return out if self.bias is None else out.add_(self.bias[:, None])
+
+
+def _expand(up: Tensor, latents: Tensor) -> Tensor:
+    if up.shape[0] == 1:
+        return functional.linear(latents, up[0])
+    batch, tokens, _ = latents.shape
+    parts = latents.view(batch, tokens, up.shape[0], -1).transpose(1, 2)
+    return torch.matmul(parts, up.transpose(1, 2)).transpose(1, 2).reshape(batch, tokens, -1)
 
 
 class LowRankAttention(nn.Module):
@@ -42,7 +118,7 @@ class LowRankAttention(nn.Module):
         self.num_key_value_groups = sizes.query_heads // sizes.kv_heads
         self.scaling, self.is_causal = sizes.head_dim**-0.5, True
         self.attention_dropout = config.attention_dropout
-        self.workspace = cast(Workspace, None)  # shared by the layers; set by the model
+        self.shared = cast(SharedBuffers, None)  # by all layers; set by the model
         self.q_proj = nn.Linear(sizes.hidden, sizes.query_heads * sizes.head_dim, bias="q" in spec.biases)
         norms = (Qwen3RMSNorm(sizes.head_dim, eps=config.rms_norm_eps) if sizes.key_norm else None for _ in range(2))
         self.q_norm, self.k_norm = norms
@@ -65,7 +141,7 @@ class LowRankAttention(nn.Module):
         rank, bias = self.spec.plan.ranks(matrix)[self.layer_idx], matrix in self.spec.biases
         if rank == sizes.width:
             return nn.Linear(sizes.hidden, sizes.width, bias=bias), None
-        groups, rest = self.spec.groups(sizes), self.spec.sink_tokens > 0
+        groups, rest = sizes.kv_heads if self.spec.granularity == "head" else 1, self.spec.sink_tokens > 0
         return None, LowRankProjection(
             sizes.hidden, sizes.width, rank, groups=groups, bias=bias, rest=rest, absorbed=absorbed
         )
@@ -81,8 +157,8 @@ class LowRankAttention(nn.Module):
         """Attend from the new tokens to all tokens, and cache the latents of the new ones."""
         layer = LatentLayer(int8=self.spec.int8) if cache is None else cache.layer(self.layer_idx)
         past, new = layer.get_seq_length(), hidden_states.shape[1]
-        angles = self.workspace.angles.at_least(past + new, hidden_states)
-        cos, sin = angles.rows(past, past + new)
+        angles = self.shared.angles(past + new, hidden_states)
+        cos, sin = angles.cos_rows[past : past + new], angles.sin_rows[past : past + new]
         query = rotate(self._queries(hidden_states), cos, sin)
         layer.append(self._key_latents(hidden_states, cos, sin), self._value_latents(hidden_states))
         sinks = Sinks.update(self, layer, hidden_states, kwargs.get("row_starts"), past=past)
@@ -129,11 +205,11 @@ class LowRankAttention(nn.Module):
         if self.keys is None:
             return latents.view(batch, tokens, self.kv_heads, self.head_dim).permute(0, 2, 3, 1)
         shape = (batch, self.kv_heads, self.head_dim, tokens)
-        keys = self.workspace.scratch("keys", shape, latents)
+        keys = self.shared.scratch("keys", shape, latents)
         self.keys.expand_columns(latents, out=keys.view(batch, -1, tokens))
-        half = self.workspace.scratch("half", (batch, self.kv_heads, self.head_dim // 2, tokens), latents)
-        cos, sin = angles.columns(page.start, page.start + tokens)
-        return rotate_columns_(keys, cos, sin, scratch=half)
+        half = self.shared.scratch("half", (batch, self.kv_heads, self.head_dim // 2, tokens), latents)
+        here = slice(page.start, page.start + tokens)
+        return rotate_columns_(keys, angles.cos[:, here], angles.sin[:, here], scratch=half)
 
     def _weigh_values(self, weights: Tensor, layer: LatentLayer, sinks: Sinks | None) -> Tensor:
         """Return sum_t A_t C_v,t taken through U_v: [B, H, n, d], or [B, H, n, r] where W_o holds U_v."""
@@ -179,8 +255,8 @@ class LowRankAttention(nn.Module):
         keys = self.keys.expand(keys)
         if sinks is not None and layer.rest_k is not None:
             keys = sinks.add_rows(keys, self.keys.expand_rest(layer.rest_k))
-        cos, sin = angles.rows(0, len(layer.k))
-        return rotate(keys.unflatten(-1, (self.kv_heads, self.head_dim)).transpose(1, 2), cos, sin)
+        heads, count = keys.unflatten(-1, (self.kv_heads, self.head_dim)).transpose(1, 2), len(layer.k)
+        return rotate(heads, angles.cos_rows[:count], angles.sin_rows[:count])
 
     def _all_values(self, layer: LatentLayer, sinks: Sinks | None) -> Tensor:
         values = layer.v.read()

@@ -1,79 +1,86 @@
-"""How many dimensions each layer keeps (the rank budgets of arXiv:2410.03111).
+"""How many dimensions each layer keeps: the spectra of W_k and W_v, and the rank budgets of arXiv:2410.03111.
 
-Symbols: `ranks_k[l]`, `ranks_v[l]` = d_c^l; `width` = m, the full rank; `keep` = the mean of d_c^l / m over layers.
-The progressive strategy is d_c^l = d_max [1 - t_l (1 - d_min / d_max)], where t_l in [0, 1] is how far the log
-cumulative condition number of layer l has fallen from the largest to the smallest.
+Symbols: kappa(W) = sigma_max / sigma_min; kappa-tilde of layer l is the product of kappa(W_k^j) kappa(W_v^j) over
+j = l..L. Products overflow, so all of it is the natural logarithm in float64. `width` = m, the full rank; `keep` = the
+mean of d_c^l / m over layers. The progressive strategy is d_c^l = d_max [1 - t_l (1 - d_min / d_max)], where t_l in
+[0, 1] is how far log kappa-tilde of layer l has fallen from the largest to the smallest.
 """
 
 from collections.abc import Collection, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
 import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 
-from lib.lorc.architecture import MATRICES, Matrix, check_matrices
-from lib.lorc.spectra import Spectra, cumulative_log_condition
+from lib.lorc.configuration import MATRICES, Matrix, Plan, attentions, check_matrices, projection
+
+RELATIVE_EPSILON = 1e-10
 
 
 @dataclass(frozen=True)
-class Plan:
-    """Ranks to keep per layer; a rank equal to `width` leaves that projection as it is.
+class Spectra:
+    """Singular values of every W_k and W_v, largest first."""
 
-    Every rank is the number of values that one token caches for that layer and matrix. Raises ValueError for ranks
-    outside 1..width, for lists of different length, or ranks that are not multiples of `step`.
-    """
+    k: Float[Tensor, "layers values"]
+    v: Float[Tensor, "layers values"]
 
-    ranks_k: tuple[int, ...]
-    ranks_v: tuple[int, ...]
-    width: int
-    step: int = 1
+    def of(self, matrix: Matrix) -> Float[Tensor, "layers values"]:
+        """Return the singular values of one of the two matrices."""
+        return self.k if matrix == "k" else self.v
 
-    def __post_init__(self) -> None:
-        """Check the ranks."""
-        counts = len(self.ranks_k), len(self.ranks_v)
-        if not self.ranks_k or counts[0] != counts[1]:
-            raise ValueError(f"a plan needs one k and one v rank per layer, got {counts[0]} and {counts[1]}")
-        if self.step < 1 or self.width % self.step:
-            raise ValueError(f"the step {self.step} does not divide the width {self.width}: use a divisor of it")
-        bad = [rank for rank in (*self.ranks_k, *self.ranks_v) if not 1 <= rank <= self.width or rank % self.step]
-        if bad:
-            raise ValueError(f"rank {bad[0]} is not a multiple of {self.step} between {self.step} and {self.width}")
-
-    @property
-    def layers(self) -> int:
-        """Number of layers."""
-        return len(self.ranks_k)
-
-    @property
-    def total(self) -> int:
-        """Numbers that one token caches in all layers."""
-        return sum(self.ranks_k) + sum(self.ranks_v)
-
-    @property
-    def kept(self) -> float:
-        """Fraction of the full cache that is kept, K and V together."""
-        return self.total / (2 * self.layers * self.width)
-
-    def ranks(self, matrix: Matrix) -> tuple[int, ...]:
-        """Return the ranks of W_k or W_v."""
-        return self.ranks_k if matrix == "k" else self.ranks_v
-
-    def bytes_per_token(self, itemsize: int = 2) -> int:
-        """Return the bytes that one token caches in all layers: sum of (r_k + r_v) x itemsize."""
-        return self.total * itemsize
+    def log_condition_numbers(self) -> Float[Tensor, " layers"]:
+        """Return log kappa(W_k) + log kappa(W_v) of each layer, in nats."""
+        return log_condition_numbers(self.k) + log_condition_numbers(self.v)
 
     def frame(self) -> pd.DataFrame:
-        """Return one row per layer with its ranks and kept fractions."""
-        frame = pd.DataFrame({"layer": range(self.layers), "rank_k": self.ranks_k, "rank_v": self.ranks_v})
-        return frame.assign(kept_k=frame["rank_k"] / self.width, kept_v=frame["rank_v"] / self.width)
+        """Return one row per layer, matrix and index, with its singular value."""
+        layers, count = self.k.shape
+        names = ["layer", "matrix", "index"]
+        parts = []
+        for matrix in MATRICES:
+            index = pd.MultiIndex.from_product([range(layers), [matrix], range(count)], names=names)
+            values = self.of(matrix).cpu().reshape(-1).numpy()
+            parts.append(pd.DataFrame({"singular_value": values}, index=index).reset_index())
+        return pd.concat(parts, ignore_index=True)
 
-    def as_dict(self) -> dict[str, Any]:
-        """Return the plan as plain values for a config or a JSON file (`Plan(**values)` reads it back)."""
-        return {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()}
+
+def singular_values(model: nn.Module) -> Spectra:
+    """Return the singular values of every W_k and W_v of a model, in float64.
+
+    Raises ValueError on the `meta` device, where there are no weights to decompose.
+    """
+    values: dict[Matrix, list[Tensor]] = {"k": [], "v": []}
+    for attention in attentions(model):
+        for matrix in MATRICES:
+            weight = projection(attention, matrix).weight.detach()
+            if weight.is_meta:
+                raise ValueError("the model is on the meta device and has no weights: load it, or use a uniform plan")
+            sigma = torch.linalg.svdvals(weight.double())
+            # A projection with more outputs than inputs has fewer values than its width; the rest are zero.
+            values[matrix].append(nn.functional.pad(sigma, (0, weight.shape[0] - sigma.shape[0])))
+    return Spectra(k=torch.stack(values["k"]), v=torch.stack(values["v"]))
+
+
+def log_condition_numbers(values: Float[Tensor, "layers values"]) -> Float[Tensor, " layers"]:
+    """Return log(sigma_max / sigma_min) of each row of singular values, in nats.
+
+    sigma_min is the smallest value above 1e-10 of the largest, so that a rank-deficient weight has a finite condition
+    number. Raises ValueError for a row without a positive value.
+    """
+    values = values.double()
+    largest = values.amax(dim=-1, keepdim=True)
+    if (largest <= 0).any():
+        raise ValueError("a projection has no positive singular value: its weight is zero")
+    counted = values.masked_fill(values <= RELATIVE_EPSILON * largest, torch.inf)
+    return largest.squeeze(-1).log() - counted.amin(dim=-1).log()
+
+
+def cumulative_log_condition(log_conditions: Float[Tensor, " layers"]) -> Float[Tensor, " layers"]:
+    """Return log kappa-tilde: the sum of the log condition numbers from each layer to the last, in nats."""
+    return log_conditions.double().flip(0).cumsum(0).flip(0)
 
 
 def uniform(layers: int, width: int, *, keep: float | int, matrices: Sequence[str] = MATRICES, step: int = 1) -> Plan:
@@ -82,7 +89,8 @@ def uniform(layers: int, width: int, *, keep: float | int, matrices: Sequence[st
     Where `keep` is no whole rank, the first layers take one `step` more, so that the total is exact.
     Raises ValueError for a `keep` outside (0, 1].
     """
-    return _assemble(spread(np.full(layers, keep * width), width=width, step=step, keep=keep), width, matrices, step)
+    ranks = _spread(np.full(layers, keep * width), width=width, step=step, keep=keep)
+    return _plan_of(ranks, width, matrices, step)
 
 
 def progressive(
@@ -101,10 +109,13 @@ def progressive(
     `reverse` gives the ranks in the opposite order, as a control. Raises ValueError for a `keep` outside (0, 1].
     """
     _check_keep(keep)
-    fall = fall_of_cumulative_condition(log_conditions)
+    cumulative = cumulative_log_condition(log_conditions).cpu().numpy()
+    span = cumulative.max() - cumulative.min()
+    # t_l; a single layer, or condition numbers of 1 everywhere, leave nothing to tell the layers apart by.
+    fall = (cumulative.max() - cumulative) / span if span > 0 else np.zeros_like(cumulative)
     largest, smallest = _ends(fall, width=width, keep=keep, step=step)
-    ranks = spread(largest - fall * (largest - smallest), width=width, step=step, keep=keep)
-    return _assemble(ranks[::-1] if reverse else ranks, width, matrices, step)
+    ranks = _spread(largest - fall * (largest - smallest), width=width, step=step, keep=keep)
+    return _plan_of(ranks[::-1] if reverse else ranks, width, matrices, step)
 
 
 def energy(spectra: Spectra, *, keep: float | int, matrices: Sequence[str] = MATRICES, step: int = 1) -> Plan:
@@ -116,7 +127,7 @@ def energy(spectra: Spectra, *, keep: float | int, matrices: Sequence[str] = MAT
     chosen = check_matrices(matrices)
     squares = torch.stack([spectra.of(matrix) for matrix in chosen]).double().square()
     before = (squares.cumsum(-1) - squares) / squares.sum(-1, keepdim=True)
-    return _from_keys(before.cpu().numpy(), chosen, keep=keep, step=step)
+    return _in_order(before.cpu().numpy(), chosen, keep=keep, step=step)
 
 
 def by_gain(
@@ -128,9 +139,9 @@ def by_gain(
     over all matrices named, each taking at least `floor` dimensions. Raises ValueError for a `keep` outside (0, 1].
     """
     chosen = check_matrices(tuple(gains))
-    keys = -torch.stack([gains[matrix] for matrix in chosen]).double().cpu().numpy()
-    keys[..., :floor] = -np.inf
-    return _from_keys(keys, chosen, keep=keep, step=step)
+    losses = -torch.stack([gains[matrix] for matrix in chosen]).double().cpu().numpy()
+    losses[..., :floor] = -np.inf
+    return _in_order(losses, chosen, keep=keep, step=step)
 
 
 def only_layers(
@@ -149,21 +160,11 @@ def only_layers(
     missing = [layer for layer in compressed if not 0 <= layer < layers]
     if missing or not compressed:
         raise ValueError(f"name at least one layer between 0 and {layers - 1} to compress, got {sorted(compressed)}")
-    small = int(spread(np.array([keep * width]), width=width, step=step, keep=keep)[0])
-    return _assemble([small if layer in compressed else width for layer in range(layers)], width, matrices, step)
+    (small,) = _spread(np.array([keep * width]), width=width, step=step, keep=keep)
+    return _plan_of([small if layer in compressed else width for layer in range(layers)], width, matrices, step)
 
 
-def fall_of_cumulative_condition(log_conditions: Float[Tensor, " layers"]) -> np.ndarray:
-    """Return t_l: how far log kappa-tilde of each layer has fallen from the largest (0) to the smallest (1).
-
-    A single layer, or condition numbers of 1 everywhere, give zeros: there is nothing to tell the layers apart by.
-    """
-    cumulative = cumulative_log_condition(log_conditions).cpu().numpy()
-    span = cumulative.max() - cumulative.min()
-    return (cumulative.max() - cumulative) / span if span > 0 else np.zeros_like(cumulative)
-
-
-def spread(targets: np.ndarray, *, width: int, step: int, keep: float | int) -> list[int]:
+def _spread(targets: np.ndarray, *, width: int, step: int, keep: float | int) -> list[int]:
     """Round real ranks to multiples of `step` so that their sum is the multiple nearest to keep x layers x width.
 
     Largest remainders go up first and earlier layers win ties, so a non-increasing list stays non-increasing.
@@ -197,7 +198,7 @@ def _ends(fall: np.ndarray, *, width: int, keep: float | int, step: int) -> tupl
     return (target - mean_fall * step) / (1 - mean_fall), float(step)
 
 
-def _from_keys(keys: np.ndarray, matrices: tuple[Matrix, ...], *, keep: float | int, step: int) -> Plan:
+def _in_order(keys: np.ndarray, matrices: tuple[Matrix, ...], *, keep: float | int, step: int) -> Plan:
     """Take dimensions in ascending order of `keys` [matrices, layers, width] until the budget is spent."""
     _check_keep(keep)
     count, layers, width = keys.shape
@@ -214,7 +215,7 @@ def _from_keys(keys: np.ndarray, matrices: tuple[Matrix, ...], *, keep: float | 
     return Plan(ranks_k=ranks["k"], ranks_v=ranks["v"], width=width, step=step)
 
 
-def _assemble(ranks: Sequence[int], width: int, matrices: Sequence[str], step: int) -> Plan:
+def _plan_of(ranks: Sequence[int], width: int, matrices: Sequence[str], step: int) -> Plan:
+    """Give the ranks to the matrices named, the full width to the other."""
     chosen, full = check_matrices(matrices), (width,) * len(ranks)
-    compressed = tuple(int(rank) for rank in ranks)
-    return Plan(compressed if "k" in chosen else full, compressed if "v" in chosen else full, width, step)
+    return Plan(tuple(ranks) if "k" in chosen else full, tuple(ranks) if "v" in chosen else full, width, step)

@@ -1,9 +1,13 @@
 """A KV cache that holds latents: the part of arXiv:2410.03111 that makes the cache smaller.
 
 Per token and layer it stores r_k + r_v values instead of 2 m. Keys are latents from before RoPE (or rotated keys where
-a layer's K is not compressed). Each page holds exactly its tokens, so the bytes counted are the bytes held.
+a layer's K is not compressed). Latents lie in pages of fixed length, which hold exactly their tokens, so that the bytes
+counted are the bytes held: concatenating a whole cache at each step copies it all, and a buffer with room to grow holds
+more than it stores. Pages are also the blocks in which keys are reconstructed.
 """
 
+from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
@@ -12,8 +16,94 @@ from torch import Tensor
 from transformers import PreTrainedConfig
 from transformers.cache_utils import Cache, CacheLayerMixin
 
-from lib.lorc.pages import Pages
-from lib.lorc.spec import LowRankSpec, spec_of
+from lib.lorc.configuration import LowRankSpec, spec_of
+
+PAGE_TOKENS = 1024
+INT8_LARGEST = 127
+
+
+@dataclass(frozen=True)
+class Page:
+    """Latents of up to `PAGE_TOKENS` tokens; as int8 codes with one scale a token when quantised."""
+
+    start: int
+    codes: Tensor
+    scale: Float[Tensor, "batch tokens 1"] | None
+
+    @property
+    def tokens(self) -> int:
+        """Number of tokens in the page."""
+        return self.codes.shape[1]
+
+    def latents(self) -> Float[Tensor, "batch tokens width"]:
+        """Return the latents in the dtype they were stored from."""
+        return self.codes if self.scale is None else self.codes * self.scale
+
+
+class Pages:
+    """Latents `[batch, tokens, width]` of one projection of one layer, in the order they came."""
+
+    def __init__(self, *, int8: bool = False) -> None:
+        self.int8 = int8
+        self.codes: list[Tensor] = []
+        self.scales: list[Tensor] = []
+
+    def __len__(self) -> int:
+        return sum(page.shape[1] for page in self.codes[-1:]) + PAGE_TOKENS * max(len(self.codes) - 1, 0)
+
+    def __iter__(self) -> Iterator[Page]:
+        for index, codes in enumerate(self.codes):
+            yield Page(index * PAGE_TOKENS, codes, self.scales[index] if self.int8 else None)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that torch holds for the pages: the size of their storages."""
+        return sum(page.untyped_storage().nbytes() for page in (*self.codes, *self.scales))
+
+    def append(self, latents: Float[Tensor, "batch tokens width"]) -> None:
+        """Add tokens at the end."""
+        if not self.int8:
+            _extend(self.codes, latents)
+            return
+        codes, scale = quantise(latents)
+        _extend(self.codes, codes)
+        _extend(self.scales, scale)
+
+    def read(self) -> Float[Tensor, "batch tokens width"]:
+        """Return all latents as one tensor."""
+        pages = [page.latents() for page in self]
+        return pages[0] if len(pages) == 1 else torch.cat(pages, dim=1)
+
+    def crop(self, length: int) -> None:
+        """Keep the first `length` tokens and free the rest."""
+        for pages in (self.codes, self.scales):
+            full, rest = divmod(length, PAGE_TOKENS)
+            tail = [page[:, :rest].clone() for page in pages[full : full + 1] if rest]
+            pages[full:] = tail
+
+    def select(self, rows: Int[Tensor, " rows"]) -> None:
+        """Take the given rows of the batch, in that order, possibly more than once."""
+        self.codes = [page.index_select(0, rows.to(page.device)) for page in self.codes]
+        self.scales = [page.index_select(0, rows.to(page.device)) for page in self.scales]
+
+
+def quantise(
+    latents: Float[Tensor, "batch tokens width"],
+) -> tuple[Int[Tensor, "batch tokens width"], Float[Tensor, "batch tokens 1"]]:
+    """Round each token's latents to int8 with one scale: largest magnitude / 127 (an extension of arXiv:2410.03111)."""
+    tiny = torch.finfo(latents.dtype).tiny
+    scale = (latents.abs().amax(dim=-1, keepdim=True) / INT8_LARGEST).clamp_min(tiny)
+    codes = (latents / scale).round().clamp(-INT8_LARGEST, INT8_LARGEST)
+    return codes.to(torch.int8), scale
+
+
+def _extend(pages: list[Tensor], new: Tensor) -> None:
+    room = PAGE_TOKENS - pages[-1].shape[1] if pages else 0
+    if room:
+        pages[-1] = torch.cat((pages[-1], new[:, :room]), dim=1)
+    for part in new[:, room:].split(PAGE_TOKENS, dim=1) if new.shape[1] > room else ():
+        # A slice of a longer tensor would keep all of it alive.
+        pages.append(part.clone(memory_format=torch.contiguous_format))
 
 
 class LatentLayer(CacheLayerMixin):
@@ -125,16 +215,12 @@ class LowRankCache(Cache):
         """Return the latents of one layer."""
         return cast(LatentLayer, self.layers[index])
 
-    def memory_bytes(self) -> int:
-        """Return the bytes of the tokens held: batch x tokens x sum of (r_k + r_v) x itemsize.
-
-        With sink tokens each row adds its first positions' missing width - rank values; with int8 the item size is 1
-        and each token adds one scale per matrix and layer, in the model's dtype.
-        """
-        return sum(self._layer_bytes(index) for index in range(len(self.layers)))
-
     def held_bytes(self) -> int:
-        """Return the bytes of the storages that torch holds for the latents; equals `memory_bytes()`."""
+        """Return the bytes that torch holds for the latents.
+
+        They are batch x tokens x sum of (r_k + r_v) x itemsize. With sink tokens each row adds its first positions'
+        missing width - rank values; with int8 the item size is 1 and each token adds one scale per matrix and layer.
+        """
         return sum(self.layer(index).held_bytes() for index in range(len(self.layers)))
 
     def reset(self) -> None:
@@ -161,14 +247,3 @@ class LowRankCache(Cache):
     def _select_starts(self, indices: Tensor) -> None:
         if self.starts is not None:
             self.starts = self.starts.index_select(0, indices.to(self.starts.device))
-
-    def _layer_bytes(self, index: int) -> int:
-        layer, spec = self.layer(index), self.spec
-        if not len(layer.v):
-            return 0
-        batch, tokens = layer.v.codes[0].shape[0], len(layer.v)
-        item = (layer.v.scales if spec.int8 else layer.v.codes)[0].element_size()
-        ranks = spec.plan.ranks_k[index] + spec.plan.ranks_v[index]
-        per_token = ranks + 2 * item if spec.int8 else ranks * item
-        rest = spec.rest("k", index) + spec.rest("v", index)
-        return batch * (tokens * per_token + spec.sink_tokens * rest * item)

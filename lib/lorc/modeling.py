@@ -14,11 +14,10 @@ from transformers.models.mistral import modeling_mistral
 from transformers.models.qwen2 import modeling_qwen2
 from transformers.models.qwen3 import modeling_qwen3
 
-from lib.lorc.architecture import COMPRESSED_PREFIX
 from lib.lorc.attention import LowRankAttention
 from lib.lorc.cache import LowRankCache
-from lib.lorc.spec import LowRankSpec, spec_of
-from lib.lorc.workspace import Workspace
+from lib.lorc.configuration import COMPRESSED_PREFIX, LowRankSpec, spec_of
+from lib.lorc.rotary import SharedBuffers
 
 
 class LowRankDecoder:
@@ -87,9 +86,9 @@ class LowRankCausalLM:
 def install(model: nn.Module, attentions: list[LowRankAttention]) -> None:
     """Put low-rank attention into every layer of a model and turn its decoder into a low-rank one, in place."""
     decoder = cast(Any, model).get_decoder()
-    workspace = Workspace(decoder.rotary_emb)
+    shared = SharedBuffers(decoder.rotary_emb)
     for layer, attention in zip(decoder.layers, attentions, strict=True):
-        attention.workspace = workspace
+        attention.shared = shared
         layer.self_attn = attention
     if not isinstance(decoder, LowRankDecoder):
         decoder.__class__ = _DECODERS[type(decoder)]
@@ -112,8 +111,7 @@ def from_pretrained(path: str, **options: Any) -> nn.Module:
     The same as `AutoModelForCausalLM.from_pretrained` after `import lib.lorc`. Raises ValueError where the checkpoint
     is not a compressed model.
     """
-    config = AutoConfig.from_pretrained(path)
-    spec_of(config)
+    spec_of(AutoConfig.from_pretrained(path))
     return AutoModelForCausalLM.from_pretrained(path, **options)
 
 
@@ -155,29 +153,21 @@ def _check_positions(position_ids: Tensor, real: Tensor | None, starts: Tensor |
 
 
 def _families() -> tuple[dict[type, type], dict[type, type], dict[type, type]]:
-    configs: dict[type, type] = {}
-    decoders: dict[type, type] = {}
-    models: dict[type, type] = {}
-    for family, module in (
-        ("Llama", modeling_llama),
-        ("Mistral", modeling_mistral),
-        ("Qwen2", modeling_qwen2),
-        ("Qwen3", modeling_qwen3),
-    ):
+    """Make and register the config, decoder and model of every family; return them by the classes they come from."""
+    configs, decoders, models = {}, {}, {}
+    modules = {"Llama": modeling_llama, "Mistral": modeling_mistral, "Qwen2": modeling_qwen2, "Qwen3": modeling_qwen3}
+    for family, module in modules.items():
         base_config = getattr(module, f"{family}Config")
         base_decoder, base_model = getattr(module, f"{family}Model"), getattr(module, f"{family}ForCausalLM")
         record = {"_can_record_outputs": {**base_decoder._can_record_outputs, "attentions": LowRankAttention}}
-        fields = {
-            "__annotations__": {"lorc": dict | None},
-            "lorc": None,
-            "model_type": COMPRESSED_PREFIX + family.lower(),
-        }
+        kind = COMPRESSED_PREFIX + family.lower()
+        fields = {"__annotations__": {"lorc": dict | None}, "lorc": None, "model_type": kind}
         config = _subclass(f"Lorc{family}Config", (base_config,), fields)
         decoder = _subclass(f"Lorc{family}Model", (LowRankDecoder, base_decoder), record)
         members = {"config_class": config, **record}
         model = _subclass(f"Lorc{family}ForCausalLM", (LowRankCausalLM, base_model), members)
         configs[base_config], decoders[base_decoder], models[base_model] = config, decoder, model
-        AutoConfig.register(cast(Any, config).model_type, cast(Any, config))
+        AutoConfig.register(kind, cast(Any, config))
         AutoModelForCausalLM.register(cast(Any, config), model)
     return configs, decoders, models
 

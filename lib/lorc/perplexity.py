@@ -1,4 +1,4 @@
-"""How surprised a model is by real answers: the measure that arXiv:2410.03111's compression is judged by here.
+"""How surprised a model is by real answers: what compression costs.
 
 A document is a prompt and its answer; only the answer's tokens are scored. Sums and counts come back per document, so
 that an interval over documents can be made from them.
@@ -6,16 +6,15 @@ that an interval over documents can be made from them.
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from lib.zoo.chat import exchanges, prompt_ids
-
-LOGIT_ROWS = 1024
+from lib.core.scoring import ScoredBatch, by_length, log_probs, padded, scored_states
+from lib.zoo.dialogues import exchanges, prompt_ids
 
 
 @dataclass(frozen=True)
@@ -48,10 +47,9 @@ def document_nll(
     """
     if not documents or any(not document.scored[1:].any() for document in documents):
         raise ValueError("every document needs at least one scored token after its first")
-    order = sorted(range(len(documents)), key=lambda index: len(documents[index].tokens))
     nll = torch.zeros(len(documents), dtype=torch.float64)
     counts = torch.tensor([int(document.scored[1:].sum()) for document in documents])
-    batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
+    batches = by_length([len(document.tokens) for document in documents], rows=batch_size)
     for chosen in tqdm(batches, desc="perplexity", unit="batch", disable=not progress, leave=False):
         for index, values in zip(chosen, token_log_likelihoods(model, [documents[i] for i in chosen]), strict=True):
             nll[index] = -values.double().sum()
@@ -60,25 +58,14 @@ def document_nll(
 
 @torch.inference_mode()
 def token_log_likelihoods(model: nn.Module, documents: Sequence[Document]) -> list[Float[Tensor, " scored"]]:
-    """Return log p of each document's scored tokens given all before them, in nats, as one batch.
-
-    Only the scored positions go through the vocabulary head, a part at a time.
-    """
-    network, device = cast(Any, model), next(model.parameters()).device
-    lengths = torch.tensor([len(document.tokens) for document in documents])
-    tokens = nn.utils.rnn.pad_sequence([document.tokens for document in documents], batch_first=True).to(device)
-    scored = nn.utils.rnn.pad_sequence([document.scored for document in documents], batch_first=True).to(device)
-    mask = (torch.arange(tokens.shape[1]) < lengths[:, None]).to(device)
-    # Without padding no mask is passed, which lets attention take its causal kernel.
-    padded = {} if mask.all() else {"attention_mask": mask.long()}
-    hidden = network.get_decoder()(input_ids=tokens, use_cache=False, **padded).last_hidden_state[:, :-1]
-    keep, targets = scored[:, 1:], tokens[:, 1:]
-    rows, wanted = hidden[keep], targets[keep]
-    found = []
-    for part, target in zip(rows.split(LOGIT_ROWS), wanted.split(LOGIT_ROWS), strict=True):
-        logits = network.get_output_embeddings()(part).float()
-        found.append(logits.gather(-1, target[:, None]).squeeze(-1) - logits.logsumexp(-1))
-    return list(torch.cat(found).cpu().split(keep.sum(-1).tolist()))
+    """Return log p of each document's scored tokens given all before them, in nats, as one batch."""
+    device = next(model.parameters()).device
+    ids, present = padded([document.tokens.tolist() for document in documents], side="right", device=device)
+    counted = padded([document.scored.tolist() for document in documents], side="right", device=device)[0].bool()
+    counted[:, 0] = False
+    batch = ScoredBatch(ids, present, counted.roll(-1, dims=1))
+    values = log_probs(model, scored_states(model, batch), batch.targets)
+    return list(values.cpu().split(batch.scored.sum(-1).tolist()))
 
 
 def answer_documents(
@@ -90,16 +77,16 @@ def answer_documents(
     scored; documents are cut at `max_tokens`, and answers of fewer than `min_answer` tokens left out.
     Raises ValueError where no record is usable.
     """
-    found: list[Document] = []
+    documents: list[Document] = []
     for question, answer in exchanges(records):
         context = prompt_ids(tokenizer, question)
         reply = tokenizer(answer, add_special_tokens=False).input_ids[: max(max_tokens - len(context), 0)]
         if len(reply) < min_answer:
             continue
         tokens = torch.tensor(context + reply)
-        found.append(Document(tokens=tokens, scored=torch.arange(len(tokens)) >= len(context)))
-        if len(found) == limit:
+        documents.append(Document(tokens=tokens, scored=torch.arange(len(tokens)) >= len(context)))
+        if len(documents) == limit:
             break
-    if not found:
+    if not documents:
         raise ValueError("no record holds a question with an answer long enough: raise max_tokens or lower min_answer")
-    return found
+    return documents

@@ -1,4 +1,4 @@
-"""Rotary angles for keys that are rotated when they are used, not when they are cached.
+"""Rotary angles for keys that are rotated when they are used, and the memory that layers share while they run.
 
 The paper leaves open when RoPE is applied to compressed keys. R_i stands between W_q and the right factor of W_k, so K
 cannot be absorbed: latents are cached before RoPE, and keys are rotated after reconstruction. Only differences of
@@ -6,6 +6,7 @@ positions matter, so both sides are rotated by their index in the cache, which n
 """
 
 from dataclasses import dataclass
+from math import prod
 from typing import Any
 
 import torch
@@ -24,41 +25,45 @@ class Angles:
     cos_rows: Float[Tensor, "length half"]
     sin_rows: Float[Tensor, "length half"]
 
-    def columns(self, start: int, stop: int) -> tuple[Float[Tensor, "half tokens"], Float[Tensor, "half tokens"]]:
-        """Return cosine and sine by channel of the indices from `start` to `stop`."""
-        return self.cos[:, start:stop], self.sin[:, start:stop]
 
-    def rows(self, start: int, stop: int) -> tuple[Float[Tensor, "tokens half"], Float[Tensor, "tokens half"]]:
-        """Return cosine and sine by token of the indices from `start` to `stop`."""
-        return self.cos_rows[start:stop], self.sin_rows[start:stop]
+class SharedBuffers:
+    """Angles and scratch memory of a model's layers, made on demand and never part of a cache or a checkpoint.
 
-
-class RotaryTable:
-    """The angles of a model by cache index, grown on demand and shared by all its layers."""
+    A page of keys lives only until its scores are taken. Reusing its memory saves the page faults that a new allocation
+    costs at each page, which is half the time of the reconstruction on a CPU.
+    """
 
     def __init__(self, rotary_embedding: Any) -> None:
         self.rotary = rotary_embedding
-        self.tables: dict[tuple[torch.device, torch.dtype], Angles] = {}
+        self._tables: dict[tuple[torch.device, torch.dtype], Angles] = {}
+        self._flat: dict[tuple[str, torch.device, torch.dtype], Tensor] = {}
 
-    def at_least(self, length: int, like: Tensor) -> Angles:
-        """Return the angles of `length` indices or more, in the dtype and on the device of `like`."""
+    def angles(self, length: int, like: Tensor) -> Angles:
+        """Return the angles of `length` cache indices or more, in the dtype and on the device of `like`."""
         key = (like.device, like.dtype)
-        found = self.tables.get(key)
-        if found is None or found.cos.shape[1] < length:
-            found = self.tables[key] = self._make(max(2 * length, 1024), like)
-        return found
+        table = self._tables.get(key)
+        if table is None or table.cos.shape[1] < length:
+            table = self._tables[key] = self._table(max(2 * length, 1024), like)
+        return table
 
-    def _make(self, length: int, like: Tensor) -> Angles:
+    def _table(self, length: int, like: Tensor) -> Angles:
         frequencies = self.rotary.inv_freq.float().to(like.device)
         angles = frequencies[:, None] * torch.arange(length, device=like.device, dtype=torch.float32)
         cos, sin = ((each * self.rotary.attention_scaling).to(like.dtype) for each in (angles.cos(), angles.sin()))
         return Angles(cos=cos, sin=sin, cos_rows=cos.T.contiguous(), sin_rows=sin.T.contiguous())
 
+    def scratch(self, name: str, shape: tuple[int, ...], like: Tensor) -> Tensor:
+        """Return uninitialised memory of a shape, the same at each call of a name: copy what must outlive the next."""
+        key, size = (name, like.device, like.dtype), prod(shape)
+        flat = self._flat.get(key)
+        if flat is None or flat.numel() < size:
+            flat = self._flat[key] = torch.empty(size, dtype=like.dtype, device=like.device)
+        return flat[:size].view(shape)
+
 
 def require_fixed_rope(config: Any) -> None:
     """Raise ValueError where the angles change with the length, since keys are rotated when they are used."""
-    parameters = config.rope_parameters or {}
-    kind = parameters.get("rope_type", "default")
+    kind = (config.rope_parameters or {}).get("rope_type", "default")
     if kind not in FIXED_ROPE:
         raise ValueError(
             f"{kind!r} RoPE changes its angles with the length, so keys cannot be rotated later: not supported"
@@ -67,8 +72,8 @@ def require_fixed_rope(config: Any) -> None:
 
 def rotate(
     states: Float[Tensor, "batch heads tokens dim"],
-    cos: Float[Tensor, "tokens half"],
-    sin: Float[Tensor, "tokens half"],
+    cos: Float[Tensor, "*tokens half"],
+    sin: Float[Tensor, "*tokens half"],
 ) -> Float[Tensor, "batch heads tokens dim"]:
     """Rotate queries or keys laid out by token (the half-split RoPE of the Llama family)."""
     first, second = states.chunk(2, dim=-1)
@@ -91,11 +96,8 @@ def rotate_columns_(
 
 
 def rotate_at(
-    states: Float[Tensor, "batch tokens heads dim"],
-    index: Int[Tensor, "batch tokens"],
-    angles: Angles,
+    states: Float[Tensor, "batch tokens heads dim"], index: Int[Tensor, "batch tokens"], angles: Angles
 ) -> Float[Tensor, "batch tokens heads dim"]:
     """Rotate states whose indices differ from row to row."""
-    first, second = states.chunk(2, dim=-1)
     cos, sin = (table[index].unsqueeze(2) for table in (angles.cos_rows, angles.sin_rows))
-    return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)
+    return rotate(states, cos, sin)

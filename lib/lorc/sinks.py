@@ -13,7 +13,6 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from lib.lorc.cache import LatentLayer
-from lib.lorc.latents import LowRankProjection
 from lib.lorc.rotary import Angles, rotate_at
 
 
@@ -40,9 +39,8 @@ class Sinks:
             return None
         batch, new, _ = hidden.shape
         needed = past < count if starts is None else None
-        starts = (
-            torch.zeros(batch, dtype=torch.long, device=hidden.device) if starts is None else starts.to(hidden.device)
-        )
+        starts = torch.zeros(batch, dtype=torch.long) if starts is None else starts
+        starts = starts.to(hidden.device)
         index = starts[:, None] + torch.arange(count, device=hidden.device)
         fresh = (index >= past) & (index < past + new)
         if needed or (needed is None and fresh.any()):
@@ -97,9 +95,8 @@ class Sinks:
         return self.index[:, None, None, :].expand(*rows.shape[:-1], -1)
 
 
-def _store(
-    held: Tensor | None, projection: LowRankProjection | None, states: Tensor, fresh: Bool[Tensor, "batch sinks"]
-) -> Tensor | None:
+def _store(held: Tensor | None, projection: Any, states: Tensor, fresh: Bool[Tensor, "batch sinks"]) -> Tensor | None:
+    """Put what the rank leaves out of fresh sinks beside what is held of the others."""
     if projection is None:
         return None
     new = projection.rest(states)

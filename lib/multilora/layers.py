@@ -1,24 +1,14 @@
-"""The LoRA layers of a model, listed once: activating adapters on the list is what `set_adapters` does by walking.
+"""The LoRA layers of a model, listed once: setting adapters on the list is what `set_adapters` does by walking.
 
 `set_adapters` visits every module and touches the gradients of every adapter; between two denoising steps only the
 active names and the scalings change. Gradients are left alone, so there is nothing of theirs to restore.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any
 
 from torch import nn
-
-
-@dataclass(frozen=True)
-class LayerState:
-    """What activation changes in one layer: active adapters, whether they are disabled, and all scalings."""
-
-    active: Any
-    disabled: bool
-    scaling: dict[str, float]
 
 
 class AdapterLayers:
@@ -54,36 +44,44 @@ class AdapterLayers:
 
         return not any(layer.lora_variant or isinstance(layer, MultiheadAttention) for layer in self.layers)
 
-    def activate(self, names: Sequence[str]) -> None:
-        """Make `names` the active adapters of every layer (a layer that lacks one skips it)."""
-        wanted = tuple(names)
-        if wanted == self._active:
-            return
-        active = list(wanted)
-        for attributes in self._attributes:
-            attributes["_active_adapter"] = active
-        self._active = wanted
-
-    def weigh(self, weights: Mapping[str, float]) -> None:
-        """Set the scaling of each adapter to its own α/r times its weight."""
+    def set(self, weights: Mapping[str, float]) -> None:
+        """Make these the active adapters, scaled by their own α/r times the weight (layers that lack one skip it)."""
         for name, weight in weights.items():
             for scaling, own in self._scalings.get(name, ()):
                 scaling[name] = weight * own
-
-    def _snapshot(self) -> list[LayerState]:
-        return [LayerState(la._active_adapter, la._disable_adapters, dict(la.scaling)) for la in self.layers]
+        wanted = tuple(weights)
+        if wanted == self._active:
+            return
+        for attributes in self._attributes:
+            attributes["_active_adapter"] = list(wanted)
+        self._active = wanted
 
     @contextmanager
     def restored(self) -> Iterator[None]:
         """Enable adapters, and put that, the active ones and scalings back to the bit at the end, whatever happens."""
-        before = self._snapshot()
+        before = [(la._active_adapter, la._disable_adapters, dict(la.scaling)) for la in self.layers]
         try:
             for layer in self.layers:
                 layer._disable_adapters = False
             yield
         finally:
-            for layer, state in zip(self.layers, before, strict=True):
-                layer._active_adapter, layer._disable_adapters = state.active, state.disabled
+            for layer, (active, disabled, scaling) in zip(self.layers, before, strict=True):
+                layer._active_adapter, layer._disable_adapters = active, disabled
                 layer.scaling.clear()
-                layer.scaling.update(state.scaling)
+                layer.scaling.update(scaling)
             self._active = None
+
+
+@contextmanager
+def replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
+    """Set an instance attribute while the block lasts, then what was there before (or nothing, so the class shows)."""
+    had = name in vars(owner)
+    before = vars(owner).get(name)
+    setattr(owner, name, value)
+    try:
+        yield
+    finally:
+        if had:
+            setattr(owner, name, before)
+        else:
+            delattr(owner, name)

@@ -13,8 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import conv2d
 
-from lib.multilora.clock import replaced
-from lib.multilora.layers import AdapterLayers
+from lib.multilora.layers import AdapterLayers, replaced
 
 
 class Routing:

@@ -3,87 +3,46 @@
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-if TYPE_CHECKING:
-    from lib.preference.adapters import load_policy, save_policy, set_weights, weights, with_lora
-    from lib.preference.chat_judge import ChatJudge
-    from lib.preference.divergence import reference_divergence, response_log_probs
-    from lib.preference.features import principal, response_features
-    from lib.preference.judges import RecordedJudge, ReferenceJudge, RewardModelJudge, RougeJudge
-    from lib.preference.judging import Judge, JudgeFailed, score_all, win_rate
-    from lib.preference.ledger import BudgetExceeded, Ledger, Metered
-    from lib.preference.losses import dpo_loss
-    from lib.preference.pairing import PairCounts, Scored, best_and_worst, pairs
-    from lib.preference.pool import Pool, PoolLogProbs, PoolPairs, draw_pairs, online_pool
-    from lib.preference.prompts import Question, questions
-    from lib.preference.rounds import Round, Sampling, adopt_samples, online, read_round
-    from lib.preference.sampling import Response, sample
-    from lib.preference.training import TokenDPOTrainer, config, train
+from lib.preference.adapters import load_policy, save_policy, set_weights, weights, with_lora
+from lib.preference.chat_judge import ChatJudge
+from lib.preference.judges import (
+    Judge,
+    JudgeFailed,
+    RecordedJudge,
+    ReferenceJudge,
+    RewardModelJudge,
+    RougeJudge,
+    score_all,
+    win_rate,
+)
+from lib.preference.ledger import BudgetExceeded, Ledger, Metered
+from lib.preference.losses import dpo_loss
+from lib.preference.pairing import AllTie, PairCounts, Scored, best_and_worst, pairs
+from lib.preference.pool import Pool, PoolLogProbs, PoolPairs, draw_pairs, online_pool
+from lib.preference.rounds import Round, Sampling, adopt_samples, online, read_round
+from lib.preference.sampling import Question, Response, questions, sample
+from lib.preference.scoring import (
+    pair_log_odds,
+    principal,
+    reference_divergence,
+    response_features,
+    response_log_probs,
+)
 
-PLACES = {
-    "adapters": ["load_policy", "save_policy", "set_weights", "weights", "with_lora"],
-    "chat_judge": ["ChatJudge"],
-    "divergence": ["reference_divergence", "response_log_probs"],
-    "features": ["principal", "response_features"],
-    "judges": ["RecordedJudge", "ReferenceJudge", "RewardModelJudge", "RougeJudge"],
-    "judging": ["Judge", "JudgeFailed", "score_all", "win_rate"],
-    "ledger": ["BudgetExceeded", "Ledger", "Metered"],
-    "losses": ["dpo_loss"],
-    "pairing": ["PairCounts", "Scored", "best_and_worst", "pairs"],
-    "pool": ["Pool", "PoolLogProbs", "PoolPairs", "draw_pairs", "online_pool"],
-    "prompts": ["Question", "questions"],
-    "rounds": ["Round", "Sampling", "adopt_samples", "online", "read_round"],
-    "sampling": ["Response", "sample"],
-    "training": ["TokenDPOTrainer", "config", "train"],  # the only place that needs trl (seconds to import)
-}
-_MODULE_OF = {name: module for module, names in PLACES.items() for name in names}
+if TYPE_CHECKING:
+    from lib.preference.trainer import TokenDPOTrainer, config, train
+
 __all__ = [
-    "BudgetExceeded",
-    "ChatJudge",
-    "Judge",
-    "JudgeFailed",
-    "Ledger",
-    "Metered",
-    "PairCounts",
-    "Pool",
-    "PoolLogProbs",
-    "PoolPairs",
-    "Question",
-    "RecordedJudge",
-    "ReferenceJudge",
-    "Response",
-    "RewardModelJudge",
-    "RougeJudge",
-    "Round",
-    "Sampling",
-    "Scored",
-    "TokenDPOTrainer",
-    "adopt_samples",
-    "best_and_worst",
-    "config",
-    "dpo_loss",
-    "draw_pairs",
-    "load_policy",
-    "online",
-    "online_pool",
-    "pairs",
-    "principal",
-    "questions",
-    "read_round",
-    "reference_divergence",
-    "response_features",
-    "response_log_probs",
-    "sample",
-    "save_policy",
-    "score_all",
-    "set_weights",
-    "train",
-    "weights",
-    "win_rate",
-    "with_lora",
-]
+    "AllTie", "BudgetExceeded", "ChatJudge", "Judge", "JudgeFailed", "Ledger", "Metered", "PairCounts", "Pool",
+    "PoolLogProbs", "PoolPairs", "Question", "RecordedJudge", "ReferenceJudge", "Response", "RewardModelJudge",
+    "RougeJudge", "Round", "Sampling", "Scored", "TokenDPOTrainer", "adopt_samples", "best_and_worst", "config",
+    "dpo_loss", "draw_pairs", "load_policy", "online", "online_pool", "pair_log_odds", "pairs", "principal",
+    "questions", "read_round", "reference_divergence", "response_features", "response_log_probs", "sample",
+    "save_policy", "score_all", "set_weights", "train", "weights", "win_rate", "with_lora",
+]  # fmt: skip
 
 
 def __getattr__(name: str) -> Any:
-    if name in _MODULE_OF:
-        return getattr(import_module(f"lib.preference.{_MODULE_OF[name]}"), name)
+    if name in ("TokenDPOTrainer", "config", "train"):  # trl takes seconds to import
+        return getattr(import_module("lib.preference.trainer"), name)
     raise AttributeError(f"module 'lib.preference' has no attribute {name!r}")

@@ -14,16 +14,16 @@ PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "
 
 
 def with_lora(model: Any, *, layers: int | None = None, rank: int = 16, alpha: int = 32, seed: int = 0) -> Any:
-    """PEFT model with LoRA adapters on the top `layers` layers (all where None); they start as the identity.
+    """Return a PEFT model with LoRA adapters on the top `layers` layers (all where None); they start as the identity.
 
-    Raises TenfoldError for a number of layers that the model does not have.
+    Raises ValueError for a number of layers that the model does not have.
     """
     from peft import LoraConfig, get_peft_model
 
     depth: int = model.config.num_hidden_layers
     layers = depth if layers is None else layers
     if not 1 <= layers <= depth:
-        raise TenfoldError(f"the model has {depth} layers: put adapters on 1 to {depth} of them, not {layers}.")
+        raise ValueError(f"the model has {depth} layers: put adapters on 1 to {depth} of them, not {layers}")
     config = LoraConfig(
         r=rank, lora_alpha=alpha, target_modules=list(PROJECTIONS),
         layers_to_transform=list(range(depth - layers, depth)), task_type="CAUSAL_LM",
@@ -38,16 +38,16 @@ def _is_peft(policy: Any) -> bool:
 
 
 def weights(policy: Any) -> dict[str, torch.Tensor]:
-    """Weights that training moves: the adapter's, or all of a plain model's (on the CPU, copied)."""
+    """Return the weights that training moves: the adapter's, or all of a plain model's (on the CPU, copied)."""
     if _is_peft(policy):
         from peft import get_peft_model_state_dict
 
-        found = get_peft_model_state_dict(policy, adapter_name="default")
+        moved = get_peft_model_state_dict(policy, adapter_name="default")
     else:
-        found = policy.state_dict()
+        moved = policy.state_dict()
         if getattr(policy.config, "tie_word_embeddings", False):
-            found.pop("lm_head.weight", None)
-    return {name: value.detach().cpu().clone().contiguous() for name, value in found.items()}
+            moved.pop("lm_head.weight", None)
+    return {name: value.detach().cpu().clone().contiguous() for name, value in moved.items()}
 
 
 def set_weights(policy: Any, values: dict[str, torch.Tensor]) -> None:

@@ -9,9 +9,9 @@ import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from lib import TenfoldError
+from lib.core.chat import ChatClient, Decoding
+from lib.preference.judges import Judge
 from lib.preference.sampling import sample
-from lib.zoo.endpoint import NO_COMPLETION, EndpointFailed, chat_completion
 
 COMPARE = (
     "Two assistants answered the same question. Say which answer helps the user more.\n\n"
@@ -27,7 +27,7 @@ NUMBER = re.compile(r"\b(10|[1-9])\b")
 MIDDLE = 5.5
 
 
-class ChatJudge:
+class ChatJudge(Judge):
     """A judge that asks a chat model; `ask` takes a question and returns the reply."""
 
     calls_per_comparison = 2
@@ -48,44 +48,30 @@ class ChatJudge:
     @classmethod
     def endpoint(cls, url: str, model: str, *, key: str | None = None, timeout: float | int = 60) -> "ChatJudge":
         """Judge by a server at `url` (such as `http://localhost:8000/v1`), at temperature 0."""
-        return cls(lambda question: _asked(url, model, question, key, timeout))
+        client = ChatClient(model=model, url=url, decoding=Decoding(temperature=0), key=key, seconds=timeout)
+        return cls(lambda question: client.complete(question).text)
 
     def score(self, prompt: str, responses: Sequence[str]) -> list[float]:
-        """Rating of each response from 1 to 10; the middle, 5.5, where the reply holds no number."""
+        """Rate each response from 1 to 10; the middle, 5.5, where the reply holds no number."""
         return [self._rate(RATE.format(prompt=prompt, response=response)) for response in responses]
 
     def prefer(self, prompt: str, a: str, b: str) -> float:
-        """Mean preference for `a` over both orders: 1, 3/4, 1/2 (a tie, or one verdict each way), 1/4 or 0."""
+        """Return the mean preference for `a` over both orders: 1, 3/4, 1/2 (ties, or one verdict each way), 1/4, 0."""
         first = self._compare(COMPARE.format(prompt=prompt, a=a, b=b))
         swapped = self._compare(COMPARE.format(prompt=prompt, a=b, b=a))
         return (first + 1 - swapped) / 2
 
     def _compare(self, question: str) -> float:
-        found = VERDICT.search(self._reply(question))
-        if found is None:
-            self.unreadable += 1
-            return 0.5
-        return {"a": 1.0, "b": 0.0, "tie": 0.5}[found[1].lower()]
+        verdict = self._read(VERDICT, question)
+        return 0.5 if verdict is None else {"a": 1.0, "b": 0.0, "tie": 0.5}[verdict.lower()]
 
     def _rate(self, question: str) -> float:
-        found = NUMBER.search(self._reply(question))
-        if found is None:
-            self.unreadable += 1
-            return MIDDLE
-        return float(found[1])
+        number = self._read(NUMBER, question)
+        return MIDDLE if number is None else float(number)
 
-    def _reply(self, question: str) -> str:
+    def _read(self, pattern: re.Pattern[str], question: str) -> str | None:
+        """Ask, and return what the pattern finds in the reply; None where it finds nothing."""
         self.asked += 1
-        return self.ask(question)
-
-
-def _asked(url: str, model: str, question: str, key: str | None, timeout: float | int) -> str:
-    request = {"model": model, "temperature": 0, "messages": [{"role": "user", "content": question}]}
-    try:
-        return chat_completion(url, request, key=key, seconds=timeout).texts[0]
-    except EndpointFailed as error:
-        if error.reason == NO_COMPLETION:
-            complaint = "did not answer in the OpenAI chat format: check its address."
-        else:
-            complaint = f"cannot be asked ({error.reason}): check that it runs and the key."
-        raise TenfoldError(f"the judge at {url} {complaint}") from None
+        match = pattern.search(self.ask(question))
+        self.unreadable += match is None
+        return None if match is None else match[1]

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lib import TenfoldError
+from lib.core.generation import has_window
 
 
 @dataclass(frozen=True)
@@ -25,8 +25,7 @@ class Packed:
 
     def unpack(self, values: Tensor) -> Tensor:
         """Values [rows, length - 1] of the packed batch as [sequences, tokens - 1], zero where nothing is scored."""
-        found = values.new_zeros(self.scored.shape)
-        return found.masked_scatter(self.scored, values[self.rows, self.columns])
+        return values.new_zeros(self.scored.shape).masked_scatter(self.scored, values[self.rows, self.columns])
 
 
 def pack(batch: dict[str, Tensor], pad_token_id: int) -> Packed:
@@ -103,13 +102,11 @@ class SharedPrompts:
 
 
 def check_packing(model: Any) -> None:
-    """Raise TenfoldError where a model cannot take such a mask: its attention must be full, by sdpa or eager."""
+    """Raise ValueError where a model cannot take such a mask: its attention must be full, by sdpa or eager."""
     config = model.config.get_text_config()
-    kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
-    sliding = getattr(config, "sliding_window", None) is not None and getattr(config, "use_sliding_window", True)
-    partial = kinds != {"full_attention"} or (sliding and getattr(config, "layer_types", None) is None)
-    if partial or getattr(model, "_is_stateful", False) or config._attn_implementation not in ("sdpa", "eager"):
-        raise TenfoldError(
+    stateful = getattr(model, "_is_stateful", False)
+    if has_window(config) or stateful or config._attn_implementation not in ("sdpa", "eager"):
+        raise ValueError(
             f"{config.model_type} with {config._attn_implementation} attention cannot share prompts: that needs full "
-            "attention in every layer by sdpa or eager: set share_prompts=False, or load it with one of them."
+            "attention in every layer by sdpa or eager: set share_prompts=False, or load it with one of them"
         )

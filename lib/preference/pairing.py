@@ -5,12 +5,15 @@ several share the best (worst) score, the first is taken. Responses of the same 
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import datasets
 
-from lib import TenfoldError
 from lib.preference.sampling import Response
+
+
+class AllTie(ValueError):
+    """No prompt has two responses of different scores: there is nothing to learn from."""
 
 
 @dataclass(frozen=True)
@@ -27,7 +30,7 @@ class Scored:
     greedy: int | None = None
 
     def samples(self) -> list[Response]:
-        """Responses that were drawn at random."""
+        """Return the responses that were drawn at random."""
         return [r for index, r in enumerate(self.responses) if index != self.greedy]
 
 
@@ -38,11 +41,10 @@ class PairCounts:
     pairs: int = 0
     ties: int = 0
     duplicates: int = 0
-    rows: list[int] = field(default_factory=list)
 
 
 def best_and_worst(group: Scored, *, margin: float | int = 0.0) -> tuple[int, int] | None:
-    """Places of the best and the worst distinct response of a prompt; None where they tie."""
+    """Return the places of the best and the worst distinct response of a prompt; None where they tie."""
     distinct: dict[tuple[int, ...], int] = {}
     for index, response in enumerate(group.responses):
         distinct.setdefault(response.tokens, index)
@@ -58,22 +60,21 @@ def pairs(
     margin: float | int = 0.0,
     extra: Callable[[Scored], dict] | None = None,
 ) -> tuple[datasets.Dataset, PairCounts]:
-    """Pairs {prompt_ids, chosen_ids, rejected_ids, chosen_score, rejected_score} of scored prompts, and the counts.
+    """Pair up scored prompts {prompt_ids, chosen_ids, rejected_ids, chosen_score, rejected_score}, and count them.
 
-    `extra` may add columns from a group. Raises TenfoldError where a prompt has fewer than two responses, or every
-    prompt ties.
+    `extra` may add columns from a group. Raises ValueError where a prompt has fewer than two responses, and AllTie
+    where every prompt ties.
     """
     rows, counts = [], PairCounts()
-    for number, group in enumerate(groups):
+    for group in groups:
         if len(group.responses) < 2:
-            raise TenfoldError("a pair needs two responses to a prompt, not one: sample with k of at least 2.")
+            raise ValueError("a pair needs two responses to a prompt, not one: sample with k of at least 2")
         counts.duplicates += len(group.responses) - len({r.tokens for r in group.responses})
         places = best_and_worst(group, margin=margin)
         if places is None:
             counts.ties += 1
             continue
         best, worst = places
-        counts.rows.append(number)
         rows.append(
             {
                 "prompt_ids": list(group.prompt_ids),
@@ -85,9 +86,9 @@ def pairs(
             }
         )
     if not rows:
-        raise TenfoldError(
+        raise AllTie(
             f"all {len(groups)} prompts tie (best and worst differ by at most {margin:g}): there is nothing to learn "
-            "from; use more responses a prompt, a finer judge or a smaller margin."
+            "from; use more responses a prompt, a finer judge or a smaller margin"
         )
     counts.pairs = len(rows)
     return datasets.Dataset.from_list(rows), counts

@@ -12,11 +12,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from lib import TenfoldError
-
-
-class AllTie(TenfoldError):
-    """No prompt has two responses of different scores among those drawn: there is nothing to learn from."""
+from lib.preference.pairing import AllTie
 
 
 @dataclass(frozen=True)
@@ -29,15 +25,15 @@ class Pool:
 
     @classmethod
     def of(cls, features: Tensor, scores: Tensor, base: Tensor | None = None) -> "Pool":
-        """Pool in float64; raises TenfoldError for shapes that differ, k = 1, or values that are not finite."""
+        """Return a pool in float64; raises ValueError for shapes that differ, k = 1, or values that are not finite."""
         prompts, k = scores.shape
         if features.shape[:2] != (prompts, k) or (base is not None and base.shape != scores.shape) or k < 2:
-            raise TenfoldError(
+            raise ValueError(
                 f"a pool needs features [prompts, k, width] and scores [prompts, k] with k of at least 2, not "
-                f"{list(features.shape)} and {list(scores.shape)}."
+                f"{list(features.shape)} and {list(scores.shape)}"
             )
         if not (features.isfinite().all() and scores.isfinite().all()):
-            raise TenfoldError("a pool needs finite features and scores: find out where NaN or infinity came from.")
+            raise ValueError("a pool needs finite features and scores: find out where NaN or infinity came from")
         base = torch.zeros(prompts, k) if base is None else base
         return cls(features.double(), scores.double(), base.double().log_softmax(-1))
 
@@ -45,19 +41,19 @@ class Pool:
         return len(self.scores)
 
     def select(self, rows: Tensor | slice) -> "Pool":
-        """Pool of some prompts."""
+        """Return the pool of some prompts."""
         return Pool(self.features[rows], self.scores[rows], self.base[rows])
 
     def log_probs(self, theta: Float[Tensor, " width"]) -> Float[Tensor, "prompts k"]:
-        """log π_θ over the pool."""
+        """Return log π_θ over the pool."""
         return (self.base + self.features @ theta).log_softmax(-1)
 
     def expected_scores(self, theta: Float[Tensor, " width"]) -> Float[Tensor, " prompts"]:
-        """Expected score of π_θ at each prompt, exactly."""
+        """Return the expected score of π_θ at each prompt, exactly."""
         return (self.log_probs(theta).exp() * self.scores).sum(-1)
 
     def win_rates(self, theta: Float[Tensor, " width"], other: Float[Tensor, " width"]) -> Float[Tensor, " prompts"]:
-        """Probability that a response of π_θ scores above one of the other policy (ties half), at each prompt."""
+        """Return the chance that a response of π_θ scores above one of the other policy (ties half), at each prompt."""
         better = (self.scores[:, :, None] > self.scores[:, None, :]).double()
         better += 0.5 * (self.scores[:, :, None] == self.scores[:, None, :]).double()
         return torch.einsum("pi,pij,pj->p", self.log_probs(theta).exp(), better, self.log_probs(other).exp())
@@ -65,7 +61,7 @@ class Pool:
     def divergence(
         self, reference: Float[Tensor, " width"], theta: Float[Tensor, " width"]
     ) -> Float[Tensor, " prompts"]:
-        """KL(π_reference || π_θ) at each prompt, in nats."""
+        """Return KL(π_reference || π_θ) at each prompt, in nats."""
         of = self.log_probs(reference)
         return (of.exp() * (of - self.log_probs(theta))).sum(-1)
 
@@ -114,13 +110,13 @@ def draw_pairs(
     rejected = candidates.gather(1, scores.argmin(1, keepdim=True)).squeeze(1)
     kept: Bool[Tensor, " prompts"] = scores.amax(1) > scores.amin(1)
     if not bool(kept.any()):
-        raise AllTie("every prompt of the pool ties: draw more responses, or score them more finely.")
+        raise AllTie("every prompt of the pool ties: draw more responses, or score them more finely")
     rows = kept.nonzero().squeeze(-1)
     return PoolPairs(rows, chosen[rows], rejected[rows], third[rows])
 
 
 def log_probs_of(asked: Pool, theta: Float[Tensor, " width"], pairs: PoolPairs) -> PoolLogProbs:
-    """Log-probabilities of π_θ that a loss needs; `asked` is `pool.select(pairs.rows)`."""
+    """Return log-probabilities of π_θ that a loss needs; `asked` is `pool.select(pairs.rows)`."""
     of = asked.log_probs(theta)
     chosen, rejected, third = (
         of.gather(1, places[:, None]).squeeze(1) for places in (pairs.chosen, pairs.rejected, pairs.third)
@@ -134,23 +130,13 @@ def fit(
     pairs: PoolPairs,
     loss: Loss,
     *,
-    steps: int = 40,
-    learning_rate: float = 0.05,
-) -> Float[Tensor, " width"]:
-    """Return θ after so many full-batch Adam steps on loss(policy, reference), from θ as start and as reference."""
-    return fit_path(pool, theta, pairs, loss, steps=[steps], learning_rate=learning_rate)[0]
-
-
-def fit_path(
-    pool: Pool,
-    theta: Float[Tensor, " width"],
-    pairs: PoolPairs,
-    loss: Loss,
-    *,
-    steps: Sequence[int],
+    steps: Sequence[int] = (40,),
     learning_rate: float = 0.05,
 ) -> list[Float[Tensor, " width"]]:
-    """Return θ after each of these numbers of steps of one training: as many separate trainings would give the same."""
+    """Return θ after each of these numbers of full-batch Adam steps on loss(policy, reference) in one training.
+
+    The given θ is the start and the reference.
+    """
     asked = pool.select(pairs.rows)
     with torch.no_grad():
         reference = log_probs_of(asked, theta, pairs)
@@ -181,7 +167,7 @@ def online_pool(
 
     The seed decides which prompts fall into which portion and what is drawn, not what the loss makes of it: runs of two
     losses with one seed are paired. A policy that has collapsed onto one response a prompt has nothing to compare and
-    stays what it is. Raises TenfoldError where even the first round's prompts all tie.
+    stays what it is. Raises AllTie where even the first round's prompts all tie.
     """
     generator = torch.Generator().manual_seed(seed)
     portions = torch.randperm(len(pool), generator=generator).chunk(rounds)
@@ -190,10 +176,9 @@ def online_pool(
         part = pool.select(portion)
         try:
             pairs = draw_pairs(part, thetas[-1], draws=draws, generator=generator, greedy=greedy)
+            thetas += fit(part, thetas[-1], pairs, loss, steps=[steps], learning_rate=learning_rate)
         except AllTie:
             if len(thetas) == 1:
                 raise
             thetas.append(thetas[-1])
-            continue
-        thetas.append(fit(part, thetas[-1], pairs, loss, steps=steps, learning_rate=learning_rate))
     return thetas

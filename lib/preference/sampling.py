@@ -1,23 +1,84 @@
-"""On-policy sampling: k responses a prompt from a causal language model, with a KV cache and inverse-CDF draws.
+"""Questions of real conversations, and on-policy sampling: k responses of a causal language model to each prompt.
 
 A prompt is read once and its cache is shared by its k rows. Every row has its own stream of uniform numbers, so what a
 row says does not depend on the rows that share its batch (up to rounding of the forward pass).
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
 import torch
-from jaxtyping import Float, Int
-from torch import Tensor, nn
+from jaxtyping import Float
 from tqdm import tqdm
 
 from lib import TenfoldError
-from lib.preference.prompts import Prompt, encoded
+from lib.core.generation import Context, decode, draw_logits
+from lib.core.scoring import by_length, padded
+from lib.core.training import evaluating
+from lib.zoo.dialogues import exchanges, prompt_ids
 
-BLOCK = 256  # tokens summed before one is looked for
-SPARE = 4  # finished rows leave the batch when they are at least one in so many
+Prompt = str | Sequence[int]
+
+
+@dataclass(frozen=True)
+class Question:
+    """A question, the answer that a user once got to it, and its token ids up to where the assistant begins."""
+
+    text: str
+    answer: str
+    tokens: tuple[int, ...]
+
+
+def questions(
+    records: Any,
+    tokenizer: Any,
+    *,
+    limit: int,
+    max_tokens: int = 64,
+    min_answer_words: int = 8,
+    system: str | None = None,
+) -> list[Question]:
+    """Return the first `limit` distinct questions of at most `max_tokens` tokens (template included) with an answer.
+
+    `system` is the system prompt, the template's own where None. Raises TenfoldError where the records hold fewer.
+    """
+    kept: dict[str, Question] = {}
+    for question, answer in exchanges(records):
+        text, answer = question.strip(), answer.strip()
+        if not text or text in kept or len(answer.split()) < min_answer_words or len(text) > 8 * max_tokens:
+            continue
+        tokens = prompt_ids(tokenizer, text, system=system)
+        if len(tokens) <= max_tokens:
+            kept[text] = Question(text, answer, tuple(tokens))
+        if len(kept) == limit:
+            return list(kept.values())
+    raise TenfoldError(
+        f"only {len(kept)} of {limit} questions of at most {max_tokens} tokens were found: read more records, or "
+        "allow longer questions."
+    )
+
+
+def encoded(prompts: Sequence[Prompt], tokenizer: Any, *, context: int | None = None, room: int = 0) -> list[list[int]]:
+    """Return token ids of prompts: of a question in the chat template, or the ids themselves.
+
+    Raises ValueError for no prompts, an empty prompt, or one that leaves less than `room` tokens of the context.
+    """
+    if not len(prompts):
+        raise ValueError("there are no prompts: give at least one question or list of token ids")
+    encoded_prompts = []
+    for index, prompt in enumerate(prompts):
+        empty = not prompt.strip() if isinstance(prompt, str) else not len(prompt)
+        if empty:
+            raise ValueError(f"prompt {index} is empty: drop it, or give it some text")
+        ids = prompt_ids(tokenizer, prompt) if isinstance(prompt, str) else [int(token) for token in prompt]
+        if context is not None and len(ids) + room > context:
+            raise ValueError(
+                f"prompt {index} has {len(ids)} tokens and leaves less than {room} of the model's context of "
+                f"{context}: shorten it, or ask for shorter responses"
+            )
+        encoded_prompts.append(ids)
+    return encoded_prompts
 
 
 @dataclass(frozen=True)
@@ -48,159 +109,61 @@ def sample(
 ) -> list[list[Response]]:
     """Draw k responses to each prompt (a question, put into the chat template, or token ids); temperature 0 is greedy.
 
-    `batch_size` counts rows (prompts x k). Raises TenfoldError for empty prompts, prompts that leave no room in the
+    `batch_size` counts rows (prompts x k). Raises ValueError for empty prompts, prompts that leave no room in the
     context, or settings that draw nothing.
     """
     if k < 1 or max_new_tokens < 1 or batch_size < 1 or not 0 <= temperature < float("inf"):
-        raise TenfoldError(
+        raise ValueError(
             f"k = {k}, max_new_tokens = {max_new_tokens}, batch_size = {batch_size} and temperature = {temperature} "
-            "draw nothing: the first three must be at least 1, the temperature 0 (greedy) or positive."
+            "draw nothing: the first three must be at least 1, the temperature 0 (greedy) or positive"
         )
-    ids = encoded(prompts, tokenizer, context=_context(policy), room=max_new_tokens)
-    drawn = 1 if temperature == 0 else k  # greedy responses are all the same
-    uniforms = _uniforms(len(ids), drawn, max_new_tokens, seed)
-    found: dict[int, list[Response]] = {}
-    was_training = policy.training
-    policy.eval()
-    try:
-        with tqdm(total=len(ids) * drawn, desc="sample", unit="row", disable=not progress, mininterval=1.0) as bar:
-            for chosen in _batches(ids, max(1, batch_size // drawn)):
-                rows = _Rows(policy, [ids[i] for i in chosen], uniforms[chosen], temperature, _stops(policy, tokenizer))
-                for index, responses in zip(chosen, rows.decode(max_new_tokens, tokenizer), strict=True):
-                    found[index] = responses * (k // drawn)
-                bar.update(len(chosen) * drawn)
-    finally:
-        policy.train(was_training)
-    return [found[index] for index in range(len(ids))]
+    longest = getattr(policy.config, "max_position_embeddings", None)
+    ids = encoded(prompts, tokenizer, context=longest, room=max_new_tokens)
+    rows = 1 if temperature == 0 else k  # greedy responses are all the same
+    # By prompt: the first prompts' numbers do not move when more prompts are added.
+    generator = torch.Generator().manual_seed(seed)
+    uniforms = torch.rand(len(ids), rows, max_new_tokens, dtype=torch.float64, generator=generator)
+    said: dict[int, list[Response]] = {}
+    bar = tqdm(total=len(ids) * rows, desc="sample", unit="row", disable=not progress, mininterval=1.0)
+    with evaluating(policy), bar:
+        for batch in by_length(list(map(len, ids)), rows=max(1, batch_size // rows)):
+            drawn = _draw(policy, tokenizer, [ids[i] for i in batch], uniforms[batch], temperature)
+            said |= {index: drawn[i * rows : (i + 1) * rows] * (k // rows) for i, index in enumerate(batch)}
+            bar.update(len(batch) * rows)
+    return [said[index] for index in range(len(ids))]
 
 
-def _context(policy: Any) -> int | None:
-    return getattr(policy.config, "max_position_embeddings", None)
+@torch.inference_mode()
+def _draw(
+    policy: Any,
+    tokenizer: Any,
+    prompts: list[list[int]],
+    uniforms: Float[torch.Tensor, "prompts k steps"],
+    temperature: float | int,
+) -> list[Response]:
+    """Decode a batch: each prompt is read once, and its cache given to its k rows."""
+    context = Context(policy, len(prompts))
+    hidden = context.read(*padded(prompts, side="left", device=context.mask.device)).hidden[:, -1]
+    prompt_of = torch.arange(len(prompts), device=hidden.device).repeat_interleave(uniforms.shape[1])
+    context.select(prompt_of)
+    levels = uniforms.flatten(0, 1).to(hidden.device)  # [rows, steps]
+    log_probs = torch.zeros_like(levels)
+
+    def choose(logits: torch.Tensor, rows: torch.Tensor, step: int) -> torch.Tensor:
+        token, log_prob = draw_logits(logits, levels[rows, step], temperature=temperature)
+        log_probs[rows, step] = log_prob.double()
+        return token
+
+    decoded = decode(
+        context, hidden[prompt_of], max_new_tokens=levels.shape[1], stops=_stops(policy, tokenizer), choose=choose
+    )
+    texts = tokenizer.batch_decode(decoded.tokens, skip_special_tokens=True)
+    rows = zip(decoded.tokens, texts, log_probs.tolist(), decoded.ended, strict=True)
+    return [Response(tuple(ids), text, sum(each[: len(ids)]), ended) for ids, text, each, ended in rows]
 
 
 def _stops(policy: Any, tokenizer: Any) -> list[int]:
-    """Token ids that end a response: the generation config's, else the tokenizer's."""
+    """Return the token ids that end a response: the generation config's, else the tokenizer's."""
     ends = getattr(getattr(policy, "generation_config", None), "eos_token_id", None)
     ends = tokenizer.eos_token_id if ends is None else ends
     return [ends] if isinstance(ends, int) else list(ends or [])
-
-
-def _uniforms(prompts: int, k: int, steps: int, seed: int) -> Float[Tensor, "prompts k steps"]:
-    """Uniform numbers of every row, by prompt: the first prompts' do not move when more prompts are added."""
-    generator = torch.Generator().manual_seed(seed)
-    return torch.rand(prompts, k, steps, dtype=torch.float64, generator=generator)
-
-
-def _batches(ids: Sequence[Sequence[int]], size: int) -> Iterator[list[int]]:
-    """Indices of prompts in batches of similar length."""
-    order = sorted(range(len(ids)), key=lambda index: len(ids[index]))
-    return (order[i : i + size] for i in range(0, len(order), size))
-
-
-class _Rows:
-    """A batch while it is decoded: the cache, and which rows still speak."""
-
-    def __init__(
-        self, policy: Any, prompts: list[list[int]], uniforms: Tensor, temperature: float | int, stops: list[int]
-    ) -> None:
-        self.policy, self.temperature, self.k = policy, temperature, uniforms.shape[1]
-        self.device = next(policy.parameters()).device
-        self.uniforms = uniforms.flatten(0, 1).to(self.device)  # [rows, steps]
-        self.prompts = prompts
-        self.stops = torch.tensor(stops, dtype=torch.long, device=self.device)
-        self.alive = torch.arange(len(self.uniforms), device=self.device)  # rows still in the batch
-        self.mask = torch.empty(0)
-
-    @torch.inference_mode()
-    def decode(self, steps: int, tokenizer: Any) -> list[list[Response]]:
-        rows = len(self.uniforms)
-        tokens = torch.full((rows, steps), -1, dtype=torch.long, device=self.device)
-        log_probs = torch.zeros(rows, dtype=torch.float64, device=self.device)
-        ended = torch.zeros(rows, dtype=torch.bool, device=self.device)
-        logits = self._read_prompts()
-        for step in range(steps):
-            drawn, log_prob = draw(logits, self.uniforms[self.alive, step], temperature=self.temperature)
-            speaks = ~ended[self.alive]
-            tokens[self.alive[speaks], step] = drawn[speaks]
-            log_probs[self.alive[speaks]] += log_prob[speaks].double()
-            ended[self.alive] |= torch.isin(drawn, self.stops)
-            if step + 1 == steps or bool(ended.all()):
-                break
-            drawn = self._let_go(drawn, ~ended[self.alive])
-            logits = self._read(drawn)
-        return self._responses(tokens, log_probs, ended, tokenizer)
-
-    def _read_prompts(self) -> Float[Tensor, "rows vocab"]:
-        """Read each prompt once, padded on the left, and give its cache to its k rows."""
-        longest = max(map(len, self.prompts))
-        pad = [[0] * (longest - len(p)) + list(p) for p in self.prompts]
-        self.mask = torch.tensor([[0] * (longest - len(p)) + [1] * len(p) for p in self.prompts], device=self.device)
-        positions = (self.mask.cumsum(1) - 1).clamp(min=0)
-        ids = torch.tensor(pad, device=self.device)
-        masked = {} if bool(self.mask.all()) else {"attention_mask": self.mask}
-        output = self.policy(input_ids=ids, position_ids=positions, use_cache=True, logits_to_keep=1, **masked)
-        self.cache = cast(Any, output.cache)
-        self.cache.batch_repeat_interleave(self.k)
-        self.mask = self.mask.repeat_interleave(self.k, dim=0)
-        return output.logits[:, -1].repeat_interleave(self.k, dim=0)
-
-    def _let_go(self, drawn: Tensor, speaks: Tensor) -> Tensor:
-        """Take rows that have ended out of the batch once they are many; return the tokens of those that stay."""
-        if int((~speaks).sum()) * SPARE < len(speaks):
-            return drawn
-        self.alive, self.mask = self.alive[speaks], self.mask[speaks]
-        self.cache.batch_select_indices(speaks.nonzero().squeeze(-1))
-        return drawn[speaks]
-
-    def _read(self, drawn: Int[Tensor, " rows"]) -> Float[Tensor, "rows vocab"]:
-        self.mask = nn.functional.pad(self.mask, (0, 1), value=1)
-        masked = {} if bool(self.mask.all()) else {"attention_mask": self.mask}
-        positions = self.mask.sum(1, keepdim=True) - 1
-        output = self.policy(
-            input_ids=drawn[:, None], position_ids=positions, cache=self.cache, use_cache=True, **masked
-        )
-        return output.logits[:, -1]
-
-    def _responses(self, tokens: Tensor, log_probs: Tensor, ended: Tensor, tokenizer: Any) -> list[list[Response]]:
-        said = [[token for token in row if token >= 0] for row in tokens.tolist()]
-        texts = tokenizer.batch_decode(said, skip_special_tokens=True)
-        rows = [
-            Response(tuple(row), text, log_prob, end)
-            for row, text, log_prob, end in zip(said, texts, log_probs.tolist(), ended.tolist(), strict=True)
-        ]
-        return [rows[i : i + self.k] for i in range(0, len(rows), self.k)]
-
-
-def draw(
-    logits: Float[Tensor, "rows vocab"], uniform: Float[Tensor, " rows"], *, temperature: float | int = 1.0
-) -> tuple[Int[Tensor, " rows"], Float[Tensor, " rows"]]:
-    """Token of each row at the given quantile of softmax(logits / T), and its log-probability; T = 0 takes the largest.
-
-    The inverse of the cumulative sum is searched block by block: one pass over the vocabulary, several times faster
-    than `torch.multinomial`. A token of probability 0 is never drawn.
-    """
-    logits = logits.float()
-    if temperature == 0:
-        largest = logits.argmax(-1)
-        return largest, torch.zeros_like(logits[:, 0])
-    if temperature != 1:
-        logits = logits / temperature
-    weights = (logits - logits.amax(-1, keepdim=True)).exp_()
-    weights = nn.functional.pad(weights, (0, -weights.shape[-1] % BLOCK)).unflatten(-1, (-1, BLOCK))
-    blocks = weights.sum(-1, dtype=torch.float64).cumsum(-1)
-    total = blocks[:, -1:]
-    block, left = _search(blocks, uniform[:, None].to(total) * total)
-    inside = weights[torch.arange(len(weights), device=weights.device), block[:, 0]]
-    place, _ = _search(inside.double().cumsum(-1), left)
-    token = (block * BLOCK + place).squeeze(-1)
-    drawn_weight = inside.gather(-1, place).squeeze(-1)
-    return token, (drawn_weight.log() - total.squeeze(-1).log()).to(logits.dtype)
-
-
-def _search(cumulative: Tensor, level: Tensor) -> tuple[Tensor, Tensor]:
-    """First entry whose cumulative sum exceeds the level (so never one of weight 0), and how far into it that is."""
-    total = cumulative[..., -1:]
-    level = torch.minimum(level, total.nextafter(torch.zeros_like(total)))
-    place = torch.searchsorted(cumulative, level, right=True)
-    before = torch.where(place > 0, cumulative.gather(-1, (place - 1).clamp(min=0)), 0.0)
-    return place, (level - before).clamp(min=0)

@@ -1,11 +1,16 @@
-"""Which items to ask the expert about: one `select` for every strategy, on- and off-policy pools alike.
+"""Which items to ask the expert about, and learning curves of an evaluator that is fitted again after every batch.
 
 Strategies of arXiv:2407.02119 and their controls: `random`; `coreset_ift` and `coreset_eft` (greedy k-centre on the
 embeddings of the instruction-following text, or of the evaluation prompt); `uncertainty` (largest posterior variance
-of the evaluator, a whole batch at once); `badge` (diverse gradient embeddings of the evaluator).
+of the evaluator, a whole batch at once); `badge` (diverse gradient embeddings of the evaluator, BADGE).
+
+BADGE (Ash et al., arXiv:1906.03671), for a judge that gives one of a few scores: the gradient of the log-loss at the
+judge's own best guess, with respect to the last linear layer, is an outer product g = (p - e_guess) x phi. Its length
+says how unsure the judge is, its direction what it would learn; k-means++ on the g's picks a batch that is both.
+Distances between outer products come from their factors, so no g is ever formed.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol, runtime_checkable
 
@@ -13,8 +18,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from lib.proxy_reward.badge import badge, gradient_embeddings
 from lib.proxy_reward.covering import k_center
+from lib.proxy_reward.evaluators import RidgeHead, fit_ridge
 
 BINS = 5  # points of the additive judgement that the paper's expert gives
 
@@ -39,11 +44,11 @@ class Evaluator(Protocol):
     """What a strategy may ask of an evaluator that was fitted on the labels so far."""
 
     def score(self, features: Tensor) -> Tensor:
-        """Predicted score of every item."""
+        """Predict the score of every item."""
         ...
 
     def variance(self, features: Tensor) -> Tensor:
-        """Variance of every predicted score."""
+        """Return the variance of every predicted score."""
         ...
 
 
@@ -58,13 +63,13 @@ class Query:
     generator: torch.Generator
 
     def fitted(self, strategy: str) -> Evaluator:
-        """The evaluator; raises ValueError where a strategy needs one and there is none."""
+        """Return the evaluator; raises ValueError where a strategy needs one and there is none."""
         if self.evaluator is None:
             raise ValueError(f"{strategy!r} needs an evaluator: fit one on a few random labels first, and pass it")
         return self.evaluator
 
     def free(self) -> Int[Tensor, " free"]:
-        """Items without a label."""
+        """Return the items without a label."""
         left = torch.ones(len(self.pool), dtype=torch.bool)
         left[self.labelled] = False
         return left.nonzero().squeeze(1)
@@ -116,7 +121,7 @@ def select(
     evaluator: Evaluator | None = None,
     generator: torch.Generator,
 ) -> Int[Tensor, " budget"]:
-    """Indices of `budget` items of the pool to ask the expert about, none of them labelled already, in order of worth.
+    """Return indices of `budget` items to ask the expert about, none of them labelled already, in order of worth.
 
     Raises ValueError for an unknown strategy, a budget that the pool cannot fill, or a strategy that lacks what it
     needs (an evaluator, or embeddings of the evaluation prompts).
@@ -135,9 +140,113 @@ def select(
 def score_probabilities(
     scores: Float[Tensor, " items"], variances: Float[Tensor, " items"], *, bins: int = BINS
 ) -> Float[Tensor, "items bins"]:
-    """Probability of each of `bins` equally frequent classes of the predicted scores, under N(score, variance)."""
+    """Return the chance of each of `bins` equally frequent classes of predicted scores, under N(score, variance)."""
     edges = scores.quantile(torch.linspace(0, 1, bins + 1, dtype=scores.dtype)[1:-1])
     deviation = variances.clamp(min=1e-12).sqrt().unsqueeze(1)
     below = torch.special.ndtr((edges - scores.unsqueeze(1)) / deviation)
     ends = torch.zeros(len(scores), 1, dtype=scores.dtype)
     return torch.cat([ends, below, ends + 1], dim=1).diff(dim=1)
+
+
+@dataclass(frozen=True)
+class GradientEmbeddings:
+    """Factors of g = residual x features for every item."""
+
+    residual: Float[Tensor, "items classes"]
+    features: Float[Tensor, "items width"]
+
+    def squared_distance(self, index: int) -> Float[Tensor, " items"]:
+        """Return the squared distance of every g to one of them: <a x f, b x h> = <a, b> <f, h>."""
+        inner = (self.residual @ self.residual[index]) * (self.features @ self.features[index])
+        norms = self.squared_norm()
+        return (norms - 2 * inner + norms[index]).clamp(min=0)
+
+    def squared_norm(self) -> Float[Tensor, " items"]:
+        """Return the squared length of every g."""
+        return self.residual.square().sum(1) * self.features.square().sum(1)
+
+
+def gradient_embeddings(
+    probabilities: Float[Tensor, "items classes"], features: Float[Tensor, "items width"]
+) -> GradientEmbeddings:
+    """Return gradient embeddings at the judge's own best guess (Eq. 1 of arXiv:1906.03671)."""
+    guess = torch.nn.functional.one_hot(probabilities.argmax(1), probabilities.shape[1])
+    return GradientEmbeddings(probabilities - guess, features)
+
+
+def badge(
+    gradients: GradientEmbeddings,
+    n: int,
+    *,
+    excluded: Int[Tensor, " excluded"] | None = None,
+    generator: torch.Generator,
+) -> Int[Tensor, " n"]:
+    """Pick `n` items by k-means++: the longest gradient first, then by squared distance to the nearest pick.
+
+    `excluded` are never picked. Where every item left coincides with a pick, the rest is drawn evenly. Raises
+    ValueError where fewer than `n` items are left.
+    """
+    free = torch.ones(len(gradients.features), dtype=torch.bool)
+    if excluded is not None:
+        free[excluded] = False
+    left = int(free.sum())
+    if not 1 <= n <= left:
+        raise ValueError(f"{n} items were asked for, and {left} are left: ask for 1 to {left}")
+    picks = [int(gradients.squared_norm().masked_fill(~free, -1.0).argmax())]
+    nearest = gradients.squared_distance(picks[0])
+    free[picks[0]] = False
+    while len(picks) < n:
+        weights = (nearest * free).double()
+        if float(weights.sum()) <= 0:
+            weights = free.double()
+        pick = int(torch.multinomial(weights, 1, generator=generator))
+        picks.append(pick)
+        free[pick] = False
+        nearest = torch.minimum(nearest, gradients.squared_distance(pick))
+    return torch.tensor(picks)
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """An evaluator at one point of its curve: the expert calls it cost, the items asked about, the head."""
+
+    calls: int
+    labelled: Int[Tensor, " labelled"]
+    head: RidgeHead
+
+
+def learning_curve(
+    pool: QueryPool,
+    ask: Callable[[Tensor], Tensor],
+    *,
+    strategy: str,
+    budgets: Sequence[int],
+    seed_labels: int,
+    generator: torch.Generator,
+) -> list[Fitted]:
+    """Return evaluators at rising numbers of expert calls, `seed_labels` of which are random items.
+
+    `ask` gives the expert's scores of items by index (and counts them). Raises ValueError where the budgets do not
+    rise, or the seed labels are more than the first budget or too few to fit on.
+    """
+    if list(budgets) != sorted(set(budgets)) or not 3 <= seed_labels <= budgets[0]:
+        raise ValueError(
+            f"budgets {list(budgets)} with {seed_labels} seed labels make no curve: give rising budgets, and from 3 "
+            "seed labels to the first budget"
+        )
+    labelled = select(pool, seed_labels, "random", generator=generator)
+    scores, curve = ask(labelled), []
+    for budget in budgets:
+        if budget > len(labelled):
+            head = fit_ridge(pool.ift[labelled], scores)
+            more = select(
+                pool, budget - len(labelled), strategy, labelled=labelled, evaluator=head, generator=generator
+            )
+            labelled, scores = torch.cat([labelled, more]), torch.cat([scores, ask(more)])
+        curve.append(Fitted(budget, labelled, fit_ridge(pool.ift[labelled], scores)))
+    return curve
+
+
+def grouped(scores: Float[Tensor, " items"], k: int) -> Float[Tensor, "prompts k"]:
+    """Scores of items that lie prompt by prompt, as [prompts, k]."""
+    return scores.unflatten(0, (-1, k))

@@ -24,7 +24,7 @@ class Covering:
 
     @property
     def radius(self) -> float:
-        """Largest distance from a point to its nearest centre."""
+        """Return the largest distance from a point to its nearest centre."""
         return float(self.radii[-1])
 
 
@@ -85,13 +85,13 @@ class Spread:
             for start in range(0, len(self.points), ROWS):
                 rows = slice(start, start + ROWS)
                 products = self.points[rows] @ block.T
-                found = (norms - 2 * products).amin(dim=1) + self.norms[rows]
-                torch.minimum(self.squared[rows], found.clamp(min=0), out=self.squared[rows])
+                nearest = (norms - 2 * products).amin(dim=1) + self.norms[rows]
+                torch.minimum(self.squared[rows], nearest.clamp(min=0), out=self.squared[rows])
 
 
 @torch.no_grad()
 def covering_radius(points: Float[Tensor, "points width"], centres: Int[Tensor, " centres"]) -> float:
-    """Largest distance from a point to the nearest of some centres; raises ValueError where there is no centre."""
+    """Return the largest distance from a point to the nearest of some centres; raises ValueError without a centre."""
     if len(centres) == 0:
         raise ValueError("no centre was given: a radius needs at least one")
     spread = Spread(points)

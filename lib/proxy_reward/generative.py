@@ -14,13 +14,58 @@ from jaxtyping import Float
 from torch import Tensor
 from tqdm import tqdm
 
-from lib.proxy_reward.criteria import CLOSENESS, HIGHEST, LOWEST, Criterion, Judgement, evaluation_ids
+from lib.core.scoring import by_length, padded
+from lib.core.training import evaluating
+from lib.preference.judges import Judge
+from lib.zoo.dialogues import prompt_ids
 
+LOWEST, HIGHEST = 1, 5
 GRADES = tuple(range(LOWEST, HIGHEST + 1))
 
 
+@dataclass(frozen=True)
+class Criterion:
+    """One thing that responses are judged by."""
+
+    name: str
+    description: str
+
+
+CLOSENESS = Criterion(
+    "substance",
+    "the response says what a knowledgeable answer to the request would say, and not just the request again",
+)
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """One tuple of evaluator fine-tuning data: (prompt, response, criterion, score)."""
+
+    prompt: str
+    response: str
+    criterion: Criterion
+    score: int
+
+    def __post_init__(self) -> None:
+        if not LOWEST <= self.score <= HIGHEST:
+            raise ValueError(f"a judgement has score {self.score}: use whole points from {LOWEST} to {HIGHEST}")
+
+
+def evaluation_prompt(prompt: str, response: str, criterion: Criterion = CLOSENESS) -> str:
+    """Return text that asks for a score of a response from 1 to 5 by a criterion."""
+    return (
+        f"Grade a response from {LOWEST} (useless) to {HIGHEST} (excellent). Criterion: {criterion.description}.\n\n"
+        f"Request:\n{prompt}\n\nResponse:\n{response}\n\nGrade:"
+    )
+
+
+def evaluation_ids(tokenizer: Any, prompt: str, response: str, criterion: Criterion = CLOSENESS) -> list[int]:
+    """Return token ids of the evaluation prompt in the tokenizer's chat template, up to where the grade begins."""
+    return prompt_ids(tokenizer, evaluation_prompt(prompt, response, criterion))
+
+
 def to_points(scores: Float[Tensor, " labels"], *, spread: Float[Tensor, " others"] | None = None) -> list[int]:
-    """Whole points 1 to 5 of real scores: equally frequent classes of `spread` (of the scores where None)."""
+    """Return whole points 1 to 5 of real scores: equally frequent classes of `spread` (of the scores where None)."""
     known = scores if spread is None else spread
     edges = known.float().quantile(torch.linspace(0, 1, len(GRADES) + 1)[1:-1])
     return (torch.bucketize(scores.float(), edges) + LOWEST).tolist()
@@ -36,7 +81,7 @@ class GenerativePlan:
     seed: int = 0
 
 
-class GenerativeJudge:
+class GenerativeJudge(Judge):
     """A language model that grades (prompt, response) by a criterion."""
 
     def __init__(self, model: Any, tokenizer: Any, *, criterion: Criterion = CLOSENESS, batch_size: int = 16) -> None:
@@ -68,58 +113,40 @@ class GenerativeJudge:
     def law(
         self, prompts: Sequence[str], responses: Sequence[str], *, progress: bool = False
     ) -> Float[Tensor, "items grades"]:
-        """Probability of each grade for each (prompt, response), among the grades."""
+        """Return the probability of each grade for each (prompt, response), among the grades."""
         rows = [evaluation_ids(self.tokenizer, p, r, self.criterion) for p, r in zip(prompts, responses, strict=True)]
-        order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
-        found = torch.zeros(len(rows), len(GRADES))
-        was_training = self.model.training
-        self.model.eval()
-        batches = [order[i : i + self.batch_size] for i in range(0, len(order), self.batch_size)]
-        for batch in tqdm(batches, desc="grade", unit="batch", disable=not progress, mininterval=1.0):
-            inputs = padded([rows[i] for i in batch], self.tokenizer.pad_token_id, self.model.device)
-            found[batch] = self.grade_logits(**inputs).softmax(-1).float().cpu()
-        self.model.train(was_training)
-        return found
+        law = torch.zeros(len(rows), len(GRADES))
+        batches = by_length(list(map(len, rows)), rows=self.batch_size)
+        with evaluating(self.model):
+            for batch in tqdm(batches, desc="grade", unit="batch", disable=not progress, mininterval=1.0):
+                law[batch] = self.grade_logits(*self._padded([rows[i] for i in batch])).softmax(-1).float().cpu()
+        return law
+
+    def _padded(self, rows: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
+        return padded(rows, side="left", value=self.tokenizer.pad_token_id, device=self.model.device)
 
     def score(self, prompt: str, responses: Sequence[str]) -> list[float]:
-        """Expected grade of each response to one prompt."""
+        """Return the expected grade of each response to one prompt."""
         return expected_grade(self.law([prompt] * len(responses), responses)).tolist()
 
-    def prefer(self, prompt: str, a: str, b: str) -> float:
-        """1 where `a` has the larger expected grade, 0 where `b` has, ½ for a tie."""
-        first, second = self.score(prompt, [a, b])
-        return 0.5 if first == second else float(first > second)
-
     def grade_logits(self, input_ids: Tensor, attention_mask: Tensor) -> Float[Tensor, "batch grades"]:
-        """Logits of the grade tokens after sequences padded on the left."""
-        positions = (attention_mask.cumsum(1) - 1).clamp(min=0)
-        output = self.model(
-            input_ids=input_ids, attention_mask=attention_mask, position_ids=positions, logits_to_keep=1
-        )
+        """Return logits of the grade tokens after sequences padded on the left."""
+        mask = attention_mask.long()
+        positions = (mask.cumsum(1) - 1).clamp(min=0)
+        output = self.model(input_ids=input_ids, attention_mask=mask, position_ids=positions, logits_to_keep=1)
         return output.logits[:, -1, self.grade_tokens].float()
 
 
 def expected_grade(law: Float[Tensor, "items grades"]) -> Float[Tensor, " items"]:
-    """Mean grade under each law."""
+    """Return the mean grade under each law."""
     return law @ torch.tensor(GRADES, dtype=law.dtype)
 
 
 def _grade_tokens(tokenizer: Any) -> list[int]:
-    found = [tokenizer(str(grade), add_special_tokens=False).input_ids for grade in GRADES]
-    if any(len(ids) != 1 for ids in found):
+    tokens = [tokenizer(str(grade), add_special_tokens=False).input_ids for grade in GRADES]
+    if any(len(ids) != 1 for ids in tokens):
         raise ValueError("a grade is not a single token of this tokenizer: use a model whose digits are")
-    return [ids[0] for ids in found]
-
-
-def padded(rows: Sequence[Sequence[int]], pad: int, device: Any) -> dict[str, Tensor]:
-    """Sequences padded on the left, with their mask."""
-    longest = max(map(len, rows))
-    ids = [[pad] * (longest - len(r)) + list(r) for r in rows]
-    mask = [[0] * (longest - len(r)) + [1] * len(r) for r in rows]
-    return {
-        "input_ids": torch.tensor(ids, device=device),
-        "attention_mask": torch.tensor(mask, device=device),
-    }
+    return [ids[0] for ids in tokens]
 
 
 def _trainer(judge: GenerativeJudge, rows: list[dict[str, Any]], plan: GenerativePlan, folder: str) -> Any:
@@ -135,8 +162,8 @@ def _trainer(judge: GenerativeJudge, rows: list[dict[str, Any]], plan: Generativ
             return (loss, logits) if return_outputs else loss
 
     def collate(batch: list[dict[str, Any]]) -> dict[str, Tensor]:
-        inputs = padded([row["ids"] for row in batch], judge.tokenizer.pad_token_id, "cpu")
-        return inputs | {"grades": torch.tensor([row["grade"] for row in batch])}
+        ids, mask = padded([row["ids"] for row in batch], side="left", value=judge.tokenizer.pad_token_id)
+        return {"input_ids": ids, "attention_mask": mask, "grades": torch.tensor([row["grade"] for row in batch])}
 
     arguments = TrainingArguments(
         output_dir=folder, num_train_epochs=plan.epochs, per_device_train_batch_size=plan.batch_size,

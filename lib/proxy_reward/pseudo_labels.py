@@ -11,8 +11,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from lib.preference.prompts import Question
-from lib.preference.sampling import Response
+from lib.preference.sampling import Question, Response
 
 MULTIPLE = 9  # times more pairs than direct labels would give (abstract of arXiv:2407.02119)
 
@@ -30,12 +29,12 @@ class PairIndices:
         return len(self.prompt)
 
     def head(self, count: int) -> "PairIndices":
-        """First pairs."""
+        """Return the first pairs."""
         return PairIndices(self.prompt[:count], self.chosen[:count], self.rejected[:count], self.dropped)
 
 
 def best_and_worst(scores: Float[Tensor, "prompts k"], *, tie: float | int = 0.0) -> PairIndices:
-    """One pair a prompt: its best against its worst response, in order of prompts; ties are dropped and counted.
+    """Make one pair a prompt: its best against its worst response, in order of prompts; ties are dropped and counted.
 
     Raises ValueError for a single response a prompt, scores that are not finite, or where every prompt ties.
     """
@@ -58,7 +57,7 @@ def best_and_worst(scores: Float[Tensor, "prompts k"], *, tie: float | int = 0.0
 def pseudo_label(
     scores: Float[Tensor, "prompts k"], *, direct_pairs: int, multiple: float | int = MULTIPLE, tie: float | int = 0.0
 ) -> PairIndices:
-    """The evaluator's pairs for DPO: `multiple` times as many as the expert could have labelled, in order of prompts.
+    """Pair up by the evaluator's scores `multiple` times as many as the expert could have, in order of prompts.
 
     `direct_pairs` is what the expert calls of the evaluator would have given directly. Raises ValueError where the
     prompts cannot give so many.
@@ -76,7 +75,7 @@ def pseudo_label(
 def token_rows(
     pairs: PairIndices, asked: Sequence[Question], drawn: Sequence[Sequence[Response]]
 ) -> list[dict[str, list[int]]]:
-    """Token ids of pairs {prompt_ids, chosen_ids, rejected_ids}, as `lib.preference.train` takes them."""
+    """Return token ids of pairs {prompt_ids, chosen_ids, rejected_ids}, as `lib.preference.train` takes them."""
     return [
         {
             "prompt_ids": list(asked[prompt].tokens),

@@ -8,12 +8,26 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from lib import TenfoldError
-from lib.sciagent import decoding, lm
-from lib.sciagent.form import Form
+from lib.sciagent import decoding
+from lib.sciagent.grammar import ProgramGrammar
 from lib.sciagent.program import ProgramRefused, calls, checked
 from lib.sciagent.sandbox import Execution, Sandbox
-from lib.sciagent.toolset import Toolset
+from lib.sciagent.tools import Tool, Toolset
+
+
+def plan_prompt(question: str) -> str:
+    """Write what the planner reads: `G = M_plan(q)`."""
+    return f"Question: {question}\nPlan:"
+
+
+def action_prompt(
+    question: str, tools: Sequence[Tool], *, instruction: str = "", error: str = "", program: str = ""
+) -> str:  # fmt: skip
+    """Write what the action model reads: `M_act(q, F_k)`, with an instruction before it or a program that failed."""
+    shown = "\n".join(f"- {tool.brief()}" for tool in tools) or "none"
+    failed = f"\nFailed program:\n{program}\nError: {error}" if error else ""
+    told = f"{instruction}\n\n" if instruction else ""
+    return f"{told}Functions:\n{shown}\n\nQuestion: {question}{failed}\nProgram:\n"
 
 
 @dataclass(frozen=True)
@@ -25,8 +39,8 @@ class Planner:
     max_new_tokens: int = 48
 
     def plans(self, questions: Sequence[str], *, progress: bool = False) -> list[str]:
-        """One line of plan a question."""
-        prompts = [lm.plan_prompt(q) for q in questions]
+        """Write one line of plan a question."""
+        prompts = [plan_prompt(q) for q in questions]
         texts = decoding.generate(
             self.model, self.tokenizer, prompts, max_new_tokens=self.max_new_tokens, progress=progress
         )
@@ -53,9 +67,9 @@ class Attempt:
 class Action:
     """`M_act`: a language model that writes a rationale and a program with the functions it is shown, or with none.
 
-    Its programs are held to a form in which only shown functions and the question's values occur (`constrained`). A
+    Its programs are held to a grammar in which only shown functions and the question's values occur (`constrained`). A
     program that fails is shown to the model once more, with its error (`correct`). `max_new_tokens` limits free text.
-    An `instruction` goes before every prompt: adapters of `lm.train` learn without one, other models may want it.
+    An `instruction` goes before every prompt: adapters of `trainer.train` learn without one, other models may want it.
     """
 
     model: Any
@@ -69,34 +83,33 @@ class Action:
         self, questions: Sequence[str], shown: Sequence[Sequence[str]], tools: Toolset,
         sandbox: Sandbox, *, progress: bool = False,
     ) -> list[list[Attempt]]:  # fmt: skip
-        """Attempts of each question, the last one being its answer: one, or two where the first failed."""
-        found = [[a] for a in self._write(questions, shown, tools, sandbox, None, progress)]
-        failed = [i for i, a in enumerate(found) if a[-1].failed] if self.correct else []
+        """Attempt each question: once, or twice where the first attempt failed; the last one is the answer."""
+        tried = [[a] for a in self._write(questions, shown, tools, sandbox, None, progress)]
+        failed = [i for i, a in enumerate(tried) if a[-1].failed] if self.correct else []
         if failed:
             posed, offered = [questions[i] for i in failed], [shown[i] for i in failed]
-            again = self._write(posed, offered, tools, sandbox, [found[i][-1] for i in failed], progress)
+            again = self._write(posed, offered, tools, sandbox, [tried[i][-1] for i in failed], progress)
             for i, attempt in zip(failed, again, strict=True):
-                found[i].append(attempt)
-        return found
+                tried[i].append(attempt)
+        return tried
 
     def _write(
         self, questions: Sequence[str], shown: Sequence[Sequence[str]], tools: Toolset,
         sandbox: Sandbox, failed: list[Attempt] | None, progress: bool,
     ) -> list[Attempt]:  # fmt: skip
-        prompts, forms = [], []
+        prompts, grammars = [], []
         for i, (question, names) in enumerate(zip(questions, shown, strict=True)):
             listed = [tools[name] for name in names]
             error = {"error": failed[i].failed, "program": failed[i].program} if failed else {}
-            prompts.append(lm.action_prompt(question, listed, instruction=self.instruction, **error))
-            forms.append(Form(listed, question))
+            prompts.append(action_prompt(question, listed, instruction=self.instruction, **error))
+            grammars.append(ProgramGrammar(listed, question))
         programs = decoding.generate(
             self.model, self.tokenizer, prompts, max_new_tokens=self.max_new_tokens,
-            forms=forms if self.constrained else None, progress=progress,
+            grammars=grammars if self.constrained else None, progress=progress,
         )  # fmt: skip
         outcomes = sandbox.map([tools.job(p, names) for p, names in zip(programs, shown, strict=True)])
-        return [
-            Attempt(p, _called(p, names), o) for p, names, o in zip(programs, shown, outcomes, strict=True)
-        ]  # fmt: skip
+        rows = zip(programs, shown, outcomes, strict=True)
+        return [Attempt(program, _called(program, names), outcome) for program, names, outcome in rows]
 
 
 def _called(program: str, names: Sequence[str]) -> tuple[str, ...]:
@@ -158,7 +171,7 @@ class SciAgent:
 
     def __post_init__(self) -> None:
         if not len(self.tools):
-            raise TenfoldError("the toolset is empty: add functions, or take those of a package by from_package.")
+            raise ValueError("the toolset is empty: add functions, or take those of a package by from_package")
         self._searchable = self.index(self.tools)
 
     @classmethod
@@ -166,30 +179,31 @@ class SciAgent:
         cls, model: str, tools: Toolset, sandbox: Sandbox, *, adapter: str | Path | None = None,
         encoder: str = "minilm", dtype: Any = None, device: str | None = None, shown: int = 3,
     ) -> "SciAgent":  # fmt: skip
-        """Agent of a language model, a sentence encoder (short names, folders, hub names) and an adapter of `lm.train`.
+        """Make an agent of a language model, a sentence encoder (short or hub names, folders) and a trained adapter.
 
         A model without an adapter was never taught the two prompts: expect little of it.
         """
+        from lib.sciagent import trainer
         from lib.sciagent.retriever import hybrid
         from lib.zoo import load_encoder, load_lm
 
         base, tokenizer = load_lm(model, dtype=dtype, device=device)
-        base = base if adapter is None else lm.load(base, Path(adapter))
+        base = base if adapter is None else trainer.load(base, Path(adapter))
         index = hybrid(load_encoder(encoder, device))
         return cls(Planner(base, tokenizer), Action(base, tokenizer), tools, sandbox, index, shown)
 
     def swap(self, tools: Toolset) -> "SciAgent":
-        """The same agent over another toolset."""
+        """Return the same agent over another toolset."""
         return SciAgent(self.planner, self.action, tools, self.sandbox, self.index, self.shown)
 
     def solve(self, question: str) -> Trace:
-        """Trace of one question; raises TenfoldError for an empty one."""
+        """Solve one question; raises ValueError for an empty one."""
         return self.solve_all([question])[0]
 
     def solve_all(self, questions: Sequence[str], *, progress: bool = False) -> list[Trace]:
-        """Traces of many questions, in batches."""
+        """Solve many questions, in batches."""
         if not all(q.strip() for q in questions):
-            raise TenfoldError("a question is empty: say what to compute and from what.")
+            raise ValueError("a question is empty: say what to compute and from what")
         plans = self.planner.plans(questions, progress=progress)
         queries = [f"{q} {p}" for q, p in zip(questions, plans, strict=True)]
         shown = self._searchable.search(queries, self.shown)

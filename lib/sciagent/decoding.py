@@ -1,4 +1,4 @@
-"""Greedy generation in batches: free text, or a program in its form, whose forced tokens cost no step of the model.
+"""Greedy generation in batches: free text, or a program of a grammar, whose forced tokens cost no step of the model.
 
 Rows of a batch take what they are given in turn: a choice's tokens are compared until only one text is left, whose rest
 is appended at once. So a step of the model reads a few tokens of each row, and a call takes about as many steps as it
@@ -12,21 +12,23 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from lib.sciagent.form import Choice, Form, Free, Step
+from lib.core.generation import Context
+from lib.core.scoring import padded
+from lib.sciagent.grammar import Choice, Free, ProgramGrammar, Step
 
 TRIED = (8, 512)  # likeliest tokens that are tried against the rules of free text
 LONGEST_LINE = 48  # tokens of a free line
 AT_ONCE = 12  # tokens of a row that the model reads in a step: rows wait for each other, so long texts go in pieces
 
 
-class FreeWriter:
+class TextWriter:
     """A row of free text up to the end token; `more` takes a token's logits and returns what the model reads next."""
 
     def __init__(self, tokenizer: Any, limit: int) -> None:
         self.end, self.limit, self.written = tokenizer.eos_token_id, limit, []
 
     def more(self, logits: Float[Tensor, "vocab"]) -> list[int]:
-        """The likeliest token."""
+        """Take the likeliest token."""
         token = int(logits.argmax())
         if token == self.end or len(self.written) >= self.limit:
             return []
@@ -34,12 +36,12 @@ class FreeWriter:
         return [token]
 
 
-class FormWriter:
-    """A row that is a program in its form; `more` as in `FreeWriter`."""
+class ProgramWriter:
+    """A row that is a program of a grammar; `more` as in `TextWriter`."""
 
-    def __init__(self, tokenizer: Any, form: Form) -> None:
+    def __init__(self, tokenizer: Any, grammar: ProgramGrammar) -> None:
         self.tokenizer, self.written = tokenizer, []
-        self.steps = form.steps()
+        self.steps = grammar.steps()
         self._open(next(self.steps))
 
     def _open(self, step: Step | None) -> None:
@@ -54,17 +56,17 @@ class FormWriter:
             self._open(None)
 
     def more(self, logits: Float[Tensor, "vocab"]) -> list[int]:
-        """The token that the model decides, if one is to be decided, and all that must follow."""
-        found = []
+        """Take the token that the model decides, if one is to be decided, and all that must follow."""
+        decided = []
         while self.step is not None:
             # The logits are those of the first token; after it, the model must read it before it decides again.
-            token = self._next(logits if not found else None)
+            token = self._next(logits if not decided else None)
             if token is None:
                 break
-            found.append(token)
+            decided.append(token)
             self._take(token)
-        self.written += found
-        return found
+        self.written += decided
+        return decided
 
     def _next(self, logits: Float[Tensor, "vocab"] | None) -> int | None:
         """The next token; None where the model must be asked first."""
@@ -98,49 +100,39 @@ class FormWriter:
         return self.tokenizer.encode("\n", add_special_tokens=False)[0]
 
 
-Writer = FreeWriter | FormWriter
+Writer = TextWriter | ProgramWriter
 
 
 @torch.inference_mode()
 def generate(
     model: Any, tokenizer: Any, prompts: Sequence[str], *, max_new_tokens: int = 64,
-    forms: Sequence[Form] | None = None, batch_size: int = 16, progress: bool = False,
+    grammars: Sequence[ProgramGrammar] | None = None, batch_size: int = 16, progress: bool = False,
 ) -> list[str]:  # fmt: skip
-    """Greedy completions: free text of at most `max_new_tokens`, or with `forms` a program of each row's form."""
+    """Generate greedily: free text of at most `max_new_tokens`, or with `grammars` a program of each row's own."""
     from tqdm import tqdm
 
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
     texts = [""] * len(prompts)
     batches = [order[i : i + batch_size] for i in range(0, len(order), batch_size)]
     for batch in tqdm(batches, desc="generate", disable=not progress):
-        writers: list[Writer] = [
-            FreeWriter(tokenizer, max_new_tokens) if forms is None else FormWriter(tokenizer, forms[i]) for i in batch
-        ]
+        writers: list[Writer] = [TextWriter(tokenizer, max_new_tokens) for _ in batch]
+        if grammars is not None:
+            writers = [ProgramWriter(tokenizer, grammars[i]) for i in batch]
         _write(model, tokenizer, [prompts[i] for i in batch], writers)
         for i, writer in zip(batch, writers, strict=True):
             texts[i] = tokenizer.decode(writer.written)
     return texts
 
 
-def _write(model: Any, tokenizer: Any, prompts: list[str], writers: list[Writer]) -> None:
-    from transformers import DynamicCache
-
-    decoder, head = model.get_decoder(), model.get_output_embeddings()
-    cache = DynamicCache(config=model.config)
+def _write(model: Any, tokenizer: Any, prompts: list[str], writers: Sequence[Writer]) -> None:
+    context = Context(model, len(prompts))
     rows = [tokenizer.encode(prompt, add_special_tokens=False) for prompt in prompts]
-    mask = torch.zeros(len(rows), 0, dtype=torch.long, device=model.device)
+    at_once = max(map(len, rows))  # the prompts whole, then a few tokens of each row at a time
     while any(rows):
-        width = max(map(len, rows)) if not mask.shape[1] else min(max(map(len, rows)), AT_ONCE)
-        read = [row[:width] for row in rows]
-        # Rows that read fewer tokens are padded on the left: masked slots, which no position counts.
-        ids = torch.tensor([[0] * (width - len(r)) + r for r in read], device=model.device)
-        new = torch.tensor([[0] * (width - len(r)) + [1] * len(r) for r in read], device=model.device)
-        positions = (mask.sum(1, keepdim=True) + new.cumsum(1) - 1).clamp_min(0)
-        mask = torch.cat([mask, new], dim=1)
-        output = decoder(input_ids=ids, attention_mask=mask, position_ids=positions, cache=cache, use_cache=True)
-        # Not by `logits_to_keep`, a view that PyTorch on the CPU multiplies row by row, 100 times slower.
-        logits = head(output.last_hidden_state[:, -1]).float()
+        step = context.read(*padded([row[:at_once] for row in rows], side="left", device=model.device))
+        logits = context.logits(step.hidden[:, -1])
         rows = [
-            row[width:] or (writer.more(logits[i]) if row else [])
+            row[at_once:] or (writer.more(logits[i]) if row else [])
             for i, (row, writer) in enumerate(zip(rows, writers, strict=True))
         ]
+        at_once = AT_ONCE

@@ -1,19 +1,11 @@
-"""Summary, parameters, results and units out of a numpydoc docstring."""
+"""Summary, parameters, results and units out of a numpydoc docstring, and what it says of a function in few words."""
 
 import re
 from dataclasses import dataclass
 
 HEADINGS = (
-    "parameters",
-    "returns",
-    "return",
-    "examples",
-    "notes",
-    "references",
-    "see also",
-    "raises",
-    "other parameters",
-)
+    "parameters", "returns", "return", "examples", "notes", "references", "see also", "raises", "other parameters",
+)  # fmt: skip
 UNIT = re.compile(r"\[([^\[\]]{0,30})\]")
 CITED = re.compile(
     r"(?:,?\s*\b(?:as|is|shown|in|according|to|given|presented|described|developed|originally|from|by|and|of|per|also|"
@@ -21,6 +13,11 @@ CITED = re.compile(
     r"\s*(?:,?\s*(?:and\s+)?\[\w+\]_)+", re.I,
 )  # fmt: skip
 MARKUP = re.compile(r":[a-z:]+:`~?([^`]*)`")
+LEADING = re.compile(
+    r"^(this (function|class|method) )?(calculates?|computes?|returns?|evaluates?|determines?|gives?|finds?|estimates?|"
+    r"implements?|solves?( for)?|handles?|checks?( if| whether)?|predicts?|interpolates?|retrieves?)\b(?: or \w+)?"
+    r"( the| a| an)?\s+", re.I,
+)  # fmt: skip
 NO_UNIT = {"", "-", "--", "unitless", "dimensionless", "none", "1"}
 
 
@@ -46,11 +43,8 @@ class Docstring:
 def parse(text: str) -> Docstring:
     """Read a numpydoc docstring; missing sections are empty."""
     head, sections = _sections(text)
-    return Docstring(_summary(head), _described(sections.get("parameters", "")), _described(_results(sections)))
-
-
-def _results(sections: dict[str, str]) -> str:
-    return sections.get("returns") or sections.get("return") or ""
+    returns = sections.get("returns") or sections.get("return") or ""
+    return Docstring(_summary(head), _described(sections.get("parameters", "")), _described(returns))
 
 
 def _sections(text: str) -> tuple[str, dict[str, str]]:
@@ -72,23 +66,23 @@ def _summary(head: str) -> str:
         line = " ".join(paragraph.split())
         if not line or line.startswith((".. ", ">>>", "=")) or re.fullmatch(r"\w+\(.*\)", line):
             continue
-        found = re.match(r"(.+?[.!?])(\s+[A-Z`(]|$)", line)
-        return plain_text(found[1] if found else line)[:300]
+        sentence = re.match(r"(.+?[.!?])(\s+[A-Z`(]|$)", line)
+        return plain_text(sentence[1] if sentence else line)[:300]
     return ""
 
 
 def _described(body: str) -> tuple[Described, ...]:
-    found, lines = [], body.splitlines()
+    entries, lines = [], body.splitlines()
     margin = min((len(line) - len(line.lstrip()) for line in lines if line.strip()), default=0)
     entry: list[str] = []
     for line in [*lines, " " * margin + "end"]:
         if line.strip() and len(line) - len(line.lstrip()) == margin:
             if entry:
-                found += _entry(entry)
+                entries += _entry(entry)
             entry = [line.strip()]
         elif entry:
             entry.append(line.strip())
-    return tuple(found)
+    return tuple(entries)
 
 
 def _entry(lines: list[str]) -> list[Described]:
@@ -102,7 +96,31 @@ def _entry(lines: list[str]) -> list[Described]:
 
 
 def plain_text(text: str) -> str:
-    """Prose without reStructuredText: roles, double backquotes, citation marks."""
+    """Take reStructuredText off prose: roles, double backquotes, citation marks."""
     text = MARKUP.sub(r"\1", text)
     text = re.sub(r"``|`|\*\*", "", CITED.sub("", text))
     return " ".join(text.split())
+
+
+def goal_of(returned: str, summary: str) -> str:
+    """Return what a function gives: its documented result, or the summary without its verb; "" where neither serves."""
+    text = returned if 3 < len(returned) and returned not in ("float", "result", "scalar") else LEADING.sub("", summary)
+    return first_clause(text, 60)
+
+
+def context_of(summary: str, goal: str) -> str:
+    """Return what tells one method from another: the summary without its verb, where it says more than the goal."""
+    text = first_clause(LEADING.sub("", summary), 90)
+    return text if len(text) > len(goal) + 8 else ""
+
+
+def first_clause(text: str, most: int) -> str:
+    """Cut a text at its first sentence end, parenthesis or semicolon, at most `most` characters, lower-case start."""
+    text = re.split(r"[;(]|\.(?:\s|$)", text.strip())[0].strip(" ,:")
+    if len(text) > most:
+        text = text[:most].rsplit(" ", 1)[0]
+    text = re.sub(r"\s+(as|in|of|by|and|the|a|an|or|with|from|to|for|using|is|originally)$", "", text)
+    text = re.sub(
+        r"\s+(as |using |with )?(shown|presented|given|described|as described|developed)?\s*(in|by)$", "", text
+    )
+    return text[:1].lower() + text[1:] if text[1:2].islower() or text[1:2] == " " else text

@@ -1,112 +1,303 @@
-"""Constrained decoding: whether an unfinished text can still become a program that calls only functions it was shown.
+"""The grammar of programs, for constrained decoding: what a model decides, and what follows from that by itself.
 
-A program is assignments `name = expression`, a comment before each if need be, up to the one of `answer`. Reading from
-left to right, a word before `(` must be a shown function or a builtin; a word before `=` inside a call must be one of
-that function's parameters; any other word must be a variable assigned before. A call closes once its required
-parameters are given, each of them once (functions that take arguments by position only are not counted). The end token
-is allowed where the line that assigns `answer` is complete.
+A program is a few lines `name = …`, the last one `answer = …`. Before each the model chooses a shown function or
+arithmetic; a call then has its arguments in the order of the signature, each under a comment with its documented
+meaning, where the model points at the words of the question that say its value (each serves once a call) or at a line
+above. Only choices are asked of the model, and only choices are learned; the rest is written for it.
+
+    # use the Reynolds number: Reynolds
+    answer = Reynolds(
+        # V, velocity [m/s]: the speed of the water is 2.5
+        V=2.5,
+        ...
+    )
+
+Deviation: the paper's programs are free text; a call within an expression is two lines here.
 """
 
+import ast
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Generator, Sequence
+from dataclasses import dataclass
 
+from lib.sciagent.docstrings import first_clause
 from lib.sciagent.program import BUILTINS, MATHS, ProgramRefused, checked
-from lib.sciagent.tools import Tool
+from lib.sciagent.tools import Parameter, Tool
 
-END = "<end>"  # stands for the end of the text
+NUMBER = re.compile(r"(?<![\w^.\-])-?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?(?:[eE][+-]?\d+)?(?![\w^]|-\d|/[A-Za-z]|\.\d)")
+QUOTED = re.compile(r"(?<!\w)'([^']+)'|\"([^\"]+)\"")
+BRACKETED = re.compile(r"\[[\d\s.,\-\[\]eE+]*\]")
+DELIMITER = re.compile(r"[.?!;:,]\s+|\b(?:and|if|that|when|where|suppose|with|given)\s+", re.I)
+STATED = re.compile(r"(?:\b(?:is|are|was|equals)|=)\s*$")
+SAID = re.compile(
+    r"(?<!what )\b(is|are) ((?:(?!\sand\s|\sis\s|\sare\s)[^,;?])+?)(?=\.?\s*(?:$|[,;?]|\.\s)|\sand\s)", re.I
+)
+NUMERIC = ("number", "integer", "")
+MOST_WORDS_BEFORE = 12  # that say what a number is
+MOST_LINES = 3  # of a program, comments and arguments apart
+MOST_WORDS = 6  # of a text that is copied from a question without quotation marks
+ARITHMETIC = "# use arithmetic\n"
 TOKEN = re.compile(r"\s+|[A-Za-z_]\w*|\d[\w.]*(?:[eE][+-]?\d*)?|\*\*|//|[=!<>]=|'[^'\n]*'|\"[^\"\n]*\"|.")
-WORD, VARIABLE = re.compile(r"[A-Za-z_]\w*"), re.compile(r"[A-Za-z]\w{0,23}")
-LONGEST_LINE = 400
-CONSTANTS = {"pi", "e", "True", "False", "None"}
-WORDS = {"if", "else", "and", "or", "not", "in", "for"}
+WORD = re.compile(r"[A-Za-z_]\w*")
+FUNCTIONS = {*BUILTINS, *MATHS}
+CONSTANTS = {"pi", "e", "True", "False", "None", "if", "else", "and", "or", "not", "in", "for"}
+LONGEST_EXPRESSION = 391  # characters
 
 
-class Grammar:
-    """The rule for one set of functions shown; call it with a text, it says whether to go on."""
+@dataclass(frozen=True)
+class Choice:
+    """The model picks one of the texts (one text: nothing to pick). None is the beginning of another."""
 
-    def __init__(self, tools: Sequence[Tool]) -> None:
-        self.parameters = {
-            t.name: {p.name for p in t.parameters} if not t.positional else set() for t in tools
-        }  # fmt: skip
-        self.required = {t.name: {p.name for p in t.parameters if p.required} for t in tools if not t.positional}
-        self.functions = set(self.parameters) | set(BUILTINS) | set(MATHS)
+    options: tuple[str, ...]
 
-    def __call__(self, text: str) -> bool:
-        """Whether a text can still become a program (or, ending with the end token, is one)."""
-        whole = text.endswith(END)
-        lines = text.removesuffix(END).split("\n")
-        known: set[str] = set()
-        for number, line in enumerate(lines):
-            last = number == len(lines) - 1
-            doubled = number > 0 and line.startswith("#") and lines[number - 1].startswith("#")
-            if doubled or "answer" in known or not (line or last):
-                return False
-            if not self._line(line, known, unfinished=last and not whole):
-                return False
-        return not whole or ("answer" in known and self._complete(text.removesuffix(END)))
 
-    def _complete(self, program: str) -> bool:
-        try:
-            checked(program, functions=list(self.parameters))
-        except ProgramRefused:
+@dataclass(frozen=True)
+class Free:
+    """The model writes a line; `allows` says whether a text can still become one, or, ending with a newline, is one."""
+
+    allows: Callable[[str], bool]
+
+
+Step = Choice | Free
+
+
+class ProgramGrammar:
+    """Programs for a question with the functions shown; `steps` asks for one choice after the other."""
+
+    def __init__(self, tools: Sequence[Tool], question: str) -> None:
+        self.tools = {purpose_line(tool): tool for tool in tools}
+        self.values = QuestionValues(question)
+
+    def steps(self) -> Generator[Step, str, None]:
+        """Yield the next step and be sent the text picked, until `answer` is assigned."""
+        known: list[str] = []
+        while "answer" not in known:
+            used = yield Choice((*self.tools, ARITHMETIC))
+            names = ("answer", f"step{len(known) + 1}")[: 1 if len(known) == MOST_LINES - 1 else 2]
+            name = yield Choice(tuple(f"{name} = " for name in names))
+            if used == ARITHMETIC:
+                yield Free(_arithmetic(tuple(known)))
+            else:
+                yield from self._call(self.tools[used], tuple(known))
+            known.append(name.removesuffix(" = "))
+
+    def _call(self, tool: Tool, known: tuple[str, ...]) -> Generator[Step, str, None]:
+        yield Choice((f"{tool.name}(\n",))
+        left, taken = list(tool.listed()), []
+        needed = sum(p.required and p.kind in NUMERIC for p in left)
+        while left:
+            required = next((i for i, p in enumerate(left) if p.required), None)
+            within = left if required is None else left[: required + 1]
+            within = [p for p in within if p.required or self.values.holds(p.kind, taken)]
+            within = within[:1] if tool.positional else within
+            offered = {argument_comment(p): p for p in within}
+            begun = yield Choice((*offered, *([")\n"] if required is None else [])))
+            if begun == ")\n":
+                return
+            parameter = offered[begun]
+            values = self.values.of(parameter.kind, taken, known, needed=needed)
+            options = {argument_line(tool, parameter, *value): value[1] for value in values}
+            taken.append(options[(yield Choice(tuple(options)))])
+            left = left[left.index(parameter) + 1 :]
+        yield Choice((")\n",))
+
+
+def purpose_line(tool: Tool) -> str:
+    """Write the line that says what is computed next and by what: the result comes first, so that it decides."""
+    return f"# use {tool.gives()}: {tool.name}\n"
+
+
+def argument_comment(parameter: Parameter) -> str:
+    """Write the comment before an argument, up to where the question says its value."""
+    text = first_clause(parameter.text, 40) or "undocumented"
+    return f"    # {parameter.name}, {text}{f' [{parameter.unit}]' if parameter.unit else ''}:"
+
+
+def argument_line(tool: Tool, parameter: Parameter, clause: str, value: str) -> str:
+    """Write the end of that comment, and the argument."""
+    return f" {clause}\n    {'' if tool.positional else f'{parameter.name}='}{value},\n"
+
+
+Stated = tuple[str, str]  # the words of a question that say a value, and the value as Python source
+
+
+class QuestionValues:
+    """Numbers, texts and lists of numbers that a question holds, each with the words that say it."""
+
+    def __init__(self, question: str) -> None:
+        question = " ".join(question.split())
+        self.numbers = _numbers(question, stated=False)
+        self.stated = _numbers(question, stated=True)
+        self.texts = list(dict.fromkeys(_texts(question)))
+        self.lists = [(text, text) for text in dict.fromkeys(BRACKETED.findall(question)) if _balanced(text)]
+        self.lists.append(("all numbers", f"[{', '.join(value for _, value in self.numbers)}]"))
+
+    def holds(self, kind: str, taken: Sequence[str]) -> bool:
+        """Whether a value for a parameter of a kind is left."""
+        return kind not in NUMERIC or len(self.stated or self.numbers) > sum(value in self.written for value in taken)
+
+    @property
+    def written(self) -> set[str]:
+        """Numbers as Python source."""
+        return {value for _, value in self.numbers}
+
+    def of(self, kind: str, taken: Sequence[str], known: Sequence[str] = (), *, needed: int = 1) -> list[Stated]:
+        """List values for a parameter of a JSON type ("" for unknown), without those taken while others are left.
+
+        Where the question states (`… is 2.5`) as many numbers as the call needs, its other numbers are no values.
+        Variables `known` from lines above count as numbers.
+        """
+        if kind == "boolean":
+            return [(text, text) for text in ("True", "False")]
+        if kind == "string":
+            return self.texts or [("nothing", "''")]
+        if kind == "array":
+            return self.lists
+        every = self.stated if len(self.stated) >= max(1, needed - len(known)) else self.numbers
+        numbers = list(every)
+        for value in taken:
+            held = [pair for pair in numbers if pair[1] == value]
+            if held:
+                numbers.remove(held[0])
+        whole = [pair for pair in numbers if re.fullmatch(r"-?\d+", pair[1])] if kind == "integer" else []
+        variables = [(name, name) for name in known]
+        return [*dict.fromkeys(whole or numbers or every), *variables] or [("nothing", "0")]
+
+
+def _numbers(question: str, *, stated: bool) -> list[Stated]:
+    """Each number (or each that is stated) with the words before it that say what it is."""
+    numbers, closed = [], [0, *(said.end() for said in SAID.finditer(question))]
+    for number in NUMBER.finditer(question):
+        if not stated or STATED.search(question[: number.start()]):
+            before = max(end for end in closed if end <= number.start())
+            numbers.append((_clause(question[before : number.end()], first=not before), number[0].replace(",", "")))
+            closed.append(number.end())
+    return numbers
+
+
+def _clause(words: str, *, first: bool) -> str:
+    """The words that say a value: after what ended the clause before, from an article on, at most so many."""
+    ends = [end.end() for end in DELIMITER.finditer(words) if words[end.end() :].strip()]
+    if ends:
+        named = [end for end in ends if words[end:].lower().startswith("the ")]
+        words = words[(named or ends)[-1] if first else ends[0] :]
+    article = re.search(r"\bthe\s", words, re.I)
+    words = words[article.start() :] if article else words
+    return " ".join((words[:1].lower() + words[1:] if article else words).split()[-MOST_WORDS_BEFORE:])
+
+
+def _texts(question: str) -> list[Stated]:
+    """Texts in quotation marks and those that are stated; where there are neither, any few words."""
+    texts = [(text, repr(text)) for text in (one or other for one, other in QUOTED.findall(question))]
+    for said in SAID.finditer(question):
+        if not NUMBER.match(said[2]):
+            before = max((other.end() for other in SAID.finditer(question[: said.start()])), default=0)
+            texts.append((_clause(question[before : said.end()], first=not before), repr(said[2])))
+    if texts:
+        return texts
+    words = question.split()
+    rows = [" ".join(words[i:j]) for i in range(len(words)) for j in range(i + 1, min(i + MOST_WORDS, len(words)) + 1)]
+    return [(text, repr(text)) for text in (row.strip(" ,.;:?!()\"'") for row in rows) if text]
+
+
+def _balanced(text: str) -> bool:
+    try:
+        return isinstance(ast.literal_eval(text), list)
+    except (SyntaxError, ValueError):
+        return False
+
+
+def _arithmetic(known: tuple[str, ...]) -> Callable[[str], bool]:
+    """Whether a text can become (or, with its newline, is) an expression of builtins and variables assigned before."""
+    words = FUNCTIONS | CONSTANTS | set(known)
+
+    def allows(text: str) -> bool:
+        expression, whole = text.removesuffix("\n"), text.endswith("\n")
+        if text.startswith((" ", "\n")) or "\n" in expression or len(expression) > LONGEST_EXPRESSION:
             return False
-        return True
-
-    def _line(self, line: str, known: set[str], *, unfinished: bool) -> bool:
-        """Whether one line keeps to the rules, given the variables before it; adds the one it assigns."""
-        if len(line) > LONGEST_LINE or line[:1].isspace():
-            return False
-        if line.startswith("#") or not line:
-            return True
-        name, equals, expression = line.partition(" = ")
-        if not equals:
-            return unfinished and bool(re.fullmatch(VARIABLE.pattern + "( =?)?", line)) and name not in self.functions
-        if not VARIABLE.fullmatch(name) or name in self.functions:
-            return False
-        if not self._expression(expression, known, unfinished=unfinished):
-            return False
-        if not unfinished:
-            known.add(name)
-        return True
-
-    def _expression(self, text: str, known: set[str], *, unfinished: bool) -> bool:
-        tokens = TOKEN.findall(text)
-        calls: list[str] = []  # open parentheses, innermost last: the function's name, or "" for grouping
-        given: list[set[str]] = []  # the arguments that each open call was given by name
+        tokens, depth = TOKEN.findall(expression), 0
         for i, token in enumerate(tokens):
-            last = i == len(tokens) - 1
-            after = next((t for t in tokens[i + 1 :] if not t.isspace()), "")
-            if token in "([":
-                before = tokens[i - 1] if i else ""
-                calls.append(before if token == "(" and before in self.functions else "")
-                given.append(set())
-            elif token in ")]":
-                if not calls or not self.required.get(calls.pop(), set()) <= given.pop():
+            if WORD.fullmatch(token):
+                after = next((t for t in tokens[i + 1 :] if not t.isspace()), "")
+                if i == len(tokens) - 1 and not whole:
+                    possible = any(word.startswith(token) for word in words)
+                else:
+                    possible = token in (FUNCTIONS if after == "(" else words - FUNCTIONS | CONSTANTS)
+                if not possible:
                     return False
-            elif WORD.fullmatch(token):
-                if last and unfinished:
-                    if not self._may_become(token, calls, known):
-                        return False
-                elif not self._word(token, after, calls, known):
-                    return False
-                elif after == "=":
-                    if token in given[-1]:
-                        return False
-                    given[-1].add(token)
-            elif token in ("=", ";", ":", "{", "}", "@", "\\", "`", "$", "?", "!", "#", "."):
-                if token != "=" or i == 0 or not calls or not WORD.fullmatch(tokens[i - 1]):
-                    return False
-        return unfinished or not calls
+            elif token in tuple("=;:{}@\\`$?!#."):
+                return False
+            depth += (token in tuple("([")) - (token in tuple(")]"))
+            if depth < 0:
+                return False
+        return not whole or (depth == 0 and _is_program("".join(f"{name} = 0\n" for name in known), expression))
 
-    def _word(self, word: str, after: str, calls: list[str], known: set[str]) -> bool:
-        if after == "(":
-            return word in self.functions
-        if after == "=":
-            return bool(calls) and word in self.parameters.get(calls[-1], ())
-        return word in known or word in CONSTANTS or word in WORDS
+    return allows
 
-    def _may_become(self, start: str, calls: list[str], known: set[str]) -> bool:
-        parameters = self.parameters.get(calls[-1], ()) if calls else ()
-        return any(
-            w.startswith(start) for group in (self.functions, known, CONSTANTS, WORDS, parameters) for w in group
-        )
+
+def _is_program(before: str, expression: str) -> bool:
+    try:
+        checked(f"{before}answer = {expression}", functions=())
+    except ProgramRefused:
+        return False
+    return True
+
+
+def choices_of(program: str, grammar: ProgramGrammar) -> list[tuple[str, tuple[str, ...]]]:
+    """Part a program of assignments into the texts in turn, each with what it was chosen from (nothing: freely).
+
+    Raises ValueError where the grammar has no such program.
+    """
+    steps = grammar.steps()
+    parts: list[tuple[str, tuple[str, ...]]] = []
+    step: Step | None = next(steps)
+    for wanted in _wanted(program, grammar):
+        options = step.options if isinstance(step, Choice) else ()
+        text = next((option for option in options if wanted(option)), "")
+        if isinstance(step, Free) and step.allows(wanted.text):
+            text = wanted.text
+        if step is None or not text:
+            raise ValueError(f"{wanted.text.strip()!r} cannot be written here: the grammar allows {step}")
+        parts.append((text, options))
+        try:
+            step = steps.send(text)
+        except StopIteration:
+            step = None
+    return parts
+
+
+@dataclass(frozen=True)
+class _Wanted:
+    """A text, or any that ends with it."""
+
+    text: str
+    whole: bool = True
+
+    def __call__(self, option: str) -> bool:
+        return option == self.text if self.whole else option.endswith(self.text)
+
+
+def _wanted(program: str, grammar: ProgramGrammar) -> list[_Wanted]:
+    wanted = []
+    for line in ast.parse(program).body:
+        assert isinstance(line, ast.Assign)
+        value, target = line.value, ast.unparse(line.targets[0])
+        called = value.func.id if isinstance(value, ast.Call) and isinstance(value.func, ast.Name) else ""
+        tool = next((tool for tool in grammar.tools.values() if tool.name == called), None)
+        if tool is None:
+            source = ast.get_source_segment(program, value)
+            wanted += [_Wanted(ARITHMETIC), _Wanted(f"{target} = "), _Wanted(f"{source}\n")]
+            continue
+        assert isinstance(value, ast.Call)
+        names = [p.name for p in tool.parameters]
+        given = {**dict(zip(names, value.args, strict=False)), **{str(k.arg): k.value for k in value.keywords}}
+        wanted += [_Wanted(purpose_line(tool)), _Wanted(f"{target} = "), _Wanted(f"{called}(\n")]
+        for p in tool.listed():
+            if p.name in given:
+                source = str(ast.get_source_segment(program, given[p.name]))
+                wanted += [
+                    _Wanted(argument_comment(p)),
+                    _Wanted(argument_line(tool, p, "", source).removeprefix(" "), whole=False),
+                ]
+        wanted.append(_Wanted(")\n"))
+    return wanted

@@ -32,7 +32,7 @@ class ProgramRefused(TenfoldError):
 
 
 def checked(source: str, *, functions: Collection[str]) -> ast.Module:
-    """Syntax tree of a program that keeps to the subset and calls only `functions` and the known builtins.
+    """Parse a program that keeps to the subset and calls only `functions` and the known builtins.
 
     Raises ProgramRefused otherwise, or where the source is no Python.
     """
@@ -83,7 +83,7 @@ def _some(functions: Collection[str]) -> str:
 
 
 def calls(tree: ast.Module, functions: Collection[str]) -> list[str]:
-    """Names of the functions a program calls, in order of writing."""
-    found = [n for n in ast.walk(tree) if isinstance(n, ast.Call) and isinstance(n.func, ast.Name)]
-    found.sort(key=lambda n: (n.lineno, n.col_offset))
-    return [n.func.id for n in found if isinstance(n.func, ast.Name) and n.func.id in functions]
+    """List the functions a program calls, in order of writing."""
+    called = [n for n in ast.walk(tree) if isinstance(n, ast.Call) and isinstance(n.func, ast.Name)]
+    called.sort(key=lambda n: (n.lineno, n.col_offset))
+    return [n.func.id for n in called if isinstance(n.func, ast.Name) and n.func.id in functions]

@@ -6,8 +6,9 @@
 import copy
 import random
 import re
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -15,30 +16,46 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from lib import TenfoldError
-from lib.sciagent.toolset import Toolset
+from lib.core import training
+from lib.core.scoring import mean_pooled
+from lib.sciagent.tools import Toolset
 
 TEMPERATURE = 0.05  # of the contrastive loss, as sentence encoders are commonly tuned
 LONGEST_TOKENS = 96
 
 
 def low_precision(encoder: Any, dtype: torch.dtype) -> torch.autocast:
-    """Context in which an encoder computes in `dtype`; in float32 it changes nothing."""
+    """Make the context in which an encoder computes in `dtype`; in float32 it changes nothing."""
     device = getattr(getattr(encoder, "model", None), "device", torch.device("cpu")).type
     return torch.autocast(device, dtype=dtype, enabled=dtype != torch.float32)
 
 
 def words(text: str) -> list[str]:
-    """Lower-case words of two letters or more, without the plural's s."""
+    """List lower-case words of two letters or more, without the plural's s."""
     return [w.rstrip("s") or w for w in re.findall(r"[a-z]{2,}", text.lower())]
 
 
-class EncoderIndex:
+class Index(ABC):
+    """Functions by name that queries are scored against."""
+
+    names: list[str]
+
+    @abstractmethod
+    def scores(self, queries: Sequence[str]) -> Float[Tensor, "queries functions"]:
+        """Score each function for each query, higher for better."""
+
+    def search(self, queries: Sequence[str], k: int) -> list[list[str]]:
+        """List the names of the k best functions of each query, best first."""
+        best = self.scores(queries).topk(min(k, len(self.names)), dim=1).indices
+        return [[self.names[int(j)] for j in row] for row in best.tolist()]
+
+
+class EncoderIndex(Index):
     """Functions by the embedding of their text; exact search by one matrix product.
 
     `dtype` is what the encoder computes in ("bfloat16" is faster where the processor has it); vectors are float32.
     `vectors` of the texts are taken where they are known already (an earlier index's), and computed where not. Raises
-    TenfoldError where there is not one for each name.
+    ValueError where there is not one for each name.
     """
 
     def __init__(
@@ -48,22 +65,18 @@ class EncoderIndex:
         self.encoder, self.names, self.dtype = encoder, list(names), getattr(torch, dtype)
         self.vectors = self._encode(texts) if vectors is None else vectors
         if len(self.vectors) != len(self.names):
-            raise TenfoldError(f"{len(self.vectors)} vectors for {len(self.names)} functions: give one for each.")
+            raise ValueError(f"{len(self.vectors)} vectors for {len(self.names)} functions: give one for each")
 
     def _encode(self, texts: Sequence[str]) -> Float[Tensor, "texts dim"]:
         with low_precision(self.encoder, self.dtype):
             return self.encoder.encode(texts)
 
     def scores(self, queries: Sequence[str]) -> Float[Tensor, "queries functions"]:
-        """Cosine of each query with each function."""
+        """Return the cosine of each query with each function."""
         return self._encode(queries) @ self.vectors.T
 
-    def search(self, queries: Sequence[str], k: int) -> list[list[str]]:
-        """Names of the k nearest functions of each query, nearest first."""
-        return ranked(self.scores(queries), self.names, k)
 
-
-class WordIndex:
+class WordIndex(Index):
     """Functions by BM25 (Okapi), as a sparse matrix so that a batch of queries is one product."""
 
     def __init__(self, names: Sequence[str], texts: Sequence[str]) -> None:
@@ -84,7 +97,7 @@ class WordIndex:
         self.weights = csr_array((values, (columns, rows)), shape=(len(self.vocabulary), len(documents)))
 
     def scores(self, queries: Sequence[str]) -> Float[Tensor, "queries functions"]:
-        """BM25 score of each function for each query."""
+        """Return the BM25 score of each function for each query."""
         from scipy.sparse import csr_array
 
         entries = [(i, self.vocabulary[w]) for i, q in enumerate(queries) for w in words(q) if w in self.vocabulary]
@@ -92,35 +105,21 @@ class WordIndex:
         counts = csr_array((np.ones(len(rows)), (rows, columns)), shape=(len(queries), len(self.vocabulary)))
         return torch.from_numpy((counts @ self.weights).toarray()).float()
 
-    def search(self, queries: Sequence[str], k: int) -> list[list[str]]:
-        """Names of the k best functions of each query, best first."""
-        return ranked(self.scores(queries), self.names, k)
 
-
-@dataclass
-class HybridIndex:
+class HybridIndex(Index):
     """Both, each query's scores put on one scale (zero mean, unit spread), then added; `weight` is the encoder's."""
 
-    dense: EncoderIndex
-    sparse: WordIndex
-    weight: float = 0.7
-    names: list[str] = field(init=False)
-
-    def __post_init__(self) -> None:
-        self.names = self.dense.names
+    def __init__(self, dense: EncoderIndex, sparse: WordIndex, weight: float = 0.7) -> None:
+        self.dense, self.sparse, self.weight, self.names = dense, sparse, weight, dense.names
 
     def scores(self, queries: Sequence[str]) -> Float[Tensor, "queries functions"]:
-        """Weighted sum of standardised scores."""
+        """Return the weighted sum of standardised scores."""
         dense, sparse = (_standardised(index.scores(queries)) for index in (self.dense, self.sparse))
         return self.weight * dense + (1 - self.weight) * sparse
 
-    def search(self, queries: Sequence[str], k: int) -> list[list[str]]:
-        """Names of the k best functions of each query, best first."""
-        return ranked(self.scores(queries), self.names, k)
-
 
 def hybrid(encoder: Any, *, dtype: str = "float32") -> Callable[[Toolset], HybridIndex]:
-    """What makes the index of a toolset, for `agent.SciAgent`: an encoder and BM25 over the tools' texts."""
+    """Make what indexes a toolset, for `agent.SciAgent`: an encoder and BM25 over the tools' texts."""
 
     def index(tools: Toolset) -> HybridIndex:
         names, texts = [tool.name for tool in tools], [tool.indexed() for tool in tools]
@@ -133,61 +132,36 @@ def _standardised(scores: Float[Tensor, "queries functions"]) -> Float[Tensor, "
     return (scores - scores.mean(1, keepdim=True)) / scores.std(1, keepdim=True).clamp_min(1e-6)
 
 
-def ranked(scores: Float[Tensor, "queries functions"], names: list[str], k: int) -> list[list[str]]:
-    """Names of the k highest scores of each row, highest first."""
-    best = scores.topk(min(k, scores.shape[1]), dim=1).indices
-    return [[names[int(j)] for j in row] for row in best.tolist()]
-
-
-def ranks(found: Sequence[Sequence[str]], wanted: Sequence[Sequence[str]]) -> np.ndarray:
-    """Rank (from 1) of the worst-placed wanted function of each query; infinity where one was not found."""
-    worst = []
-    for names, needed in zip(found, wanted, strict=True):
-        place = {name: i + 1 for i, name in enumerate(names)}
-        worst.append(max(place.get(name, np.inf) for name in needed))
-    return np.array(worst)
-
-
-def hit_at(rank: np.ndarray, k: int) -> np.ndarray:
-    """1 for each query all of whose functions are among the first k, else 0."""
-    return (rank <= k).astype(float)
-
-
-def reciprocal(rank: np.ndarray) -> np.ndarray:
-    """Reciprocal rank of each query, 0 where not found; their mean is the MRR."""
-    return 1 / rank
-
-
 def tune(
     encoder: Any, queries: Sequence[str], positives: Sequence[str], negatives: Sequence[Sequence[str]], *, steps: int,
     batch_size: int = 32, learning_rate: float = 3e-5, dtype: str = "float32", seed: int = 0, progress: bool = False,
 ) -> Any:  # fmt: skip
-    """A copy of a sentence encoder (`lib.zoo.load_encoder`), tuned so that queries lie near their function's text.
+    """Tune a copy of a sentence encoder (`lib.zoo.load_encoder`) so that queries lie near their function's text.
 
     Each query is told apart from the batch's other functions and from one hard negative of its own (texts in
     `negatives`, which may be empty). Texts of one function are never each other's negatives. `dtype` is what is
     computed in ("bfloat16": half the time where the processor has it); weights are float32.
     """
-    from tqdm import tqdm
-
     tuned = copy.copy(encoder)
-    tuned.model = copy.deepcopy(encoder.model).train()
+    tuned.model = copy.deepcopy(encoder.model)
     draw = random.Random(seed)
-    optimizer = torch.optim.AdamW(tuned.model.parameters(), lr=learning_rate, weight_decay=0.01)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda s: min(1.0, (s + 1) / 5) * (1 - s / steps))
-    order: list[int] = []
-    for _ in tqdm(range(steps), desc="tune retriever", disable=not progress):
-        if len(order) < batch_size:
-            order = draw.sample(range(len(queries)), len(queries))
-        batch, order = order[:batch_size], order[batch_size:]
+
+    def batches() -> Iterator[list[int]]:
+        order: list[int] = []
+        for _ in range(steps):
+            if len(order) < batch_size:
+                order = draw.sample(range(len(queries)), len(queries))
+            yield order[:batch_size]
+            order = order[batch_size:]
+
+    def loss(batch: list[int]) -> Float[Tensor, ""]:
         with low_precision(tuned, getattr(torch, dtype)):
-            loss = contrastive_loss(tuned, batch, queries, positives, negatives, draw)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(tuned.model.parameters(), 1.0)
-        optimizer.step()
-        schedule.step()
-        optimizer.zero_grad(set_to_none=True)
-    tuned.model.eval()
+            return contrastive_loss(tuned, batch, queries, positives, negatives, draw)
+
+    training.train(
+        tuned.model, batches(), loss, steps=steps, learning_rate=learning_rate, weight_decay=0.01,
+        rate=partial(training.linear_rate, warmup=5), label="tune retriever", progress=progress,
+    )  # fmt: skip
     return tuned
 
 
@@ -195,7 +169,7 @@ def contrastive_loss(
     encoder: Any, batch: Sequence[int], queries: Sequence[str], positives: Sequence[str],
     negatives: Sequence[Sequence[str]], draw: random.Random,
 ) -> Float[Tensor, ""]:  # fmt: skip
-    """Cross-entropy of each query's own function among the batch's functions and hard negatives."""
+    """Compute the cross-entropy of each query's own function among the batch's functions and hard negatives."""
     hard = [draw.choice(negatives[i]) for i in batch if negatives[i]]
     texts = [positives[i] for i in batch] + hard
     query, function = embed(encoder, [queries[i] for i in batch]), embed(encoder, texts)
@@ -205,10 +179,9 @@ def contrastive_loss(
 
 
 def embed(encoder: Any, texts: Sequence[str]) -> Float[Tensor, "texts dim"]:
-    """Embeddings with gradients: mean over tokens, unit length, as `Encoder.encode` has them without."""
+    """Embed texts with gradients: mean over tokens, unit length, as `Encoder.encode` has them without."""
     inputs = encoder.tokenizer(
         list(texts), padding=True, truncation=True, max_length=LONGEST_TOKENS, return_tensors="pt"
     ).to(encoder.model.device)
-    hidden = encoder.model(**inputs).last_hidden_state.float()
-    mask = inputs["attention_mask"].unsqueeze(-1)
-    return torch.nn.functional.normalize((hidden * mask).sum(1) / mask.sum(1), dim=-1)
+    pooled = mean_pooled(encoder.model(**inputs).last_hidden_state, inputs["attention_mask"])
+    return torch.nn.functional.normalize(pooled, dim=-1)

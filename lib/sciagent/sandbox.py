@@ -2,8 +2,8 @@
 
 What holds, layer by layer (`Sandbox.layers` says which of them this machine gave):
 1. syntax: `program.checked` admits assignments, arithmetic and calls of shown functions; nothing else is ever run.
-2. it runs in a fork of a warm worker (`python -I`, no environment, no inherited descriptors) that holds no pipe but its
-   own. Checked programs share one, each with fresh names; code that was not checked gets a fork for itself.
+2. it runs in a fork of its own of a warm worker (`python -I`, no environment, no inherited descriptors) that holds no
+   pipe but its own: whatever it changes in a library ends with it.
 3. limits: processor time, address space, size and number of files, no processes, and a wall-clock limit after which the
    worker ends that fork (and the pool the worker, should it not answer).
 4. Linux: own network, process, mount and IPC namespaces; a file system of Python's own folders, read-only, and one
@@ -33,11 +33,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lib import TenfoldError
+from lib.sciagent import inside
 from lib.sciagent import program as syntax
-from lib.sciagent.inside import messages
 
 if TYPE_CHECKING:  # what the workers run, processes of their own, so that the graph of imports knows it
-    from lib.sciagent.inside import harvest, signatures, worker  # noqa: F401
+    from lib.sciagent.inside import harvest, worker  # noqa: F401
 
 LAYERS = ("network", "processes", "mounts", "ipc", "files", "user", "system calls")
 BOOT_SECONDS = 60.0
@@ -57,7 +57,7 @@ class Limits:
     reply_mib: int = 2
 
     def as_request(self) -> dict[str, Any]:
-        """Limits in seconds and bytes, as a worker reads them."""
+        """Return limits in seconds and bytes, as a worker reads them."""
         return {
             "seconds": self.seconds, "cpu_seconds": self.cpu_seconds, "memory_bytes": self.memory_mib << 20,
             "file_bytes": self.file_mib << 20, "files": self.files, "reply_bytes": self.reply_mib << 20,
@@ -122,7 +122,7 @@ class Worker:
         """Answer to a request; raises WorkerLost where none comes within its limit and a grace."""
         assert self.process.stdin is not None
         try:
-            messages.send(self.process.stdin.fileno(), json.dumps(request).encode())
+            inside.send(self.process.stdin.fileno(), json.dumps(request).encode())
         except OSError as error:
             raise WorkerLost(str(error)) from None
         return self._receive(request["limits"]["seconds"] + GRACE_SECONDS)
@@ -130,8 +130,8 @@ class Worker:
     def _receive(self, seconds: float) -> dict[str, Any]:
         assert self.process.stdout is not None
         try:
-            return json.loads(messages.receive(self.process.stdout.fileno(), seconds=seconds))
-        except messages.Unfinished as error:
+            return json.loads(inside.receive(self.process.stdout.fileno(), seconds=seconds))
+        except inside.Unfinished as error:
             raise WorkerLost({"late": "no answer in time", "ended": "it ended"}[str(error)]) from None
 
     def end(self) -> None:
@@ -183,7 +183,7 @@ class Sandbox:
             raise
 
     def fingerprint(self) -> list[Any]:
-        """What its programs' results depend on beside the workers' code: modules at hand with versions, and limits."""
+        """Return what results depend on beside the workers' code: modules at hand with versions, and limits."""
         return [{module: _version(module) for module in self.preload}, self.limits.as_request()]
 
     def run(
@@ -197,19 +197,19 @@ class Sandbox:
             return Execution("refused", error=str(error))
         builtins = [*syntax.BUILTINS, *syntax.MATHS]
         request = {"program": source, "tools": tools, "sources": sources, "builtins": builtins}
-        return self._ask(request, self.limits, reuse=True)
+        return self._ask(request, self.limits)
 
     def run_unchecked(self, source: str, *, limits: Limits | None = None) -> Execution:
         """Run any Python in isolation, without the first layer: for code that people wrote (doctests, tests)."""
         request = {"program": source, "tools": {}, "sources": {}, "builtins": None}
-        return self._ask(request, limits or self.limits, reuse=False)
+        return self._ask(request, limits or self.limits)
 
     def call(self, function: str, arguments: dict[str, Any], *, limits: Limits | None = None) -> Execution:
         """Call a function of `lib.sciagent.inside` (`module:name`) in a worker."""
-        return self._ask({"function": function, "arguments": arguments}, limits or self.limits, reuse=False)
+        return self._ask({"function": function, "arguments": arguments}, limits or self.limits)
 
     def map(self, jobs: Sequence[Job], *, progress: bool = False) -> list[Execution]:
-        """Outcomes of many programs, in order, over all workers."""
+        """Run many programs over all workers; outcomes come in order."""
         from tqdm import tqdm
 
         def one(job: Job) -> Execution:
@@ -218,15 +218,14 @@ class Sandbox:
         with ThreadPoolExecutor(len(self._workers)) as threads:
             return list(tqdm(threads.map(one, jobs), total=len(jobs), desc="programs", disable=not progress))
 
-    def _ask(self, request: dict[str, Any], limits: Limits, *, reuse: bool) -> Execution:
+    def _ask(self, request: dict[str, Any], limits: Limits) -> Execution:
         if self._closed:
             raise TenfoldError("the sandbox is closed: open a new one.")
-        request |= {"limits": limits.as_request(), "reuse": reuse}
         worker = self._free.get()
         began = time.monotonic()
         try:
             worker.ready()
-            answer = worker.ask(request)
+            answer = worker.ask(request | {"limits": limits.as_request()})
             outcome = _parsed(answer)
             if answer["last"]:  # it could not empty its folder
                 worker = self._replace(worker)

@@ -1,7 +1,7 @@
-"""Batches of pairs with a third response, which costs nothing where it is the chosen or the rejected one.
+"""The third response of a prompt, and batches of pairs with it: it costs nothing where it is one of the pair.
 
 trl's batch holds 2B rows, [chosen, rejected]. Third responses that are neither are appended as rows of their own (keys
-`response_*`); `response_rows[i]` is the row of the joined batch where example i's third response stands.
+`response_*`); `response_rows[i]` is the row of the joint batch where example i's third response stands.
 """
 
 from collections.abc import Sequence
@@ -12,6 +12,8 @@ import torch
 from torch import Tensor, nn
 from trl.trainer.dpo_trainer import DataCollatorForPreference
 from trl.trainer.utils import pad
+
+from lib.preference.pairing import Scored
 
 PARTS = ("input_ids", "attention_mask", "completion_mask")
 THIRD = tuple(f"response_{part}" for part in PARTS) + ("response_rows", "ref_response_logps")
@@ -48,7 +50,7 @@ class DataCollatorForTriples(DataCollatorForPreference):
         return batch | {"response_rows": torch.tensor(rows)}
 
     def responses(self, examples: Sequence[dict[str, Any]]) -> dict[str, Tensor]:
-        """Batch of the third responses alone, under trl's names."""
+        """Return a batch of the third responses alone, under trl's names."""
         ids = [example["prompt_ids"] + example["response_ids"] for example in examples]
         masks = [[0] * len(e["prompt_ids"]) + [1] * len(e["response_ids"]) for e in examples]
         # keep_start drops the end of a response, keep_end the beginning of a prompt, as for the pair.
@@ -64,13 +66,13 @@ class DataCollatorForTriples(DataCollatorForPreference):
 
 
 def split_third(inputs: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """Inputs of the pair under trl's keys, and those of the third responses."""
+    """Return inputs of the pair under trl's keys, and those of the third responses."""
     third = {name: inputs[name] for name in THIRD if name in inputs}
     return {name: value for name, value in inputs.items() if name not in third}, third
 
 
-def joined(pair: dict[str, Any], third: dict[str, Tensor], pad_token_id: int) -> dict[str, Tensor]:
-    """Pair and own third responses in one batch of [2B + n] rows, padded on the right to one length."""
+def joint_batch(pair: dict[str, Any], third: dict[str, Tensor], pad_token_id: int) -> dict[str, Tensor]:
+    """Return pair and own third responses as one batch of [2B + n] rows, padded on the right to one length."""
     if "response_input_ids" not in third:
         return {part: pair[part] for part in PARTS}
     longest = max(pair["input_ids"].shape[1], third["response_input_ids"].shape[1])
@@ -84,3 +86,17 @@ def joined(pair: dict[str, Any], third: dict[str, Tensor], pad_token_id: int) ->
         )
         for part in PARTS
     }
+
+
+def third_response(group: Scored) -> dict[str, list[int]]:
+    """Return columns `sampled_ids` (the first draw) and, where there is a greedy response, `greedy_ids`; for
+    `online(extra=)`.
+
+    Both are among the candidates that were ranked, as in Algorithm 1 of arXiv:2405.19332. Raises ValueError where
+    the prompt has no sampled response.
+    """
+    drawn = group.samples()
+    if not drawn:
+        raise ValueError("a prompt has no sampled response: sample with k of at least 1")
+    columns = {"sampled_ids": list(drawn[0].tokens)}
+    return columns if group.greedy is None else columns | {"greedy_ids": list(group.responses[group.greedy].tokens)}

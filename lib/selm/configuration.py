@@ -4,8 +4,6 @@ from dataclasses import dataclass, field
 
 from trl import DPOConfig
 
-from lib import TenfoldError
-
 OPTIMISMS = ("sampled", "greedy")
 
 
@@ -16,7 +14,7 @@ class SELMConfig(DPOConfig):
     α = 0 is DPO. The paper uses α = 0.001 (Zephyr) and 0.0001 (Llama-3) at β = 0.01. `optimism`: take the third
     response from `sampled_ids` (y ~ π_ref, as the text says) or from `greedy_ids` (as the published code does); a
     column `response_ids` is taken as it is. `share_prompts` encodes a prompt once for its two or three responses (the
-    same numbers in less time), for models with full attention. Raises TenfoldError for settings that the objective
+    same numbers in less time), for models with full attention. Raises ValueError for settings that the objective
     does not cover.
     """
 
@@ -27,13 +25,13 @@ class SELMConfig(DPOConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.alpha < 0:
-            raise TenfoldError(f"alpha = {self.alpha} would be pessimistic: give 0 (DPO) or a positive weight.")
+            raise ValueError(f"alpha = {self.alpha} would be pessimistic: give 0 (DPO) or a positive weight")
         if self.optimism not in OPTIMISMS:
-            raise TenfoldError(f"optimism = {self.optimism!r} is not known: use one of {', '.join(OPTIMISMS)}.")
+            raise ValueError(f"optimism = {self.optimism!r} is not known: use one of {', '.join(OPTIMISMS)}")
         if not 0 <= self.label_smoothing < 0.5:
-            raise TenfoldError(f"label_smoothing = {self.label_smoothing} must lie in [0, 0.5).")
+            raise ValueError(f"label_smoothing = {self.label_smoothing} must lie in [0, 0.5)")
         if self.f_divergence_type != "reverse_kl" or self.ld_alpha is not None:
-            raise TenfoldError(
+            raise ValueError(
                 "SELM's objective is derived for the reverse KL of whole sequences: leave f_divergence_type and "
-                "ld_alpha at their defaults."
+                "ld_alpha at their defaults"
             )

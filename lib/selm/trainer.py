@@ -1,4 +1,4 @@
-"""SELM on trl's DPOTrainer: one joined forward pass for chosen, rejected and third responses (arXiv:2405.19332)."""
+"""SELM on trl's DPOTrainer: one joint forward pass for chosen, rejected and third responses (arXiv:2405.19332)."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -9,13 +9,11 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from trl.data_utils import is_conversational
 
-from lib import TenfoldError
-from lib.preference import TokenDPOTrainer
 from lib.preference.losses import dpo_loss
-from lib.selm.collator import DataCollatorForTriples, joined, split_third
+from lib.preference.trainer import TokenDPOTrainer
+from lib.selm.collator import DataCollatorForTriples, joint_batch, split_third
 from lib.selm.configuration import SELMConfig
-from lib.selm.joined import JoinedForward
-from lib.selm.losses import optimism_term
+from lib.selm.objective import optimism_term
 
 
 class SELMTrainer(TokenDPOTrainer):
@@ -39,7 +37,7 @@ class SELMTrainer(TokenDPOTrainer):
 
     def __init__(self, model: Any, ref_model: Any = None, args: Any = None, **options: Any) -> None:
         if not isinstance(args, SELMConfig):
-            raise TenfoldError("SELMTrainer needs args of SELMConfig: it holds alpha and optimism.")
+            raise TypeError("SELMTrainer needs args of SELMConfig: it holds alpha and optimism")
         tokenizer = options.get("processing_class")
         if options.get("data_collator") is None and tokenizer is not None:
             options["data_collator"] = DataCollatorForTriples(
@@ -64,9 +62,9 @@ class SELMTrainer(TokenDPOTrainer):
         if f"{args.optimism}_ids" in columns:
             return prepared.rename_column(f"{args.optimism}_ids", "response_ids")
         if "response" not in columns:
-            raise TenfoldError(
+            raise ValueError(
                 f"the {dataset_name} data has no third response for optimism={args.optimism!r}: add response_ids or "
-                f"{args.optimism}_ids (token ids), or a column response (text)."
+                f"{args.optimism}_ids (token ids), or a column response (text)"
             )
         return prepared.map(self._tokenize_response, fn_kwargs={"tokenizer": processing_class})
 
@@ -81,21 +79,21 @@ class SELMTrainer(TokenDPOTrainer):
         return {"response_ids": tokenizer(text).input_ids[start:]}  # trl ends chosen and rejected so, too
 
     def compute_ref_log_probs(self, model, inputs):
-        """Reference log-probabilities of chosen and rejected, as in trl; third responses are left out."""
+        """Return reference log-probabilities of chosen and rejected, as in trl; third responses are left out."""
         return super().compute_ref_log_probs(model, split_third(inputs)[0])
 
     def _precompute_ref_logps(self, dataset: Dataset, name: str, batch_size: int) -> Dataset:
-        found = super()._precompute_ref_logps(dataset, name, batch_size)
-        if "response_ids" not in found.column_names:
-            return found
-        columns = found.select_columns(["prompt_ids", "response_ids"])
+        dataset = super()._precompute_ref_logps(dataset, name, batch_size)
+        if "response_ids" not in dataset.column_names:
+            return dataset
+        columns = dataset.select_columns(["prompt_ids", "response_ids"])
         loader = DataLoader(columns, batch_size=batch_size, collate_fn=self.data_collator.responses)  # type: ignore[arg-type]
         model = self._precompute_engine or self.ref_model or self.model
         values: list[Tensor] = []
         for batch in self.accelerator.prepare(loader):
             log_probs = torch.cat(super().compute_ref_log_probs(model, batch))
             values.append(self.accelerator.gather_for_metrics(log_probs))  # type: ignore[arg-type]
-        return found.add_column("ref_response_logps", torch.cat(values).tolist())
+        return dataset.add_column("ref_response_logps", torch.cat(values).tolist())
 
     def _compute_loss(self, model, inputs, return_outputs):
         pair, third = split_third(inputs)
@@ -107,7 +105,7 @@ class SELMTrainer(TokenDPOTrainer):
         reference = self._reference(pair, third)
         size = len(pair["input_ids"]) // 2
         pair["ref_chosen_logps"], pair["ref_rejected_logps"] = reference[:size], reference[size : 2 * size]
-        forward = JoinedForward(self.sharing(model), third, pad_token_id=self._padding())
+        forward = JointForward(self.sharing(model), third, pad_token_id=self._padding())
         with self.reference_given():
             result = super(TokenDPOTrainer, self)._compute_loss(forward, pair, return_outputs)  # packed already
         loss, *outputs = result if return_outputs else (result,)
@@ -123,14 +121,14 @@ class SELMTrainer(TokenDPOTrainer):
         return int(self._tokenizer.pad_token_id)  # type: ignore[arg-type]
 
     def _reference(self, pair: dict[str, Any], third: dict[str, Tensor]) -> Tensor:
-        """log π_ref of the joined rows in one pass, or of the pair as it was computed before training."""
+        """Return log π_ref of the joint rows in one pass, or of the pair as it was computed before training."""
         if self.precompute_ref_logps:
             return torch.cat([pair["ref_chosen_logps"], pair["ref_rejected_logps"]])
-        batch = joined(pair, third, self._padding())
+        batch = joint_batch(pair, third, self._padding())
         return torch.cat(self.compute_ref_log_probs(self.ref_model or self.model, batch))
 
     def _smoothing(self, log_probs: Tensor, reference: Tensor, size: int) -> Tensor:
-        """What label smoothing adds to the sigmoid loss, which trl 1.16 leaves out."""
+        """Return what label smoothing adds to the sigmoid loss, which trl 1.16 leaves out."""
         ratios = (log_probs - reference[: len(log_probs)])[: 2 * size]
         margin = ratios[:size] - ratios[size:]
         weight = sum(w for kind, w in zip(self.loss_types, self.loss_weights, strict=True) if kind == "sigmoid")
@@ -138,7 +136,7 @@ class SELMTrainer(TokenDPOTrainer):
         return weight * (with_labels_flipped - dpo_loss(margin, beta=self.beta)).mean()
 
     def _optimism(self, response: Tensor, ref_response: Tensor) -> Tensor:
-        """Mean of Eq. (4.2)'s term over the batch; its metrics are logged under trl's manner of names."""
+        """Return the mean of Eq. (4.2)'s term over the batch; its metrics are logged under trl's manner of names."""
         mode = "train" if self.model.training else "eval"
         term = optimism_term(response, ref_response, alpha=self.args.alpha, beta=self.beta).mean()
         gathered = self.accelerator.gather(torch.stack([response.detach(), ref_response.to(response)], dim=1))
@@ -152,3 +150,32 @@ class SELMTrainer(TokenDPOTrainer):
         for name, value in logged.items():
             self._metrics[mode][name].append(value.item())
         return term
+
+
+class JointForward:
+    """Stands in for the model in trl's loss: runs all rows at once and hands back those of the pair.
+
+    One pass a step keeps distributed wrappers (DDP, FSDP) in step and fills the batch better. `log_probs` are those of
+    every row [2B + n], summed over response tokens, with their gradient.
+    """
+
+    def __init__(self, model: Any, third: dict[str, Tensor], *, pad_token_id: int) -> None:
+        self.model, self.third, self.pad_token_id = model, third, pad_token_id
+        self.log_probs = torch.empty(0)
+
+    def __call__(self, input_ids: Tensor, attention_mask: Tensor, labels: Tensor | None = None, **options: Any) -> Any:
+        """Return outputs of the pair's rows."""
+        if labels is None:  # trl asks for the logits of the pair once more where outputs are to be returned
+            return self.model(input_ids=input_ids, attention_mask=attention_mask, **options)
+        pair = {"input_ids": input_ids, "attention_mask": attention_mask, "completion_mask": (labels != -100).long()}
+        batch = joint_batch(pair, self.third, self.pad_token_id)
+        all_labels = batch["input_ids"].masked_fill(batch["completion_mask"] == 0, -100)
+        outputs = self.model(
+            input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], labels=all_labels, **options
+        )
+        self.log_probs = outputs.log_probs.sum(dim=1)
+        rows, added = input_ids.shape[0], batch["input_ids"].shape[1] - input_ids.shape[1]
+        for name, value in list(outputs.items()):
+            if isinstance(value, Tensor) and value.ndim >= 2:
+                outputs[name] = value[:rows, : value.shape[1] - added]
+        return outputs

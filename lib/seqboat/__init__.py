@@ -1,10 +1,10 @@
 """SeqBoat: sparse modular activation for linear-time sequence models (arXiv:2306.11197)."""
 
+from lib.seqboat.attention import window_attention
 from lib.seqboat.cache import SeqBoatCache
 from lib.seqboat.configuration import SeqBoatConfig
 from lib.seqboat.ema import DampedEMA, MultiDimensionalEMA, fft_convolve
 from lib.seqboat.gau import GatedAttentionUnit
-from lib.seqboat.local_attention import window_attention
 from lib.seqboat.modeling import (
     SeqBoatForCausalLM,
     SeqBoatForSequenceClassification,

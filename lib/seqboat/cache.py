@@ -1,13 +1,21 @@
 """What decoding keeps of the text: each layer's EMA state and its last w active tokens. The same size at any length."""
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from transformers import Cache
 
-from lib.seqboat.gau import Past
+
+class Past(NamedTuple):
+    """The last w active tokens of each row, at the right end: what attention keeps of the text. Memory O(w)."""
+
+    keys: Float[Tensor, "batch window z"]
+    values: Float[Tensor, "batch window h"]
+    positions: Int[Tensor, "batch window"]
+    mask: Bool[Tensor, "batch window"]
 
 
 @dataclass
@@ -49,12 +57,14 @@ class SeqBoatCache(Cache):
 
     def batch_select_indices(self, indices: Tensor) -> None:
         """Keep chosen rows."""
-        if self.counts is not None:
-            self.counts = self.counts.index_select(0, indices.to(self.counts.device))
+
+        def chosen(part: Tensor) -> Tensor:
+            return part.index_select(0, indices.to(part.device))
+
+        self.counts = None if self.counts is None else chosen(self.counts)
         for state in self.states:
-            if state.ema is not None:
-                state.ema = state.ema.index_select(0, indices.to(state.ema.device))
-            state.past = None if state.past is None else state.past.rows(indices)
+            state.ema = None if state.ema is None else chosen(state.ema)
+            state.past = None if state.past is None else Past(*map(chosen, state.past))
 
     def batch_repeat_interleave(self, repeats: int) -> None:
         """Repeat each row."""
@@ -68,9 +78,6 @@ class SeqBoatCache(Cache):
         self.counts, self.seen = None, 0
 
     def num_bytes(self) -> int:
-        """Bytes held."""
-        held = [s.ema for s in self.states if s.ema is not None]
-        for state in self.states:
-            if state.past is not None:
-                held += [state.past.keys, state.past.values, state.past.positions, state.past.mask]
-        return sum(part.numel() * part.element_size() for part in held)
+        """Return the number of bytes held."""
+        parts = [part for state in self.states for part in (state.ema, *(state.past or ()))]
+        return sum(part.nbytes for part in parts if part is not None)

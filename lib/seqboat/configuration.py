@@ -4,21 +4,21 @@ from typing import Any, no_type_check
 
 from transformers import AutoConfig, PretrainedConfig
 
+from lib.seqboat.attention import FUNCTIONS
 from lib.seqboat.gau import POSITIONS
-from lib.seqboat.local_attention import FUNCTIONS
-from lib.seqboat.norms import NORMS
+from lib.seqboat.layers import LAYERS, NORMS
 
-LAYER_KINDS = ("seqboat", "mega", "transformer")
 INPUTS = ("tokens", "values")
 
 
 @no_type_check  # transformers' configs take keywords that their signature does not name; fields are checked by its own
 class SeqBoatConfig(PretrainedConfig):
-    """Configuration of a SeqBoat model and of its baselines.
+    """Configuration of a SeqBoat model.
 
     `hidden_size` d, `value_size` h, `key_size` z, `ema_size` N; `window` w counts active tokens (None: no limit).
-    `layer`: `seqboat`, `mega` (chunks of w tokens) or `transformer` (with `feed_forward_size`). `always_active` is the
-    dense-activation ablation. `inputs`: `tokens` (also bytes), or `values`: one number a position (pixels, audio).
+    `layer`: `seqboat`, or a baseline of `lib.seqboat.study.peers`: `mega` (chunks of w tokens), `transformer` (with
+    `feed_forward_size`). `always_active` is the dense-activation ablation. `inputs`: `tokens` (also bytes), or
+    `values`: one number a position (pixels, audio).
     Raises ValueError for unknown names and sizes below 1. Defaults: the Text recipe of arXiv:2306.11197.
     """
 
@@ -59,7 +59,7 @@ class SeqBoatConfig(PretrainedConfig):
 
     def __post_init__(self, **kwargs: Any) -> None:
         for field, known in {
-            "layer": LAYER_KINDS, "inputs": INPUTS, "attention_function": FUNCTIONS, "positions": POSITIONS,
+            "layer": LAYERS, "inputs": INPUTS, "attention_function": FUNCTIONS, "positions": POSITIONS,
             "norm": NORMS,
         }.items():  # fmt: skip
             if getattr(self, field) not in known:

@@ -3,38 +3,14 @@
 From the state x: [z, r, v] = SiLU(x W + b), q = γ0 z + β0, k = γ1 z + β1, out = (Attention(q, k, v) ⊙ r) U. One head.
 """
 
-from dataclasses import dataclass
-
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from lib.seqboat.local_attention import FUNCTIONS, window_attention
-from lib.seqboat.positions import RelativeBias, rotate
+from lib.seqboat.attention import FUNCTIONS, RelativeBias, rotate, window_attention
+from lib.seqboat.cache import LayerState, Past
 
 POSITIONS = ("relative", "local", "rotary", "none")
-
-
-@dataclass(frozen=True)
-class Past:
-    """The last w active tokens of each row, at the right end: what decoding keeps of the text. Memory O(w)."""
-
-    keys: Float[Tensor, "batch window z"]
-    values: Float[Tensor, "batch window h"]
-    positions: Int[Tensor, "batch window"]
-    mask: Bool[Tensor, "batch window"]
-
-    def rows(self, index: Tensor) -> "Past":
-        """Return chosen rows, as beam search and repeated prompts need."""
-        parts = (self.keys, self.values, self.positions, self.mask)
-        return Past(*(part.index_select(0, index.to(part.device)) for part in parts))
-
-
-class PastBox:
-    """Where a call leaves its past: SMA hands it to the module, which reads it and replaces it."""
-
-    def __init__(self, past: Past | None) -> None:
-        self.past = past
 
 
 class GatedAttentionUnit(nn.Module):
@@ -83,24 +59,30 @@ class GatedAttentionUnit(nn.Module):
         x: Float[Tensor, "batch kept width"],
         positions: Int[Tensor, "batch kept"],
         mask: Bool[Tensor, "batch kept"],
-        box: PastBox | None = None,
+        layer_state: LayerState | None = None,
     ) -> Float[Tensor, "batch kept width"]:
-        """Return the unit's output; with a box it goes on from the past in it, and leaves there the new one."""
+        """Return the unit's output; with a layer's state it goes on from the past in it, and leaves the new one."""
         shared, gate, values = nn.functional.silu(self.base(x)).split(
             [self.key_width, self.value_width, self.value_width], dim=-1
         )
-        queries, keys = (shared * self.gamma[i] + self.beta[i] for i in range(2))
-        values = self.hidden_dropout(values)
-        if self.positions == "rotary":
-            queries, keys = rotate(queries, positions), rotate(keys, positions)
-        now = Past(keys, values, positions, mask)
-        seen = now if box is None or box.past is None else _joined(box.past, now)
-        attended = self._attend(queries, seen)
-        if box is not None:
-            box.past = _last(seen, x.shape[1], mask, self.window)
+        queries, keys = self.queries_and_keys(shared, positions)
+        seen = Past(keys, self.hidden_dropout(values), positions, mask)
+        if layer_state is not None and layer_state.past is not None:
+            seen = Past(*(torch.cat(pair, dim=1) for pair in zip(layer_state.past, seen, strict=True)))
+        attended = self.attend(queries, seen)
+        if layer_state is not None:
+            layer_state.past = _last(seen, x.shape[1], mask, self.window)
         return self.output(attended * gate)
 
-    def _attend(self, queries: Tensor, seen: Past) -> Tensor:
+    def queries_and_keys(self, shared: Float[Tensor, "batch kept z"], positions: Tensor) -> tuple[Tensor, Tensor]:
+        """Return queries γ0 z + β0 and keys γ1 z + β1, turned by their positions where those are rotary."""
+        queries, keys = (shared * self.gamma[i] + self.beta[i] for i in range(2))
+        if self.positions == "rotary":
+            queries, keys = rotate(queries, positions), rotate(keys, positions)
+        return queries, keys
+
+    def attend(self, queries: Float[Tensor, "batch kept z"], seen: Past) -> Float[Tensor, "batch kept h"]:
+        """Return each query's weighted sum of the values seen."""
         at = None if self.positions == "local" else seen.positions
         return window_attention(
             queries, seen.keys, seen.values, mask=seen.mask, window=self.window, causal=self.causal,
@@ -108,37 +90,17 @@ class GatedAttentionUnit(nn.Module):
             dropout=self.attention_dropout if self.attention_dropout.p else None,
         )  # fmt: skip
 
-    def mean_distance(self, x: Tensor, positions: Tensor, mask: Tensor) -> Float[Tensor, "batch kept"]:
-        """Return how many original tokens back a causal query looks, on average over its attention weights."""
-        shared = nn.functional.silu(self.base(x))[..., : self.key_width]
-        queries, keys = (shared * self.gamma[i] + self.beta[i] for i in range(2))
-        if self.positions == "rotary":
-            queries, keys = rotate(queries, positions), rotate(keys, positions)
-        at = torch.stack([positions.float(), torch.ones_like(positions).float()], dim=-1)
-        summed, total = self._attend(queries, Past(keys, at, positions, mask)).unbind(-1)
-        return (positions - summed / total.clamp(min=1e-9)) * mask
-
-
-def _joined(past: Past, now: Past) -> Past:
-    """Return the past's tokens followed by the present ones."""
-    parts = ((past.keys, now.keys), (past.values, now.values), (past.positions, now.positions), (past.mask, now.mask))
-    return Past(*(torch.cat(pair, dim=1) for pair in parts))
-
 
 def _last(seen: Past, new: int, mask: Tensor, window: int | None) -> Past:
     """Return each row's last `window` tokens, at the right end, with empty places before them where it has fewer."""
     if window is None:
         raise ValueError("a layer without a window cannot decode in constant memory: give it a window")
     missing = max(0, window - (seen.keys.shape[1] - new))
-    padded = [
-        torch.cat([part.new_zeros(len(part), missing, *part.shape[2:]), part], dim=1)
-        for part in (seen.keys, seen.values, seen.positions, seen.mask)
-    ]
+    padded = [torch.cat([part.new_zeros(len(part), missing, *part.shape[2:]), part], dim=1) for part in seen]
     start = padded[0].shape[1] - new - window + mask.sum(1, keepdim=True)
     index = start + torch.arange(window, device=mask.device)
-    keys, values = (part.gather(1, index.unsqueeze(-1).expand(-1, -1, part.shape[-1])) for part in padded[:2])
-    positions, held = (part.gather(1, index) for part in padded[2:])
-    return Past(keys, values, positions, held)
+    at = {2: index, 3: index.unsqueeze(-1)}
+    return Past(*(part.take_along_dim(at[part.ndim], dim=1) for part in padded))
 
 
 def _check(function: str, positions: str, window: int | None, key_width: int) -> None:

@@ -1,20 +1,19 @@
 """SeqBoat as transformers models: the stack, a causal language model that decodes in O(w) memory, and a classifier."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, GenerationMixin, PreTrainedModel
 from transformers.utils.generic import ModelOutput
 
 from lib.seqboat.cache import SeqBoatCache
 from lib.seqboat.configuration import SeqBoatConfig
-from lib.seqboat.layers import LAYERS
-from lib.seqboat.norms import Norm
-from lib.seqboat.positions import sinusoid
+from lib.seqboat.layers import LAYERS, Norm
 from lib.seqboat.sma import Activation
 
 
@@ -63,6 +62,14 @@ class Encoder(nn.Module):
         return embedded
 
 
+def sinusoid(positions: Int[Tensor, "batch tokens"], width: int) -> Float[Tensor, "batch tokens width"]:
+    """Return sines and cosines of positions at geometric wavelengths; `width` must be even."""
+    half = width // 2
+    speeds = torch.exp(torch.arange(half, device=positions.device) * (-math.log(1e4) / max(1, half - 1)))
+    angles = positions.unsqueeze(-1) * speeds
+    return torch.cat([angles.sin(), angles.cos()], dim=-1)
+
+
 class SeqBoatPreTrainedModel(PreTrainedModel):
     """What all models share: configuration, initial values and the names by which they are loaded."""
 
@@ -71,7 +78,7 @@ class SeqBoatPreTrainedModel(PreTrainedModel):
     base_model_prefix = "model"
     main_input_name = "input_ids"
     _is_stateful = True
-    _no_split_modules = ["SeqBoatLayer", "MegaLayer", "TransformerLayer"]
+    _no_split_modules = ["SeqBoatLayer"]
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
@@ -93,8 +100,7 @@ class SeqBoatModel(SeqBoatPreTrainedModel):
         super().__init__(config)
         self.encoder = Encoder(config)
         self.layers = nn.ModuleList(LAYERS[config.layer](config) for _ in range(config.num_hidden_layers))
-        final = config.prenorm or config.layer == "transformer"
-        self.final_norm = Norm(config.norm, config.hidden_size, affine=config.final_affine) if final else None
+        self.final_norm = Norm(config.norm, config.hidden_size, affine=config.final_affine) if config.prenorm else None
         self.post_init()
 
     def get_input_embeddings(self) -> nn.Module:
@@ -127,28 +133,22 @@ class SeqBoatModel(SeqBoatPreTrainedModel):
         if attention_mask is not None:
             real = attention_mask[:, -inputs.shape[1] :].bool()
         positions = (real.cumsum(1) - 1).clamp(min=0) if cache is None else cache.advance(real)
-        self._check_reach(inputs.shape[1] if cache is None else cache.get_seq_length())
+        reach, tokens = self.config.max_position_embeddings, cache.seen if cache is not None else inputs.shape[1]
+        if self.config.layer == "seqboat" and self.config.positions == "relative" and tokens > reach:
+            raise ValueError(
+                f"{tokens} tokens are more than max_position_embeddings = {reach}: raise it, or use positions 'rotary' "
+                "or 'local'"
+            )
         hidden = self.encoder(inputs, positions)
         states, activations = [hidden], []
         for index, layer in enumerate(self.layers):
-            hidden, found = layer(hidden, real, positions, cache.states[index] if cache is not None else None)
+            hidden, of_layer = layer(hidden, real, positions, cache.states[index] if cache is not None else None)
             states.append(hidden)
-            activations += found
+            activations += of_layer
         if self.final_norm is not None:
             hidden = self.final_norm(hidden, real)
         kept = tuple(states) if output_hidden_states else None
         return SeqBoatOutput(last_hidden_state=hidden, cache=cache, activations=tuple(activations), hidden_states=kept)
-
-    def _check_reach(self, tokens: int) -> None:
-        config = self.config
-        limited = (config.layer == "seqboat" and config.positions == "relative") or (
-            config.layer == "mega" and config.window is None
-        )
-        if limited and tokens > config.max_position_embeddings:
-            raise ValueError(
-                f"{tokens} tokens are more than max_position_embeddings = {config.max_position_embeddings}: raise it, "
-                "or use positions 'rotary' or 'local'"
-            )
 
 
 class SeqBoatForCausalLM(SeqBoatPreTrainedModel, GenerationMixin):

@@ -126,12 +126,26 @@ class SparseModularActivation(nn.Module):
     original positions and a mask [batch, kept], and returns values of the same shape. Raises ValueError without any.
     """
 
-    def __init__(self, width: int, modules: Sequence[Callable[..., Any]], **configurator: Any) -> None:
+    def __init__(
+        self,
+        width: int,
+        modules: Sequence[Callable[..., Any]],
+        *,
+        temperature_scale: float = 1.0,
+        activation_bias: float = 0.0,
+        always_active: bool = False,
+    ) -> None:
         super().__init__()
         if not modules:
             raise ValueError("sparse modular activation needs at least one module")
         self.experts = nn.ModuleList(modules)  # pyright: ignore[reportArgumentType]
-        self.configurator = LatentConfigurator(width, modules=len(modules), **configurator)
+        self.configurator = LatentConfigurator(
+            width,
+            modules=len(modules),
+            temperature_scale=temperature_scale,
+            activation_bias=activation_bias,
+            always_active=always_active,
+        )
 
     def forward(
         self,

@@ -1,26 +1,19 @@
 """TempSpec: speculative decoding that knows its temperature (arXiv:2410.10141)."""
 
-from lib.tempspec.decoder import SpeculativeDecoder, SpeculativeOutput
-from lib.tempspec.drafters import ModelDrafter
-from lib.tempspec.drafting import Drafter, Prefix, Proposal
+from lib.core.generation import Warping
+from lib.tempspec.answers import Example, answer
+from lib.tempspec.decoder import DecodingStats, SpeculativeDecoder, SpeculativeOutput
+from lib.tempspec.drafters import Drafter, FirstOf, ModelDrafter, Prefix, PromptLookupDrafter, Proposal
 from lib.tempspec.feature import FeatureDrafter, FeatureModel, load_feature_model, save_feature_model
-from lib.tempspec.heads import ReducedHead, frequent_tokens
-from lib.tempspec.lessons import Example, answer
-from lib.tempspec.lookup import FirstOf, PromptLookupDrafter
 from lib.tempspec.metrics import teacher_forced_acceptance
-from lib.tempspec.stats import DecodingStats
-from lib.tempspec.teaching import distill, teach
-from lib.tempspec.truncate import load_drafter, save_drafter, truncate
+from lib.tempspec.modeling import ReducedHead, frequent_tokens, load_drafter, save_drafter, truncate
+from lib.tempspec.trainer import distill, teach
 from lib.tempspec.verify import Verification, verify, verify_greedy
-from lib.tempspec.warping import Warping
 
 __all__ = [
-    "Example",
-    "answer",
-    "distill",
-    "teach",
     "DecodingStats",
     "Drafter",
+    "Example",
     "FeatureDrafter",
     "FeatureModel",
     "FirstOf",
@@ -33,11 +26,14 @@ __all__ = [
     "SpeculativeOutput",
     "Verification",
     "Warping",
+    "answer",
+    "distill",
     "frequent_tokens",
     "load_drafter",
     "load_feature_model",
-    "save_feature_model",
     "save_drafter",
+    "save_feature_model",
+    "teach",
     "teacher_forced_acceptance",
     "truncate",
     "verify",

@@ -5,19 +5,80 @@ the greedy output token for token, up to the rounding of a pass over several tok
 """
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from jaxtyping import Int
+from jaxtyping import Bool, Int
 from torch import Tensor
 
+from lib import TenfoldError
+from lib.core.generation import Context, Step, Warping, draw
 from lib.tempspec.block_length import AutoGamma, FixedGamma
-from lib.tempspec.context import Context, Step
-from lib.tempspec.drafting import Drafter, Prefix, Proposal
-from lib.tempspec.stats import DecodingStats
+from lib.tempspec.drafters import Drafter, Prefix, Proposal
 from lib.tempspec.verify import Verification, verify, verify_greedy
-from lib.tempspec.warping import Warping, draw
+
+
+@dataclass
+class DecodingStats:
+    """Counts over all rows and blocks; `drafted[i]`, `tested[i]`, `accepted[i]` are those of draft position i.
+
+    A token is tested when all before it in its block were accepted; tokens after a refusal are drafted in vain.
+    Seconds are wall-clock; the target's first pass over the prompts is `prefill_seconds` and no block.
+    """
+
+    blocks: int = 0
+    rounds: int = 0
+    tokens: int = 0
+    drafted: list[int] = field(default_factory=list)
+    tested: list[int] = field(default_factory=list)
+    accepted: list[int] = field(default_factory=list)
+    lengths: dict[int, int] = field(default_factory=dict)  # rounds by tokens drafted in them
+    prefill_seconds: float = 0.0
+    draft_seconds: float = 0.0
+    target_seconds: float = 0.0
+    seconds: float = 0.0
+
+    @property
+    def acceptance(self) -> float:
+        """Return accepted over drafted tokens (those after a refusal count as drafted)."""
+        return sum(self.accepted) / max(sum(self.drafted), 1)
+
+    @property
+    def conditional_acceptance(self) -> float:
+        """Return accepted over tested tokens: the mean chance of a drafted token whose predecessors were accepted."""
+        return sum(self.accepted) / max(sum(self.tested), 1)
+
+    @property
+    def by_position(self) -> list[float]:
+        """Return the conditional acceptance at each draft position."""
+        return [hits / max(seen, 1) for hits, seen in zip(self.accepted, self.tested, strict=True)]
+
+    @property
+    def block_efficiency(self) -> float:
+        """Return tokens gained per block of one row, the target's own included (tau)."""
+        return 1 + sum(self.accepted) / max(self.blocks, 1)
+
+    def record(self, lengths: Int[Tensor, " rows"], accepted: Int[Tensor, " rows"]) -> None:
+        """Count one round of blocks: tokens drafted and accepted in each row still running."""
+        self.rounds += 1
+        self.blocks += len(lengths)
+        longest = int(lengths.max())
+        self.lengths[longest] = self.lengths.get(longest, 0) + 1
+        depth = torch.arange(longest, device=lengths.device)
+        counts = {
+            "drafted": (depth < lengths[:, None]).sum(0),
+            "tested": (depth < torch.minimum(accepted + 1, lengths)[:, None]).sum(0),
+            "accepted": (depth < accepted[:, None]).sum(0),
+        }
+        for name, new in counts.items():
+            total = getattr(self, name)
+            total += [0] * (longest - len(total))
+            total[:longest] = [a + b for a, b in zip(total, new.tolist(), strict=False)]
+
+    def modelled_seconds(self, draft: float, target: dict[int, float]) -> float:
+        """Return seconds of these rounds by the cost model: `draft` a drafted token, `target[n]` a pass of n tokens."""
+        return sum(count * (drafted * draft + target[drafted + 1]) for drafted, count in self.lengths.items())
 
 
 @dataclass(frozen=True)
@@ -62,7 +123,7 @@ class SpeculativeDecoder:
     def generate(
         self,
         input_ids: Int[Tensor, "batch prompt"],
-        attention_mask: Int[Tensor, "batch prompt"] | None = None,
+        attention_mask: Int[Tensor, "batch prompt"] | Bool[Tensor, "batch prompt"] | None = None,
         max_new_tokens: int = 128,
         generator: torch.Generator | None = None,
         *,
@@ -71,7 +132,8 @@ class SpeculativeDecoder:
     ) -> SpeculativeOutput:
         """Continue prompts (padded on the left) by up to `max_new_tokens`, each row until its end-of-sequence token.
 
-        `streamer` is a transformers streamer, for one row only. Raises ValueError for an empty or right-padded prompt.
+        `streamer` is a transformers streamer, for one row only. Raises ValueError for an empty or right-padded prompt,
+        TenfoldError for several prompts where the target's cache (such as LoRC's) holds rows that advance alike.
         """
         began = time.perf_counter()
         decoding = _Decoding(self, input_ids, attention_mask, max_new_tokens, generator, eos_token_id, streamer)
@@ -105,6 +167,8 @@ class _Decoding:
         self.limit = self.starts + max_new_tokens
         layers = self.drafter.layers if self.drafter is not None else ()
         self.context = Context(self.target, len(input_ids), layers=layers)
+        if not self.context.ragged and len(input_ids) > 1:
+            raise TenfoldError("this model's cache holds rows that advance alike: decode one prompt at a time.")
         self.running = torch.ones(len(input_ids), dtype=torch.bool, device=input_ids.device)
         self._prefill(input_ids, valid, max_new_tokens)
 
@@ -123,19 +187,16 @@ class _Decoding:
         self.prefix = Prefix(tokens, self.starts.clone())
         if self.drafter is not None:
             self.drafter.begin(self.target, batch)
-        step = self.context.extend(input_ids, valid)
+        step = self.context.read(input_ids, valid)
         if step.features is not None:
             self.prefix.features = step.features.new_zeros(batch, tokens.shape[1], step.features.shape[-1])
             self._keep_features(step, self.context.mask.cumsum(1) - 1, valid)
-        logits = self._head(step.hidden[:, -1:])
+        logits = self.context.logits(step.hidden[:, -1:])
         first = logits.argmax(-1) if self.warping.greedy else draw(self.warping.probs(logits), generator=self.generator)
         if self.streamer is not None:
             self.streamer.put(input_ids.cpu())
         self._append(first, torch.zeros_like(self.starts))
         self.stats.prefill_seconds = time.perf_counter() - began
-
-    def _head(self, hidden: Tensor) -> Tensor:
-        return self.target.get_output_embeddings()(hidden)
 
     def block(self) -> None:
         """Draft, verify, roll back."""
@@ -143,9 +204,11 @@ class _Decoding:
         proposal = self._propose()
         drafted = time.perf_counter()
         lengths = torch.where(self.running, proposal.lengths, 0)
+        if not self.context.ragged:  # such a cache takes no padding behind the drafted tokens
+            proposal = proposal.first(int(lengths.max()))
         verification, step = self._verify(proposal, lengths)
         accepted = torch.where(self.running, verification.accepted, 0)
-        self.context.forget(lengths - accepted)
+        self.context.rollback(lengths - accepted)
         if step.features is not None:
             places = self.prefix.lengths[:, None] - 1 + torch.arange(step.hidden.shape[1], device=accepted.device)
             self._keep_features(step, places, self.running[:, None].expand_as(places))
@@ -167,11 +230,7 @@ class _Decoding:
         gamma = min(self.policy.begin(), room)
         if gamma and self.drafter is not None:
             return self.drafter.propose(
-                self.prefix,
-                gamma,
-                warping=self.warping,
-                generator=self.generator,
-                keep_going=self.policy.keep_going,
+                self.prefix, gamma, warping=self.warping, generator=self.generator, keep_going=self.policy.keep_going
             )
         tokens = self.prefix.tokens[:, :0]
         none = torch.zeros(tokens.shape, device=tokens.device)
@@ -183,8 +242,8 @@ class _Decoding:
         fed = torch.cat([newest, proposal.tokens], dim=1)
         depth = torch.arange(fed.shape[1], device=fed.device)
         valid = (depth <= lengths[:, None]) & self.running[:, None]
-        step = self.context.extend(fed, valid)
-        logits = self._head(step.hidden)
+        step = self.context.read(fed, valid)
+        logits = self.context.logits(step.hidden)
         if self.warping.greedy:
             return verify_greedy(proposal.tokens, logits.argmax(-1), lengths=lengths), step
         probs = self.warping.probs(logits)

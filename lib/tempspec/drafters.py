@@ -1,33 +1,100 @@
-"""Drafters that run a model token by token (arXiv:2410.10141 drafts with a 68 M Llama)."""
+"""What a drafter is, and the drafters that need no training: any language model, and a look-up in the text so far.
 
-from typing import Any
+A drafter reads the verified prefix and proposes tokens with the probabilities that they were drawn from. It may be
+anything that keeps this contract; `verify` makes the output exact whatever it proposes.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Protocol, runtime_checkable
 
 import torch
+from jaxtyping import Float, Int
 from torch import Tensor
 
-from lib.tempspec.context import Context
-from lib.tempspec.drafting import KeepGoing, Prefix, Proposal
-from lib.tempspec.heads import reduced_logits, widen
-from lib.tempspec.warping import Warping, draw
+from lib.core.generation import Context, Warping, draw
+from lib.tempspec.modeling import known_logits, widen
 
 
-class Autoregressive:
+@dataclass
+class Prefix:
+    """Verified tokens of each row, from its first real one: `tokens[b, :lengths[b]]`; what follows is not defined.
+
+    `features[b, i]` are the target's hidden states at token i, known for all but the newest token.
+    """
+
+    tokens: Int[Tensor, "batch capacity"]
+    lengths: Int[Tensor, " batch"]
+    features: Float[Tensor, "batch capacity width"] | None = None
+
+    def since(self, first: Int[Tensor, " batch"]) -> Int[Tensor, "batch count"]:
+        """Return positions from `first` of each row to its newest token, moved to the right end; -1 is padding."""
+        count = max(int((self.lengths - first).max()), 1)
+        positions = self.lengths[:, None] + torch.arange(-count, 0, device=self.tokens.device)
+        return torch.where(positions >= first[:, None], positions, -1)
+
+
+@dataclass(frozen=True)
+class Proposal:
+    """Drafted tokens and their draft probabilities over the target's vocabulary; `lengths` counts those of each row.
+
+    `confidence` guesses each token's chance of acceptance from what was known before the token was drawn.
+    """
+
+    tokens: Int[Tensor, "batch gamma"]
+    probs: Float[Tensor, "batch gamma vocab"]
+    lengths: Int[Tensor, " batch"]
+    confidence: Float[Tensor, "batch gamma"]
+
+    def first(self, count: int) -> "Proposal":
+        """Return the first `count` tokens of it."""
+        tokens, probs, confidence = (part[:, :count] for part in (self.tokens, self.probs, self.confidence))
+        return Proposal(tokens, probs, self.lengths.clamp(max=count), confidence)
+
+
+# Whether to draft another token, given the confidence (mean over rows) of those drafted so far.
+KeepGoing = Callable[[list[float]], bool]
+
+
+@runtime_checkable
+class Drafter(Protocol):
+    """Proposes tokens; `layers` are the target's hidden states that it wants to see."""
+
+    layers: tuple[int, ...]
+
+    def begin(self, target: Any, batch: int) -> None:
+        """Start on a new batch of prompts for a target model."""
+        ...
+
+    def propose(
+        self,
+        prefix: Prefix,
+        gamma: int,
+        *,
+        warping: Warping,
+        generator: torch.Generator | None = None,
+        keep_going: KeepGoing | None = None,
+    ) -> Proposal:
+        """Propose up to gamma tokens after the prefix; `keep_going` may end the block earlier."""
+        ...
+
+
+class AutoregressiveDrafter:
     """Drafting one token after another: what `ModelDrafter` and `FeatureDrafter` share."""
 
     model: Any
-    head: Any
     layers: tuple[int, ...] = ()
     _vocab: int
 
     def fingerprint(self) -> list[Any]:
-        """What its drafts depend on: the model; not what its cache holds of the last prompt."""
+        """Return what its drafts depend on: the model; not what its cache holds of the last prompt."""
         return [self.model]
 
-    def _read(self, prefix: Prefix) -> Tensor:
-        """Read what the prefix has gained; return the last hidden state of each row [batch, hidden]."""
+    def _read(self, prefix: Prefix) -> Float[Tensor, "batch hidden"]:
+        """Read what the prefix has gained; return the last hidden state of each row."""
         raise NotImplementedError
 
-    def _feed(self, tokens: Tensor, depth: int) -> Tensor:
+    def _feed(self, tokens: Int[Tensor, " batch"], depth: int) -> Float[Tensor, "batch hidden"]:
         """Read one drafted token of each row, the `depth`-th of this block; return the hidden states."""
         raise NotImplementedError
 
@@ -44,7 +111,7 @@ class Autoregressive:
         """Draft up to gamma tokens, each drawn from the drafter's own distribution after the same warping."""
         hidden, tokens, rows, confidence = self._read(prefix), [], [], []
         for depth in range(1, gamma + 1):
-            logits, token_ids = reduced_logits(self.head, hidden)
+            logits, token_ids = known_logits(self.model, hidden)
             q = warping.probs(logits)
             choice = q.argmax(-1) if warping.greedy else draw(q, generator=generator)
             confidence.append(logits.float().softmax(-1).amax(-1) if warping.greedy else q.amax(-1))
@@ -58,16 +125,15 @@ class Autoregressive:
         return Proposal(drafted, torch.stack(rows, dim=1), full, torch.stack(confidence, dim=1))
 
 
-class ModelDrafter(Autoregressive):
+class ModelDrafter(AutoregressiveDrafter):
     """Any causal language model with the target's tokenizer, with a KV cache of its own.
 
-    Its head may be a `ReducedHead` (see `truncate`). Raises ValueError where its vocabulary is larger than the target's
-    (their tokenizers differ).
+    Its head may be a `ReducedHead` (see `truncate`). Raises ValueError where its vocabulary is not as large as the
+    target's (their tokenizers differ).
     """
 
     def __init__(self, model: Any) -> None:
         self.model = model.eval()
-        self.head = model.get_output_embeddings()
 
     def begin(self, target: Any, batch: int) -> None:
         """Start with an empty cache."""
@@ -86,7 +152,7 @@ class ModelDrafter(Autoregressive):
         positions = prefix.since(self._context.lengths)
         tokens = prefix.tokens.gather(1, positions.clamp(min=0))
         self._verified, self._drafted = prefix.lengths.clone(), []
-        return self._context.extend(tokens, positions >= 0).hidden[:, -1]
+        return self._context.read(tokens, positions >= 0).hidden[:, -1]
 
     def _keep_accepted(self, prefix: Prefix) -> None:
         """Take back drafted tokens that were refused; the newest token is always left to be read."""
@@ -96,8 +162,98 @@ class ModelDrafter(Autoregressive):
         places = self._verified[:, None] + torch.arange(drafted.shape[1], device=drafted.device)
         same = prefix.tokens.gather(1, places.clamp(max=prefix.tokens.shape[1] - 1)) == drafted
         accepted = (same & (places < prefix.lengths[:, None] - 1)).cumprod(dim=1).sum(dim=1)
-        self._context.forget(drafted.shape[1] - accepted)
+        self._context.rollback(drafted.shape[1] - accepted)
 
     def _feed(self, tokens: Tensor, depth: int) -> Tensor:
         self._drafted.append(tokens)
-        return self._context.extend(tokens[:, None]).hidden[:, -1]
+        return self._context.read(tokens[:, None]).hidden[:, -1]
+
+
+class PromptLookupDrafter:
+    """Copies what followed the most recent earlier occurrence of the newest n-gram, the longest n first.
+
+    Its draft distribution is certain (a one), so a token is accepted with the target's own probability of it.
+    """
+
+    layers: tuple[int, ...] = ()
+
+    def __init__(self, *, longest: int = 4, shortest: int = 2) -> None:
+        if not 1 <= shortest <= longest:
+            raise ValueError(f"n-grams from {shortest} to {longest} tokens: give 1 <= shortest <= longest")
+        self.longest, self.shortest = longest, shortest
+
+    def begin(self, target: Any, batch: int) -> None:
+        """Nothing is kept between blocks."""
+        self._vocab = target.config.vocab_size
+
+    def propose(
+        self,
+        prefix: Prefix,
+        gamma: int,
+        *,
+        warping: Warping,
+        generator: torch.Generator | None = None,
+        keep_going: KeepGoing | None = None,
+    ) -> Proposal:
+        """Propose the continuation of an earlier occurrence; rows without one propose nothing."""
+        batch = len(prefix.lengths)
+        tokens = prefix.tokens.new_zeros(batch, gamma)
+        lengths = torch.zeros_like(prefix.lengths)
+        confidence = torch.zeros(batch, gamma, device=tokens.device)
+        for row, length in enumerate(prefix.lengths.tolist()):
+            following, size = self._continuation(prefix.tokens[row, :length], gamma)
+            tokens[row, : len(following)], lengths[row] = following, len(following)
+            confidence[row] = size / (size + 1)
+        probs = torch.zeros(batch, gamma, self._vocab, device=tokens.device).scatter_(-1, tokens[..., None], 1.0)
+        return Proposal(tokens, probs, lengths, confidence)
+
+    def _continuation(self, tokens: Tensor, gamma: int) -> tuple[Tensor, int]:
+        """Return what followed the newest n-gram before, and n; nothing and 0 where it is new."""
+        for size in range(min(self.longest, len(tokens) - 1), self.shortest - 1, -1):
+            earlier = tokens[:-1].unfold(0, size, 1)  # every n-gram that something follows
+            places = (earlier == tokens[-size:]).all(dim=1).nonzero()
+            if len(places):
+                start = int(places[-1]) + size
+                return tokens[start : start + gamma], size
+        return tokens[:0], 0
+
+
+class FirstOf:
+    """The first drafter's proposal where it has one, the second's where it has none."""
+
+    def __init__(self, first: Drafter, second: Drafter) -> None:
+        self.first, self.second = first, second
+        self.layers = second.layers
+        if first.layers:
+            raise ValueError("the first drafter of FirstOf may not ask for the target's hidden states: swap the two")
+
+    def begin(self, target: Any, batch: int) -> None:
+        """Start both."""
+        self.first.begin(target, batch)
+        self.second.begin(target, batch)
+
+    def propose(
+        self,
+        prefix: Prefix,
+        gamma: int,
+        *,
+        warping: Warping,
+        generator: torch.Generator | None = None,
+        keep_going: KeepGoing | None = None,
+    ) -> Proposal:
+        """Ask the second drafter only where the first has nothing for some row."""
+        options: dict[str, Any] = {"warping": warping, "generator": generator, "keep_going": keep_going}
+        own = self.first.propose(prefix, gamma, **options)
+        has = own.lengths > 0
+        if bool(has.all()):
+            return own
+        other = self.second.propose(prefix, gamma, **options)
+        if not bool(has.any()):
+            return other
+        own = own.first(other.tokens.shape[1])
+        return Proposal(
+            torch.where(has[:, None], own.tokens, other.tokens),
+            torch.where(has[:, None, None], own.probs, other.probs),
+            torch.where(has, own.lengths, other.lengths),
+            torch.where(has[:, None], own.confidence, other.confidence),
+        )

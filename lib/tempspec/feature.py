@@ -8,20 +8,24 @@ so the drafter is a good one before its first gradient step.
 """
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from tqdm.auto import tqdm
 from transformers import LlamaConfig, LlamaModel
 from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 
-from lib.tempspec.context import Context
-from lib.tempspec.drafters import Autoregressive
-from lib.tempspec.drafting import Prefix
-from lib.tempspec.heads import ReducedHead
+from lib.core.generation import Context
+from lib.tempspec.answers import TeachingBatch
+from lib.tempspec.drafters import AutoregressiveDrafter, Prefix
+from lib.tempspec.modeling import ReducedHead
+
+DAMPING = 1e-3  # of the ridge regression, of the mean of the inputs' second moments
 
 
 class FeatureModel(nn.Module):
@@ -48,35 +52,39 @@ class FeatureModel(nn.Module):
         self.head = ReducedHead(weight[token_ids], token_ids, config.vocab_size)
         self.to(target.device)
 
-    def joined(
+    def map_inputs(
         self, tokens: Int[Tensor, "batch length"], features: Float[Tensor, "batch length features"]
-    ) -> Float[Tensor, "batch length joined"]:
-        """Embeddings beside features, each normalised: what the maps take."""
+    ) -> Float[Tensor, "batch length inputs"]:
+        """Return embeddings beside features, each normalised: what the maps take."""
         parts = features.to(self.embedding_norm.weight.dtype).chunk(len(self.layers), dim=-1)
         seen = [norm(part) for norm, part in zip(self.norms, parts, strict=True)]
         return torch.cat([self.embedding_norm(self.embeddings(tokens)), *seen], dim=-1)
 
+    def get_output_embeddings(self) -> ReducedHead:
+        """Return the head, as language models do."""
+        return self.head
+
     def inputs(
         self, tokens: Int[Tensor, "batch length"], features: Float[Tensor, "batch length features"], *, lag: int = 1
     ) -> Float[Tensor, "batch length hidden"]:
-        """Inputs of the decoder layer: token i beside the features at token i - lag."""
-        return self.maps[min(lag, self.longest_lag) - 1](self.joined(tokens, features))
+        """Return the inputs of the decoder layer: token i beside the features at token i - lag."""
+        return self.maps[min(lag, self.longest_lag) - 1](self.map_inputs(tokens, features))
 
     def forward(
         self, tokens: Int[Tensor, "batch length"], features: Float[Tensor, "batch length features"], *, lag: int = 1
     ) -> Float[Tensor, "batch length hidden"]:
-        """Hidden states before the head, all positions seeing features `lag` tokens old (zeros before the first)."""
+        """Return hidden states before the head, every position seeing features `lag` tokens old (or zeros)."""
         embedded = self.inputs(tokens, older(features, lag), lag=lag)
         return self.decoder(inputs_embeds=embedded, use_cache=False).last_hidden_state
 
 
 def older(features: Float[Tensor, "batch length width"], lag: int) -> Float[Tensor, "batch length width"]:
-    """Features of the token `lag` places before each, zeros where there is none."""
+    """Return features of the token `lag` places before each, zeros where there is none."""
     return nn.functional.pad(features, (0, 0, lag, 0))[:, : features.shape[1]]
 
 
 def _one_layer(target: Any) -> LlamaModel:
-    """A decoder of one layer without embeddings, which starts as a Llama target's last layer (others: at random)."""
+    """Make a decoder of one layer without embeddings; it starts as a Llama target's last layer (others: at random)."""
     config = LlamaConfig(
         hidden_size=target.config.hidden_size,
         intermediate_size=target.config.intermediate_size,
@@ -99,12 +107,73 @@ def _one_layer(target: Any) -> LlamaModel:
     return decoder
 
 
-class FeatureDrafter(Autoregressive):
+@torch.no_grad()
+def fit_maps(
+    model: FeatureModel, batches: Iterable[TeachingBatch], *, wanted: int, tokens: int = 60_000
+) -> list[float]:
+    """Set the maps of a feature model in place by ridge regression; return the share of variance each explains.
+
+    What the target's last layer reads at token i, h_i, is known from one pass; the map of lag k is the linear one that
+    best says it from the embedding of token i and the features at i - k.
+
+    `wanted` is the layer among `model.layers` whose hidden states are to be said: the input of the target's last layer.
+    Reads `tokens` tokens at most. Raises ValueError where the model does not see that layer.
+    """
+    if wanted not in model.layers:
+        raise ValueError(f"the drafter sees layers {list(model.layers)}, not {wanted}: add it to them")
+    place, sums = model.layers.index(wanted), [_Sums() for _ in range(model.longest_lag)]
+    for batch in tqdm(batches, desc="ridge regression", unit="batch", leave=False, mininterval=5):
+        assert batch.features is not None
+        states = batch.features.chunk(len(model.layers), dim=-1)[place].float()
+        for lag, kept in enumerate(sums, start=1):
+            known = real_positions(batch, first=lag + 1)
+            kept.add(model.map_inputs(batch.ids, older(batch.features, lag))[known].float(), states[known])
+        if sums[0].count >= tokens:
+            break
+    for linear, kept in zip(model.maps, sums, strict=True):
+        cast(nn.Linear, linear).weight.copy_(kept.solution().T)
+    return [kept.explained() for kept in sums]
+
+
+def real_positions(batch: TeachingBatch, *, first: int) -> Bool[Tensor, "batch length"]:
+    """Return the positions from `first` to a row's last scored one: the first token's states are unlike all others."""
+    places = torch.arange(batch.ids.shape[1], device=batch.ids.device)
+    last = torch.where(batch.scored, places, 0).amax(dim=1, keepdim=True)
+    return (places >= first) & (places <= last)
+
+
+class _Sums:
+    """Second moments of inputs x and outputs y, and the ridge regression of y on x."""
+
+    def __init__(self) -> None:
+        self.count, self.inputs, self.cross, self.outputs = 0, torch.tensor(0.0), torch.tensor(0.0), torch.tensor(0.0)
+
+    def add(self, x: Float[Tensor, "rows in"], y: Float[Tensor, "rows out"]) -> None:
+        """Add rows."""
+        self.count += len(x)
+        self.inputs = self.inputs + (x.T @ x).cpu()
+        self.cross = self.cross + (x.T @ y).cpu()
+        self.outputs = self.outputs + y.square().sum(0).cpu()
+
+    def solution(self) -> Float[Tensor, "in out"]:
+        """Return weights W that minimise |x W - y|^2 + damping |W|^2."""
+        damped = self.inputs.double()
+        damped.diagonal().add_(DAMPING * damped.diagonal().mean())
+        return torch.linalg.solve(damped, self.cross.double()).float()
+
+    def explained(self) -> float:
+        """Return the share of the outputs' second moment that the solution explains."""
+        weights = self.solution()
+        left = self.outputs - 2 * (weights * self.cross).sum(0) + ((self.inputs @ weights) * weights).sum(0)
+        return 1 - float(left.sum() / self.outputs.sum())
+
+
+class FeatureDrafter(AutoregressiveDrafter):
     """Draft with a `FeatureModel`, reading the target's hidden states of every verified token."""
 
     def __init__(self, model: FeatureModel) -> None:
         self.model = model.eval()
-        self.head, self.layers = model.head, model.layers
+        self.layers = model.layers
 
     def begin(self, target: Any, batch: int) -> None:
         """Start with an empty cache."""
@@ -115,7 +184,7 @@ class FeatureDrafter(Autoregressive):
     def _read(self, prefix: Prefix) -> Tensor:
         """Read the verified tokens with fresh features; drafted ones were read with stale ones and are taken back."""
         assert prefix.features is not None
-        self._context.forget(torch.full_like(self._context.lengths, self._drafted))
+        self._context.rollback(torch.full_like(self._context.lengths, self._drafted))
         self._drafted = 0
         positions = prefix.since(self._context.lengths)
         before = (positions - 1).clamp(min=0)
@@ -131,7 +200,7 @@ class FeatureDrafter(Autoregressive):
 
     def _extend(self, embedded: Tensor, valid: Tensor | None = None) -> Tensor:
         tokens = torch.zeros(embedded.shape[:2], dtype=torch.long, device=embedded.device)
-        return self._context.extend(tokens, valid, inputs_embeds=embedded).hidden[:, -1]
+        return self._context.read(tokens, valid, embeddings=embedded).hidden[:, -1]
 
 
 def save_feature_model(model: FeatureModel, folder: Path | str) -> None:

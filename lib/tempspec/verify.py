@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from lib.tempspec.warping import draw
+from lib.core.generation import draw
 
 
 @dataclass(frozen=True)

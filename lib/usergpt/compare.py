@@ -9,7 +9,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import pandas as pd
 from jaxtyping import Float
+from scipy.special import rel_entr
 
 from lib.core.statistics import bootstrap_weights, percentiles, recentred
 
@@ -34,7 +36,7 @@ class Population:
 def labelled(
     labels: Float[np.ndarray, "items labels"], groups: Sequence[str], codes: Sequence[str], *, unit: str, seed: int = 0
 ) -> Population:
-    """Shares of labels that are known for a sample, one row an item."""
+    """Give the shares of labels that are known for a sample, one row an item."""
     draws = bootstrap_weights(groups, seed=seed) @ labels
     return Population(tuple(codes), labels.mean(axis=0), draws, f"{len(labels)} {unit}")
 
@@ -49,7 +51,7 @@ def rectified(
     *,
     seed: int = 0,
 ) -> Population:
-    """Shares from an annotator's predictions on many items, corrected by its errors on few labelled ones.
+    """Give shares from an annotator's predictions on many items, corrected by its errors on few labelled ones.
 
     `gold_predicted` must come from a fit that did not see the item. The weight of the predictions is tuned for each
     label to the least variance (0: labels alone).
@@ -70,30 +72,25 @@ def _power(gold: np.ndarray, predicted: np.ndarray, many: int) -> np.ndarray:
 
 
 def distribution(labels: Float[np.ndarray, "items labels"]) -> Float[np.ndarray, "items labels"]:
-    """Each item's labels as equal parts of one (an item without labels stays empty), so that shares add up to one."""
+    """Take each item's labels as equal parts of one (none stays none), so that shares add up to one."""
     total = labels.sum(axis=1, keepdims=True)
     return np.divide(labels, total, out=np.zeros_like(labels), where=total > 0)
 
 
 def jensen_shannon(p: np.ndarray, q: np.ndarray) -> np.ndarray:
-    """Jensen–Shannon divergence in bits (0: equal, 1: disjoint) of distributions along the last axis.
+    """Give the Jensen–Shannon divergence in bits (0: equal, 1: disjoint) of distributions along the last axis.
 
     Negative shares, which a correction can give, count as none; both are brought to sum 1.
     """
     p, q = (np.clip(x, 0.0, None) for x in (p, q))
     p, q = (x / x.sum(axis=-1, keepdims=True) for x in (p, q))
-    middle = (p + q) / 2
-
-    def from_middle(a: np.ndarray) -> np.ndarray:
-        ratio = np.divide(a, middle, out=np.ones_like(middle), where=(a > 0) & (middle > 0))
-        return np.asarray((a * np.log2(ratio)).sum(axis=-1))
-
-    return np.asarray(np.clip((from_middle(p) + from_middle(q)) / 2, 0.0, 1.0))
+    nats = (rel_entr(p, (p + q) / 2) + rel_entr(q, (p + q) / 2)).sum(axis=-1) / 2
+    return np.asarray(np.clip(nats / np.log(2), 0.0, 1.0))
 
 
 @dataclass(frozen=True)
 class Divergence:
-    """A divergence in bits, its bootstrap draws, and what resampling alone would give."""
+    """A divergence in bits, its bootstrap draws, and its 95 % interval."""
 
     value: float
     draws: np.ndarray
@@ -105,7 +102,7 @@ class Divergence:
 
 
 def divergence(first: Population, second: Population) -> Divergence:
-    """Jensen–Shannon divergence of two populations of `distribution` shares, with its interval.
+    """Give the Jensen–Shannon divergence of two populations of `distribution` shares, with its interval.
 
     Sampling inflates a divergence (it cannot fall below 0), and resampling does so again: the draws are moved by that
     second bias, so that the interval is about what samples of these sizes show on average. That is above the divergence
@@ -124,32 +121,32 @@ def resampling_null(
     resamples: int = RESAMPLES,
     seed: int = 0,
 ) -> Float[np.ndarray, "resamples"]:
-    """Divergences between two random parts of the pooled items, of the sizes of the two samples [resamples]."""
+    """Give divergences between two random parts of the pooled items, of the sizes of the two samples [resamples]."""
     pooled, size = np.concatenate([first, second]), len(first)
     rng = np.random.default_rng(seed)
-    found = np.empty(resamples)
+    values = np.empty(resamples)
     for i in range(resamples):
         order = rng.permutation(len(pooled))
-        found[i] = jensen_shannon(pooled[order[:size]].mean(axis=0), pooled[order[size:]].mean(axis=0))
-    return found
+        values[i] = jensen_shannon(pooled[order[:size]].mean(axis=0), pooled[order[size:]].mean(axis=0))
+    return values
 
 
-def share_table(users: Population, benchmarks: Population, names: dict[str, str], paper: dict[str, float]):
-    """Frame of users' and benchmarks' shares and their difference, with intervals, beside the paper's shares."""
-    import pandas as pd
-
+def share_table(
+    users: Population, benchmarks: Population, names: dict[str, str], paper: dict[str, float]
+) -> pd.DataFrame:
+    """Lay out users' and benchmarks' shares and their difference, with intervals, beside the paper's shares."""
+    count = min(len(users.draws), len(benchmarks.draws))
     rows = []
     for place, code in enumerate(users.codes):
         value, low, high = users.of([code])
         other, other_low, other_high = benchmarks.of([code])
-        count = min(len(users.draws), len(benchmarks.draws))
-        apart = users.draws[:count, place] - benchmarks.draws[:count, benchmarks.codes.index(code)]
-        apart_low, apart_high = percentiles(apart)
+        gap = users.draws[:count, place] - benchmarks.draws[:count, benchmarks.codes.index(code)]
+        gap_low, gap_high = percentiles(gap)
         rows.append(
             {
                 "code": code, "name": names[code], "users": value, "low": low, "high": high,
                 "benchmarks": other, "benchmarks_low": other_low, "benchmarks_high": other_high,
-                "difference": value - other, "difference_low": apart_low, "difference_high": apart_high,
+                "difference": value - other, "difference_low": gap_low, "difference_high": gap_high,
                 "paper": paper.get(code, np.nan),
             }
         )  # fmt: skip
@@ -159,6 +156,6 @@ def share_table(users: Population, benchmarks: Population, names: dict[str, str]
 def nearest_cosine(
     requests: Float[np.ndarray, "requests dim"], prompts: Float[np.ndarray, "prompts dim"], *, chunk: int = 1024
 ) -> Float[np.ndarray, "requests"]:
-    """Cosine of each request with the nearest benchmark prompt: how well the benchmarks cover it [requests]."""
+    """Give each request's cosine with the nearest benchmark prompt: how well the benchmarks cover it [requests]."""
     parts = [(requests[i : i + chunk] @ prompts.T).max(axis=1) for i in range(0, len(requests), chunk)]
     return np.concatenate(parts)

@@ -6,6 +6,7 @@ have split one thread into parts `<thread>_<n>`; `thread` keeps them together, s
 
 import hashlib
 import heapq
+import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -13,11 +14,22 @@ from itertools import islice
 from typing import Any, TypeVar
 
 from lib import TenfoldError
-from lib.usergpt.language import looks_english
 
 Item = TypeVar("Item")
 LONGEST_TURN = 100_000  # characters; what is beyond is cut, and counted
 USERS = ("human", "user")
+COMMON = {
+    "en": "the of and to a in is for that you with on this are i my it be as what how can me from write please",
+    "es": "de la que el en y los del las un por con una para es como se lo su al más pero",
+    "fr": "de la le les des et en un une du pour que est dans qui sur pas avec ce vous je",
+    "de": "der die und in den von zu das mit sich des auf für ist im dem nicht ein eine ich wie",
+    "pt": "de que e o da em um para é com não uma os no se na por mais as dos como eu",
+    "it": "di e il la che in un per è una sono con non del si da come le dei nel mi",
+    "nl": "de van een het en in is dat op te zijn met voor niet aan er om ook ik",
+}
+WORDS = {language: frozenset(words.split()) for language, words in COMMON.items()}
+FEWEST_WORDS = 8
+FOREIGN_LETTERS = 0.3  # share of letters outside the Latin script
 
 
 @dataclass(frozen=True)
@@ -62,7 +74,7 @@ class Conversation:
 
 
 def shorten(text: str, characters: int) -> str:
-    """Head and tail of a text of more than `characters`: an instruction stands before or after what it is about."""
+    """Cut a longer text to head and tail: an instruction stands before or after what it is about."""
     text = text.strip()
     if len(text) <= characters:
         return text
@@ -92,15 +104,16 @@ class ConversationReader:
             self.read += 1
             if self.layout is None:
                 self.layout = layout_of(record)
-            found = self._conversation(record, self.layout)
-            if isinstance(found, str):
-                self.faults[found] += 1
-            elif hash(found.id) in seen:
+            conversation = self._conversation(record, self.layout)
+            if isinstance(conversation, str):
+                self.faults[conversation] += 1
+            elif hash(conversation.id) in seen:
                 self.faults["repeated id"] += 1
             else:
-                seen.add(hash(found.id))
-                self._note(found)
-                yield found
+                seen.add(hash(conversation.id))
+                if not looks_english(conversation.excerpt(1000)):
+                    self.notes["not in English"] += 1
+                yield conversation
 
     def _conversation(self, record: Mapping[str, Any], layout: Layout) -> Conversation | str:
         try:
@@ -118,13 +131,9 @@ class ConversationReader:
         thread = identity.rsplit("_", 1)[0] if layout.split_parts else identity
         return Conversation(identity, thread, tuple(text[:LONGEST_TURN] for text in asked if text))
 
-    def _note(self, conversation: Conversation) -> None:
-        if not looks_english(conversation.excerpt(1000)):
-            self.notes["not in English"] += 1
-
 
 def layout_of(record: Mapping[str, Any]) -> Layout:
-    """Layout of a corpus by one record's fields; raises TenfoldError where none fits."""
+    """Tell the layout of a corpus by one record's fields; raises TenfoldError where none fits."""
     for layout in LAYOUTS.values():
         if layout.identity in record and layout.turns in record:
             return layout
@@ -133,7 +142,7 @@ def layout_of(record: Mapping[str, Any]) -> Layout:
 
 
 def draw(conversations: Iterable[Conversation], size: int, *, salt: str) -> list[Conversation]:
-    """Return `size` conversations drawn evenly in one pass: those of the smallest hash of `salt` and identity.
+    """Draw `size` conversations evenly in one pass: those of the smallest hash of `salt` and identity.
 
     A draw does not depend on the order of the corpus, and a larger draw contains a smaller one.
     """
@@ -142,12 +151,27 @@ def draw(conversations: Iterable[Conversation], size: int, *, salt: str) -> list
 
 
 def rank(identity: str, salt: str) -> int:
-    """Place of an identity in the order that a salt gives."""
+    """Give the place of an identity in the order that a salt gives."""
     return int.from_bytes(hashlib.sha256(f"{salt}:{identity}".encode()).digest()[:8], "big")
 
 
 def batched(items: Iterable[Item], size: int) -> Iterator[list[Item]]:
-    """Items in lists of `size`, the last one with what is left."""
+    """Yield items in lists of `size`, the last one with what is left."""
     iterator = iter(items)
     while batch := list(islice(iterator, size)):
         yield batch
+
+
+def looks_english(text: str) -> bool:
+    """Tell whether a text is English, as far as script and common words tell; code and texts of a few words pass."""
+    letters = [c for c in text if c.isalpha()]
+    if not letters:
+        return True
+    if sum(ord(c) > 0x24F for c in letters) > FOREIGN_LETTERS * len(letters):
+        return False
+    words = re.findall(r"[^\W\d_]+", text.lower())
+    if len(words) < FEWEST_WORDS:
+        return True
+    hits = {language: sum(word in common for word in words) for language, common in WORDS.items()}
+    best = max(hits, key=lambda language: hits[language])
+    return best == "en" or hits[best] <= hits["en"] or hits[best] < 0.1 * len(words)

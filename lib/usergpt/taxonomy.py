@@ -1,17 +1,27 @@
-"""The stated taxonomy: domains and task types with names, guidelines, examples, and the paper's share where it has one.
+"""The stated taxonomy, the labels that people gave by it, and how well an annotator agrees with them.
 
-It is built from the domains and task groups of arXiv:2310.12418 (`taxonomy.toml`); load your own with the same fields.
+The taxonomy is built from the domains and task groups of arXiv:2310.12418 (`taxonomy.toml`): names, guidelines,
+examples, and the paper's share where it has one; load your own with the same fields. `gold.csv` holds ids and codes
+only, no text: a random draw of conversations (`draw(…, salt="gold")`) labelled by one maintainer from masked excerpts
+with these guidelines: one domain, one to three task types, the main one first. `gold_second.csv`: a part of them
+labelled once more by the same person within hours. That is an upper bound of how well two people would agree.
 """
 
+import csv
 import tomllib
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
+
 from lib import TenfoldError
+from lib.usergpt.annotation import Annotation
 
 Kind = Literal["tasks", "domains"]
 Wording = Literal["examples", "definitions"]
+SALT = "gold"  # of the draw that people have labelled
 OTHER = "OTH"  # none of the labels: unclear, a mere "continue", text without a request
 
 
@@ -67,25 +77,103 @@ class Taxonomy:
 
 
 def load_taxonomy(path: Path | None = None) -> Taxonomy:
-    """Taxonomy of a file (ours where None); raises TenfoldError where a label lacks a field or a code comes twice."""
+    """Read a taxonomy (ours where None); raises TenfoldError where a label lacks a field or a code comes twice."""
     path = path or Path(__file__).with_name("taxonomy.toml")
     try:
         record = tomllib.loads(path.read_text(encoding="utf8"))
-        found = {kind: tuple(_label(row) for row in record[kind]) for kind in ("tasks", "domains")}
+        kinds = {kind: tuple(_label(row) for row in record[kind]) for kind in ("tasks", "domains")}
     except (OSError, tomllib.TOMLDecodeError, KeyError, TypeError) as error:
         raise TenfoldError(
             f"{path.name} is no taxonomy ({error}): it needs [[tasks]] and [[domains]] with code, name, definition "
             "and examples."
         ) from None
-    for kind, labels in found.items():
+    for kind, labels in kinds.items():
         codes = [label.code for label in labels]
         if len(set(codes)) < len(codes) or OTHER in codes or not all(label.examples for label in labels):
             raise TenfoldError(
                 f"{path.name}: each of [[{kind}]] needs examples and a code of its own other than {OTHER}."
             )
-    return Taxonomy(found["tasks"], found["domains"])
+    return Taxonomy(kinds["tasks"], kinds["domains"])
 
 
 def _label(row: dict[str, Any]) -> Label:
     filled: dict[str, Any] = {"group": row["name"]} | row | {"examples": tuple(row["examples"])}
     return Label(**filled)
+
+
+@dataclass(frozen=True)
+class GoldLabel:
+    """What a person says of one conversation."""
+
+    id: str
+    domain: str
+    tasks: tuple[str, ...]
+
+
+def load_gold(taxonomy: Taxonomy, path: Path | None = None, *, second: bool = False) -> dict[str, GoldLabel]:
+    """Read labels by id; raises TenfoldError where a code is not in the taxonomy or an id comes twice."""
+    path = path or Path(__file__).with_name("gold_second.csv" if second else "gold.csv")
+    with path.open(encoding="utf8", newline="") as file:
+        rows = [GoldLabel(row["id"], row["domain"], tuple(row["tasks"].split())) for row in csv.DictReader(file)]
+    known = {kind: {*taxonomy.codes(kind), OTHER} for kind in ("tasks", "domains")}
+    for row in rows:
+        if row.domain not in known["domains"] or not row.tasks or not known["tasks"].issuperset(row.tasks):
+            raise TenfoldError(f"{path.name}: {row.id} has a code that the taxonomy lacks: {row.domain}, {row.tasks}.")
+    if len({row.id for row in rows}) < len(rows):
+        raise TenfoldError(f"{path.name}: an id comes twice: keep one label for each conversation.")
+    return {row.id: row for row in rows}
+
+
+def as_gold(annotation: Annotation) -> GoldLabel:
+    """Take an annotation as a label: abstentions and faults are the code for none."""
+    return GoldLabel(annotation.id, annotation.domain or OTHER, annotation.tasks or (OTHER,))
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """How two labellings agree: share of equal main labels, Cohen's κ, overlap of label sets, share abstained."""
+
+    accuracy: float
+    kappa: float
+    any_of: float
+    jaccard: float
+    abstained: float
+    n: int
+
+
+def agreement(gold: Mapping[str, GoldLabel], other: Mapping[str, GoldLabel], kind: Kind) -> Agreement:
+    """Measure the agreement on the ids that both have; `any_of`: the other's main label is among the gold's labels.
+
+    Raises TenfoldError where they share fewer than two ids.
+    """
+    from sklearn.metrics import cohen_kappa_score
+
+    ids = sorted(gold.keys() & other.keys())
+    if len(ids) < 2:
+        raise TenfoldError("two labellings agree or not on shared conversations: these share fewer than two ids.")
+    pairs = [(labels_of(gold[i], kind), labels_of(other[i], kind)) for i in ids]
+    first, second = [a[0] for a, _ in pairs], [b[0] for _, b in pairs]
+    return Agreement(
+        accuracy=float(np.mean([a == b for a, b in zip(first, second, strict=True)])),
+        kappa=1.0 if len({*first, *second}) == 1 else float(cohen_kappa_score(first, second)),
+        any_of=float(np.mean([b[0] in a for a, b in pairs])),
+        jaccard=float(np.mean([len({*a} & {*b}) / len({*a} | {*b}) for a, b in pairs])),
+        abstained=float(np.mean([b == OTHER for b in second])),
+        n=len(ids),
+    )
+
+
+def labels_of(label: GoldLabel, kind: Kind) -> tuple[str, ...]:
+    """Give the task types, or the domain as a tuple."""
+    return label.tasks if kind == "tasks" else (label.domain,)
+
+
+def confusion(
+    gold: Mapping[str, GoldLabel], other: Mapping[str, GoldLabel], kind: Kind, codes: Sequence[str]
+) -> np.ndarray:
+    """Count [gold's main label, other's main label] over `codes`, on the ids that both have."""
+    from sklearn.metrics import confusion_matrix
+
+    ids = sorted(gold.keys() & other.keys())
+    first, second = ([labels_of(side[i], kind)[0] for i in ids] for side in (gold, other))
+    return confusion_matrix(first, second, labels=list(codes))

@@ -7,8 +7,7 @@ from lib.zoo.assets import fetch_all, fingerprint, missing
 
 if TYPE_CHECKING:
     from lib.zoo.datasets import load_dataset, stream_dataset
-    from lib.zoo.models import describe, load_encoder, load_lm
-    from lib.zoo.shapes import SHAPES, meta_lm
+    from lib.zoo.models import SHAPES, describe, load_encoder, load_lm, meta_lm
 
 PLACES = {
     "load_lm": "models",
@@ -16,8 +15,8 @@ PLACES = {
     "describe": "models",
     "load_dataset": "datasets",
     "stream_dataset": "datasets",
-    "meta_lm": "shapes",
-    "SHAPES": "shapes",
+    "meta_lm": "models",
+    "SHAPES": "models",
 }
 __all__ = [
     "SHAPES",

@@ -3,9 +3,10 @@
 import numpy as np
 import pytest
 
-from lib.autoinstruct import ape
-from lib.autoinstruct.generation import Candidate, LocalGenerator
-from lib.autoinstruct.prompts import Demonstration
+from lib.autoinstruct import Candidate, LocalGenerator
+from lib.autoinstruct.study import baselines
+from lib.autoinstruct.tasks import Demonstration
+from lib.core.chat import Chat, Decoding, Reply
 
 DEMOS = (Demonstration("2 + 2", "4"), Demonstration("3 + 9", "12"))
 POOL = [Candidate(text, "inducer", "one-sentence") for text in ("a", "bbb", "cc")]
@@ -29,7 +30,7 @@ class Script:
 
 def test_the_best_are_varied_and_the_best_variant_wins():
     script = Script()
-    long, short = ape.search([POOL, POOL], [DEMOS, DEMOS], lengths, script, rounds=2, keep=1)
+    long, short = baselines.search([POOL, POOL], [DEMOS, DEMOS], lengths, script, rounds=2, keep=1)
     assert script.asked == [(1, ["bbb", "a"]), (2, ["bbbb", "a"])]  # both tasks in one call; the best of all are kept
     assert [c.text for c in long.candidates] == ["a", "bbb", "cc", "bbbb", "bb", "bbbbb"]
     assert long.born == (0, 0, 0, 1, 1, 2)  # 'bbb' again is a duplicate
@@ -41,48 +42,51 @@ def test_the_best_are_varied_and_the_best_variant_wins():
 
 def test_without_rounds_the_search_is_the_selection():
     script = Script()
-    (found,) = ape.search([POOL], [DEMOS], lengths, script, rounds=0)
+    (found,) = baselines.search([POOL], [DEMOS], lengths, script, rounds=0)
     assert found.candidates == tuple(POOL)
     assert found.best() == 1
     assert script.asked == []
 
 
 def test_more_rounds_are_never_worse_by_the_search_score():
-    (found,) = ape.search([POOL], [DEMOS], lengths, Script(), rounds=3, keep=2)
+    (found,) = baselines.search([POOL], [DEMOS], lengths, Script(), rounds=3, keep=2)
     values = [found.scores[found.best(after=number)] for number in range(4)]
     assert values == sorted(values)
 
 
 def test_copies_of_a_demonstration_are_no_variants():
-    (found,) = ape.search([POOL], [DEMOS], lengths, lambda texts, _: [["2 + 2", "12"] for _ in texts], rounds=1)
+    (found,) = baselines.search([POOL], [DEMOS], lengths, lambda texts, _: [["2 + 2", "12"] for _ in texts], rounds=1)
     assert found.candidates == tuple(POOL)
 
 
 def test_an_empty_pool_is_refused():
     with pytest.raises(ValueError, match="at least one"):
-        ape.search([POOL, []], [DEMOS, DEMOS], lengths, Script(), rounds=1)
+        baselines.search([POOL, []], [DEMOS, DEMOS], lengths, Script(), rounds=1)
 
 
-class Plain:
-    """A generator that has no `complete_all`."""
+class Quoting:
+    """A chat that repeats the instruction it is to vary, with a label and quotation marks."""
 
-    def complete(self, prompt, *, count, temperature, max_tokens, seed):
-        return [f'Output: "{prompt.splitlines()[2]} {i} {seed}"' for i in range(count)]
+    def complete_many(self, questions, decoding):
+        said = [q.splitlines()[2].removeprefix("Input: ") for q in questions]
+        return [Reply(tuple(f'Output: "{text} {i} {decoding.seed}"' for i in range(decoding.n))) for text in said]
 
 
 def test_a_generator_is_asked_for_variations_that_keep_the_meaning():
-    write = ape.paraphraser(Plain(), count=2, seed=5)
-    assert write(["Add."], 1) == [['Output: "Input: Add. 0 6"', 'Output: "Input: Add. 1 6"']]
-    (found,) = ape.search([POOL[:1]], [DEMOS], lengths, write, rounds=1)
-    assert found.candidates[-1].text == "Input: a 1 6"  # without label and quotation marks
+    write = baselines.paraphraser(Quoting(), count=2, seed=5)
+    assert write(["Add."], 1) == [['Output: "Add. 0 6"', 'Output: "Add. 1 6"']]
+    (found,) = baselines.search([POOL[:1]], [DEMOS], lengths, write, rounds=1)
+    assert found.candidates[-1].text == "a 1 6"  # without label and quotation marks
 
 
 def test_the_local_model_writes_in_batches_repeatably(lm):
     writer = LocalGenerator(*lm)
-    prompts = [ape.RESAMPLE.format(instruction=text) for text in ("Add.", "Say the capital of the given country.")]
-    cold = {"temperature": 1e-4, "max_tokens": 6}
-    together = writer.complete_all(prompts, count=1, **cold)
-    assert together == [writer.complete(prompt, **cold) for prompt in prompts]  # padding changes nothing
-    warm = writer.complete_all(prompts, count=2, max_tokens=6, seed=1)
-    assert [len(texts) for texts in warm] == [2, 2]
-    assert warm == writer.complete_all(prompts, count=2, max_tokens=6, seed=1)
+    prompts = [baselines.RESAMPLE.format(instruction=text) for text in ("Add.", "Say the capital of a country.")]
+    cold = Decoding(temperature=1e-4, max_tokens=6)
+    together = writer.complete_many(prompts, cold)
+    assert together == [writer.complete(prompt, cold) for prompt in prompts]  # padding changes nothing
+    warm = Decoding(n=2, max_tokens=6, seed=1)
+    drawn = writer.complete_many(prompts, warm)
+    assert [len(reply.texts) for reply in drawn] == [2, 2]
+    assert drawn == writer.complete_many(prompts, warm) != writer.complete_many(prompts, warm, attempt=1)
+    assert isinstance(writer, Chat)

@@ -1,28 +1,21 @@
-"""Candidates: what is refused and counted, variants made by rules, meta-prompts against a scripted endpoint."""
-
-import json
-import threading
-from http.server import BaseHTTPRequestHandler, HTTPServer
+"""Candidates: what is refused and counted, variants made by rules, meta-prompts to a scripted chat."""
 
 import pytest
 
-from lib import TenfoldError
-from lib.autoinstruct.generation import (
+from lib.autoinstruct import (
     FEW_SHOT,
     ZERO_SHOT,
-    Budget,
-    BudgetSpent,
     Candidate,
-    Endpoint,
+    Demonstration,
     WorkedTask,
     collect,
     format_line,
     generate,
     meta_prompt,
-    style_of,
     variants,
 )
-from lib.autoinstruct.prompts import Demonstration
+from lib.autoinstruct.study.inducer import style_of
+from lib.core.chat import Reply
 
 DEMOS = (Demonstration("2 + 2", "4"), Demonstration("3 + 9", "12"))
 WORKED = {
@@ -105,89 +98,25 @@ def test_bad_meta_prompts_are_refused(arguments, message):
         meta_prompt(**arguments)
 
 
-class Scripted(BaseHTTPRequestHandler):
-    """Chat completions that number their answers; the first statuses of `script` are sent before it behaves."""
+class Numbered:
+    """A chat that numbers its answers and keeps how it was asked."""
 
-    def do_POST(self):
-        server = self.server
-        server.asked.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
-        server.keys.append(self.headers.get("Authorization"))
-        status = server.script.pop(0) if server.script else 200
-        request = server.asked[-1]
-        choices = [{"message": {"content": f"Instruction {len(server.asked)}.{i}"}} for i in range(request["n"])]
-        body = {"choices": choices, "usage": {"completion_tokens": 5 * request["n"]}}
-        sent = json.dumps(server.body if server.body is not None else body).encode()
-        self.send_response(status)
-        self.send_header("Content-Length", str(len(sent)))
-        self.end_headers()
-        self.wfile.write(sent)
+    model = "numbered"
 
-    def log_message(self, *_):
-        pass
+    def __init__(self):
+        self.asked = []
+
+    def complete(self, messages, decoding=None, *, attempt=0):
+        self.asked.append((messages, decoding))
+        return Reply(tuple(f"Instruction {len(self.asked)}.{i}" for i in range(decoding.n)))
 
 
-@pytest.fixture
-def server():
-    server = HTTPServer(("127.0.0.1", 0), Scripted)
-    server.asked, server.keys, server.script, server.body = [], [], [], None
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
-    thread.start()
-    yield server
-    server.shutdown()
-    server.server_close()
-
-
-def endpoint(server, **options):
-    return Endpoint(f"http://127.0.0.1:{server.server_port}/v1", "scripted", pause=0.0, **options)
-
-
-def test_the_papers_22_and_19_candidates(server):
-    few = generate(endpoint(server), "Add.", DEMOS, worked=WORKED)
+def test_the_papers_22_and_19_candidates():
+    chat = Numbered()
+    few = generate(chat, "Add.", DEMOS, worked=WORKED)
     assert len(few) == 22
     assert few.candidates[0] == Candidate("Add.", "human", "human")
-    assert {c.style for c in few.candidates[1:]} == set(FEW_SHOT)
-    assert len(server.asked) == 7
-    assert server.asked[0]["temperature"] == 1.0
-    assert len(generate(endpoint(server), "Add.", worked=WORKED)) == 19
-
-
-def test_nothing_is_asked_twice_also_after_a_crash(server, tmp_path):
-    cache = tmp_path / "answers.jsonl"
-    poor = endpoint(server, cache=cache, budget=Budget(requests=2))
-    with pytest.raises(BudgetSpent, match="2 of 2 requests"):
-        generate(poor, "Add.", DEMOS, worked=WORKED)
-    assert len(server.asked) == 2
-    with cache.open("a") as file:
-        file.write('{"key": "cut o')  # what a power cut leaves
-    rich = endpoint(server, cache=cache)
-    found = generate(rich, "Add.", DEMOS, worked=WORKED)
-    assert len(server.asked) == 7
-    assert rich.budget.spent_requests == 5
-    assert rich.budget.spent_tokens == 5 * 3 * 5
-    assert generate(endpoint(server, cache=cache, budget=Budget(requests=0)), "Add.", DEMOS, worked=WORKED) == found
-
-
-def test_a_token_budget_is_kept_before_asking(server):
-    with pytest.raises(BudgetSpent, match="of 100 tokens"):
-        endpoint(server, budget=Budget(tokens=100)).complete("x", max_tokens=101)
-    assert server.asked == []
-
-
-def test_a_busy_endpoint_is_asked_again_and_a_refusal_is_not(server, monkeypatch):
-    server.script = [429, 503]
-    assert endpoint(server).complete("x") == ["Instruction 3.0"]
-    server.script = [401]
-    monkeypatch.setenv("OPENAI_API_KEY", "secret")
-    with pytest.raises(TenfoldError, match="status 401: check \\$OPENAI_API_KEY"):
-        endpoint(server).complete("y")
-    assert server.keys[-1] == "Bearer secret"
-    assert len(server.asked) == 4
-
-
-def test_other_services_and_absent_ones_are_named(server):
-    server.body = {"hello": "world"}
-    with pytest.raises(TenfoldError, match="does not speak"):
-        endpoint(server).complete("x")
-    away = Endpoint("http://127.0.0.1:9/v1", "x", tries=1)
-    with pytest.raises(TenfoldError, match="is it running"):
-        away.complete("x")
+    assert {c.style for c in tuple(few)[1:]} == set(FEW_SHOT)
+    assert len(chat.asked) == 7
+    assert {(decoding.temperature, decoding.n) for _, decoding in chat.asked} == {(1.0, 3)}
+    assert len(generate(Numbered(), "Add.", worked=WORKED)) == 19

@@ -4,16 +4,18 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from lib.autoinstruct.generation import Candidate, LocalGenerator, WorkedTask, generate
-from lib.autoinstruct.labelled import (
+from lib.autoinstruct import (
+    Candidate,
+    Demonstration,
+    Example,
     LabelledTask,
-    expected_best_of,
+    LocalGenerator,
+    Task,
+    WorkedTask,
+    generate,
     label_task,
-    transferred_best,
-    wins_of_style,
 )
-from lib.autoinstruct.prompts import Demonstration
-from lib.autoinstruct.tasks import Example, Task
+from lib.autoinstruct.study.baselines import expected_best_of, transferred_best, wins_of_style
 
 TASK = Task(
     "sums", "Add.", (Demonstration("1 + 1", "2"),), (), (Example("2 + 2", ("4",)), Example("What is 3 + 9?", ("12",)))

@@ -6,10 +6,9 @@ import math
 import pytest
 import torch
 
-from lib.autoinstruct.decoding import decode_groups, shared_length, stop_tokens
+from lib.autoinstruct.decoding import answer_groups, answer_ids, prompt_ids, stop_tokens
 from lib.autoinstruct.labelling import Pair, label
-from lib.autoinstruct.prompts import Demonstration, answer_ids, prompt_ids
-from lib.autoinstruct.shared_prefix import attend
+from lib.autoinstruct.tasks import Demonstration
 
 QUESTIONS = [
     ("Name the capital of France.", "Paris"),
@@ -43,7 +42,7 @@ def groups_of(tokenizer, demonstrations, counts=(2, 2, 2)):
 def test_answers_are_generates_token_for_token(lm, demonstrations):
     model, tokenizer = lm
     groups = groups_of(tokenizer, demonstrations, counts=(4, 2, 1))
-    found = decode_groups(model, groups, stops=stop_tokens(tokenizer), max_new_tokens=8)
+    found = answer_groups(model, groups, stops=stop_tokens(tokenizer), max_new_tokens=8)
     wanted = [plain(model, tokenizer, prompt, 8) for group in groups for prompt in group]
     assert found.tokens == wanted
     assert len({len(tokens) for tokens in wanted}) > 1  # some stop early, so that rows were dropped on the way
@@ -52,58 +51,23 @@ def test_answers_are_generates_token_for_token(lm, demonstrations):
 def test_gold_log_probabilities_are_a_plain_forwards(lm):
     model, tokenizer = lm
     groups = groups_of(tokenizer, DEMOS[:2])
-    gold = [[[answer_ids(tokenizer, answer), answer_ids(tokenizer, "no idea")] for _, answer in QUESTIONS[:2]]] * 3
-    found = decode_groups(model, groups, gold=gold, stops=stop_tokens(tokenizer), max_new_tokens=0)
+    gold = [[answer_ids(tokenizer, answer), answer_ids(tokenizer, "no idea")] for _, answer in QUESTIONS[:2]] * 3
+    found = answer_groups(model, groups, replies=gold, stops=stop_tokens(tokenizer), max_new_tokens=0)
     assert found.tokens == [[]] * 6
-    row = 0
-    for group, replies in zip(groups, gold, strict=True):
-        for prompt, both in zip(group, replies, strict=True):
-            for index, reply in enumerate(both):
-                with torch.inference_mode():
-                    logits = model(torch.tensor([prompt + reply])).logits[0, len(prompt) - 1 : -1]
-                picked = logits.log_softmax(-1).gather(-1, torch.tensor(reply)[:, None])
-                assert found.log_probs[row][index] == pytest.approx(float(picked.mean()), abs=2e-4)
-            row += 1
-
-
-def test_what_is_shared_is_the_common_beginning_and_each_keeps_a_token():
-    assert shared_length([[1, 2, 3], [1, 2, 4, 5]]) == 2
-    assert shared_length([[1, 2], [1, 2]]) == 1
-    assert shared_length([[3], [4, 5]]) == 0
+    prompts = [prompt for group in groups for prompt in group]
+    for prompt, both, scored in zip(prompts, gold, found.log_probs, strict=True):
+        for reply, value in zip(both, scored, strict=True):
+            with torch.inference_mode():
+                logits = model(torch.tensor([prompt + reply])).logits[0, len(prompt) - 1 : -1]
+            picked = logits.log_softmax(-1).gather(-1, torch.tensor(reply)[:, None])
+            assert value == pytest.approx(float(picked.mean()), abs=2e-4)
 
 
 def test_prompts_without_a_common_beginning_are_decoded_too(lm):
     model, tokenizer = lm
     prompts = [tokenizer(text).input_ids for text in ("The capital of France is", "Once upon a time", "One, two,")]
-    found = decode_groups(model, [prompts], stops=stop_tokens(tokenizer), max_new_tokens=6)
+    found = answer_groups(model, [prompts], stops=stop_tokens(tokenizer), max_new_tokens=6)
     assert found.tokens == [plain(model, tokenizer, prompt, 6) for prompt in prompts]
-
-
-def test_attention_over_both_parts_is_one_softmax():
-    torch.manual_seed(0)
-    groups, each, heads, kv, dim, prefix, own, new = 2, 3, 4, 2, 8, 5, 4, 2
-    rows = groups * each
-    query = torch.randn(rows, heads, new, dim)
-    keys, values = torch.randn(2, rows, kv, own, dim).unbind()
-    prefix_keys, prefix_values = torch.randn(2, groups, kv, prefix, dim).unbind()
-    prefix_hidden = torch.zeros(groups, prefix, dtype=torch.bool)
-    prefix_hidden[1, 3:] = True
-    own_hidden = torch.rand(rows, new, own) < 0.3
-    found = attend(
-        query,
-        keys,
-        values,
-        prefix_keys,
-        prefix_values,
-        prefix_hidden=prefix_hidden,
-        own_hidden=own_hidden,
-        scaling=dim**-0.5,
-    )
-    every_key = torch.cat([prefix_keys.repeat_interleave(each, 0), keys], 2).repeat_interleave(heads // kv, 1)
-    every_value = torch.cat([prefix_values.repeat_interleave(each, 0), values], 2).repeat_interleave(heads // kv, 1)
-    hidden = torch.cat([prefix_hidden.repeat_interleave(each, 0)[:, None].expand(-1, new, -1), own_hidden], -1)
-    wanted = torch.nn.functional.scaled_dot_product_attention(query, every_key, every_value, attn_mask=~hidden[:, None])
-    torch.testing.assert_close(found.transpose(1, 2), wanted)
 
 
 def pairs():
@@ -125,7 +89,7 @@ def test_labels_come_in_order_with_their_scores(lm):
 def test_a_crash_loses_one_batch_and_a_second_call_goes_on(lm, tmp_path, monkeypatch):
     from lib.autoinstruct import labelling
 
-    store, done, real = tmp_path / "labels.jsonl", [], labelling.decode_groups
+    store, done, real = tmp_path / "labels.sqlite", [], labelling.answer_groups
 
     def breaks_at_the_second_batch(model, groups, **options):
         if len(done) == 1:
@@ -134,15 +98,13 @@ def test_a_crash_loses_one_batch_and_a_second_call_goes_on(lm, tmp_path, monkeyp
         return real(model, groups, **options)
 
     options = {"max_new_tokens": 4, "batch_rows": 2, "progress": False}
-    monkeypatch.setattr(labelling, "decode_groups", breaks_at_the_second_batch)
+    monkeypatch.setattr(labelling, "answer_groups", breaks_at_the_second_batch)
     with pytest.raises(KeyboardInterrupt):
         label(*lm, pairs(), store=store, **options)
-    with store.open("a") as file:
-        file.write('{"key": "cut o')  # what a power cut leaves
     counted = []
     monkeypatch.setattr(
         labelling,
-        "decode_groups",
+        "answer_groups",
         lambda model, groups, **o: counted.append(sum(map(len, groups))) or real(model, groups, **o),
     )
     labels = label(*lm, pairs(), store=store, **options)

@@ -7,11 +7,11 @@ import sys
 import pytest
 
 from lib import TenfoldError
-from lib.autoinstruct import peers
-from lib.autoinstruct.generation import Candidate
+from lib.autoinstruct import Candidate
 from lib.autoinstruct.labelling import Pair, label
 from lib.autoinstruct.metrics import first_line
-from lib.autoinstruct.prompts import Demonstration
+from lib.autoinstruct.study import peers
+from lib.autoinstruct.tasks import Demonstration
 
 DEMOS = (Demonstration("2 + 2", "4"), Demonstration("3 + 9", "12"))
 HUMAN = "Add the numbers."

@@ -5,9 +5,9 @@ import pandas as pd
 import pytest
 
 from lib import TenfoldError
-from lib.autoinstruct import suite
 from lib.autoinstruct.labelling import Label
-from lib.autoinstruct.suite import families, folds, information, select
+from lib.autoinstruct.study import suite
+from lib.autoinstruct.study.suite import families, folds, information, select
 from lib.autoinstruct.tasks import Rule, make_tasks, read_jsonl
 
 RULE = Rule(demonstrations=2, screening=2, examples=2)

@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from lib import zoo
-from lib.grin import corpus
-from lib.grin.domains import DOMAINS, domain_of
+from lib.grin.study import corpus
+from lib.grin.study.corpus import DOMAINS, domain_of
 
 
 @pytest.mark.parametrize(

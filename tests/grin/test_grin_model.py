@@ -5,7 +5,7 @@ import torch
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, PhimoeConfig, PhimoeForCausalLM
 
 from lib import grin
-from lib.grin import training
+from lib.grin import trainer
 
 SIZES = {
     "vocab_size": 61, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
@@ -116,10 +116,10 @@ def test_every_route_learns_a_repeated_text(router):
     config = grin.GrinConfig(**MOE, router=router, initializer_range=0.1, tie_word_embeddings=True)
     model = grin.GrinForCausalLM(config)
     windows = tokens(batch=4, length=16).repeat(4, 1)
-    before = training.window_losses(model, windows).mean()
-    plan = training.TrainingPlan(steps=25, batch_size=8, learning_rate=1e-2, warmup=3)
-    points = training.train(
-        model, windows, plan, measure=lambda m: training.window_losses(m, windows).mean(), measure_at=[25],
+    before = trainer.window_losses(model, windows).mean()
+    plan = trainer.TrainingPlan(steps=25, batch_size=8, learning_rate=1e-2, warmup=3)
+    points = trainer.train(
+        model, windows, plan, measure=lambda m: trainer.window_losses(m, windows).mean(), measure_at=[25],
         progress=False,
     )  # fmt: skip
     assert points[0].measured < before - 0.5
@@ -135,7 +135,7 @@ def test_micro_batches_give_the_whole_batchs_balance_and_gradient():
     wanted = [p.grad.clone() for p in model.parameters()]
     model.zero_grad()
     micro = list(ids.split(2))
-    counts = training.step_counts(model, micro)
+    counts = trainer.step_counts(model, micro)
     for rows in micro:
         (model(rows, labels=rows, balance_counts=counts).loss / 3).backward()
     for parameter, gradient in zip(model.parameters(), wanted, strict=True):
@@ -147,7 +147,7 @@ def test_counting_first_leaves_the_draws_of_the_training_pass_alone():
     model, ids = large(grin.GrinForCausalLM(grin.GrinConfig(**MOE, router_jitter_noise=0.4))).train(), tokens(batch=4)
     micro = list(ids.split(2))
     torch.manual_seed(5)
-    counts = training.step_counts(model, micro)
+    counts = trainer.step_counts(model, micro)
     drawn = []
     for rows in micro:
         model(rows)
@@ -165,12 +165,12 @@ def test_counting_first_leaves_the_draws_of_the_training_pass_alone():
         (lambda: grin.GrinForCausalLM(grin.GrinConfig(**MOE)).routings(), "has not routed anything yet"),
         (lambda: grin.from_phimoe(LlamaForCausalLM(LlamaConfig(**SIZES))), "only PhiMoE weights"),
         (lambda: grin.upcycle(PhimoeForCausalLM(PhimoeConfig(**MOE)), 4), "only llama and mistral"),
-        (lambda: training.TrainingPlan(steps=1, batch_size=3, learning_rate=1e-3, accumulation=2), "divide the batch"),
+        (lambda: trainer.TrainingPlan(steps=1, batch_size=3, learning_rate=1e-3, accumulation=2), "divide the batch"),
         (
-            lambda: training.train(
+            lambda: trainer.train(
                 grin.GrinForCausalLM(grin.GrinConfig(**MOE)),
                 tokens(batch=2),
-                training.TrainingPlan(steps=1, batch_size=4, learning_rate=1e-3),
+                trainer.TrainingPlan(steps=1, batch_size=4, learning_rate=1e-3),
             ),
             "do not fill one batch",
         ),

@@ -11,8 +11,9 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 
 from lib import grin, root
-from lib.grin import parallel, training
-from lib.grin.parallel.pipeline import stage_layers
+from lib.core.training import parameter_groups
+from lib.grin import parallel, trainer
+from lib.grin.parallel import stage_layers
 
 SIZES = {
     "vocab_size": 53, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 3, "num_attention_heads": 4,
@@ -140,7 +141,7 @@ def test_the_gradients_are_worth_comparing():
 def test_clipped_training_steps_equal_one_process(results, world, index):
     model = tiny()
     draws = parallel.WindowDraws(model, seed=SEED)
-    optimizer = torch.optim.AdamW(training.parameter_groups(model, 0.1), lr=1e-2, betas=(0.9, 0.95))
+    optimizer = torch.optim.AdamW(parameter_groups(model, 0.1), lr=1e-2, betas=(0.9, 0.95))
     norms = []
     for step in range(STEPS):
         draws.at(step, range(8))
@@ -171,10 +172,8 @@ def accelerated(rank, folder):
 def two_steps_by_accelerate(accumulation=2):
     # one expert survives, so that workers draw the same experts as one process
     model = tiny(router_jitter_noise=0.0, router_z_loss_coef=0.0)
-    plan = training.TrainingPlan(steps=2, batch_size=8, learning_rate=1e-2, accumulation=accumulation)
-    points = training.train(
-        model, windows(), plan, progress=False, measure_at=[2], measure=lambda m: {**m.state_dict()}
-    )
+    plan = trainer.TrainingPlan(steps=2, batch_size=8, learning_rate=1e-2, accumulation=accumulation)
+    points = trainer.train(model, windows(), plan, progress=False, measure_at=[2], measure=lambda m: {**m.state_dict()})
     return points[0].measured
 
 
@@ -240,7 +239,7 @@ def test_bad_input_is_one_sentence(call, message):
 def torchrun(processes, *options):
     environment = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
-    command += ["-m", "lib.grin.parallel", *options]
+    command += ["-m", "lib.grin.study.parallel", *options]
     return subprocess.run(command, capture_output=True, text=True, cwd=root(), env=environment, timeout=300)
 
 
@@ -257,7 +256,7 @@ def test_the_entry_point_trains_on_real_text_under_torchrun_and_agrees_with_one_
 
 def test_the_entry_point_says_how_many_processes_a_layout_needs():
     done = subprocess.run(
-        [sys.executable, "-m", "lib.grin.parallel", "--data", "2"], capture_output=True, text=True, cwd=root(),
+        [sys.executable, "-m", "lib.grin.study.parallel", "--data", "2"], capture_output=True, text=True, cwd=root(),
         env={k: v for k, v in os.environ.items() if k != "RANK"}, timeout=300,
     )  # fmt: skip
     assert done.returncode == 2

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from lib import grin
-from lib.grin import probe
+from lib.grin.study import probe
+from lib.grin.study.corpus import Corpus
 
 
 @pytest.fixture
@@ -42,10 +43,9 @@ def test_the_layers_loss_is_the_models_loss_at_the_models_output(model):
 def test_radius_effect_leaves_the_model_as_it_was(model):
     before = model(WINDOWS).logits
     narrow, wide = (probe.radius_effect(model, WINDOWS, jitter_eps=radius) for radius in (0.0, 0.5))
-    assert narrow.choice == 0
-    assert narrow.gradient_norm == pytest.approx(0, abs=1e-7)
-    assert wide.choice > 0.5
-    assert wide.gradient_norm > 1e-4
+    assert narrow == (0, pytest.approx(0, abs=1e-7))
+    assert wide[0] > 0.5
+    assert wide[1] > 1e-4
     assert not model.training
     assert torch.equal(model(WINDOWS).logits, before)
 
@@ -57,6 +57,13 @@ def test_profiles_similarity_and_specialisation(model):
     assert probe.specialisation(probe.profile_similarity(apart, apart)) == pytest.approx(1.0)
     same = profile.expand(3, -1, -1)
     assert probe.specialisation(probe.profile_similarity(same, same)) == pytest.approx(0.0, abs=1e-6)
+
+
+def test_kinds_of_text_whose_halves_are_alike_are_most_like_themselves(model):
+    text = WINDOWS[:4].repeat_interleave(2, 0)  # two documents of each kind, with the same words
+    kinds = probe.similarity_of_kinds(model, Corpus(text, torch.arange(4).repeat_interleave(2), torch.arange(8)))
+    torch.testing.assert_close(kinds.diagonal(), torch.ones(4))
+    assert probe.specialisation(kinds) > 0
 
 
 @pytest.mark.parametrize("skew", [0.0, 1e4])

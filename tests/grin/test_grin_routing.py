@@ -7,8 +7,7 @@ from hypothesis import strategies as st
 from transformers.models.phimoe.modeling_phimoe import sparsemixer
 
 from lib import grin
-from lib.grin.masking import gumbel_sample, masked_softmax, surviving
-from lib.grin.quadrature import HEUN, HEUN_CONSISTENT, MIDPOINT
+from lib.grin.routing import HEUN, HEUN_CONSISTENT, MIDPOINT, gumbel_sample, masked_softmax, surviving
 
 MIXERS = ["sparsemixer_v2", "sparsemixer_v2_consistent", "sparsemixer_v1"]
 RULES = {"sparsemixer_v2": HEUN, "sparsemixer_v2_consistent": HEUN_CONSISTENT, "sparsemixer_v1": MIDPOINT}

@@ -5,7 +5,7 @@ import csv
 import pytest
 
 from lib.__main__ import main
-from lib.lab import claims, overview, papers, paths, report
+from lib.lab import claims, papers, paths, report
 from lib.lab.papers import CheckRecord, ClaimRecord, GateRecord
 from lib.lab.run import write_json
 from lib.lab.site import pages
@@ -79,8 +79,8 @@ def test_the_terminal_ends_with_what_was_found(capsys, monkeypatch):
 
 def test_every_verdict_has_a_mark_of_its_own():
     shown = [verdict for verdict in claims.VERDICTS if verdict != claims.NEEDS_CPU]
-    assert len({overview.MARKS[verdict] for verdict in shown}) == len(shown) == 5
-    assert set(claims.VERDICTS) == set(overview.MARKS) == set(overview.FILLS) == set(report.COLOURS)
+    assert len({report.SHOWN[verdict][0] for verdict in shown}) == len(shown) == 5
+    assert set(claims.VERDICTS) == set(report.SHOWN)
 
 
 @pytest.mark.usefixtures("finished")
@@ -91,7 +91,7 @@ def test_the_picture_draws_squares_for_claims_and_words_for_the_rest(tmp_path, m
     text, patch = matplotlib.axes.Axes.text, matplotlib.axes.Axes.add_patch
     monkeypatch.setattr(matplotlib.axes.Axes, "text", lambda *a, **k: (said.append(a[3]), text(*a, **k))[1])
     monkeypatch.setattr(matplotlib.axes.Axes, "add_patch", lambda *a, **k: (squares.append(a[1]), patch(*a, **k))[1])
-    overview.draw(report.results("cpu"), tmp_path / "verdicts.png")
+    report.draw(report.results("cpu"), tmp_path / "verdicts.png")
     assert len(squares) == 4, "one a claim"
     assert said == ["✔", "⊘", "·", "1 of 3 hold", "checks 1/2", "gates 1/2", "✘", "0 of 1 hold"]
     with (tmp_path / "verdicts.csv").open(encoding="utf8") as file:

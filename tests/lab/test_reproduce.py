@@ -37,6 +37,20 @@ def test_it_goes_on_after_a_failure_and_says_so(house, capsys):
 
 
 @pytest.mark.usefixtures("papers")
+def test_a_failed_check_is_told_last_and_sets_the_exit_status(write_notebook, house, capsys):
+    checks = "[{'id': 'exact', 'what': 'w', 'estimate': 0.5, 'ci': None, 'n': '', 'rule': '≤ 0.1', 'passed': False}]"
+    told = FINISH.replace("'claims': [claim]", f"'claims': [claim], 'checks': {checks}")
+    write_notebook("value = 1  # n\nseed = 0  # s", told, name="01_one.ipynb")
+    for _ in range(2):  # a run that is unchanged fails as well
+        assert main(["reproduce", "--profile", "smoke", "--papers", "one three"]) == 1
+        last = capsys.readouterr().err.splitlines()[-1]
+        assert last.startswith("tenfold: what our own code promises does not hold here")
+        assert last.endswith("one: exact (0.5, not ≤ 0.1).")
+    assert (house / "figures/smoke/one/results.json").exists()
+    assert main(["reproduce", "--profile", "smoke", "--papers", "three"]) == 0
+
+
+@pytest.mark.usefixtures("papers")
 def test_what_has_not_changed_is_not_run_again(house, capsys):
     assert states("one") == ["ran"]
     assert main(["reproduce", "--profile", "smoke", "--papers", "one"]) == 0

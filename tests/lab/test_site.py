@@ -1,11 +1,13 @@
+import importlib
+
 from lib import root
-from lib.lab import paths
-from lib.lab.site import build, docstrings, pages
+from lib.lab import paths, site
+from lib.lab.site import pages
 
 
 def test_docstrings_stay_prose():
     text = "Σ |x| * y of `keep` and ``rank``: (Eq. 2).\n\n`a` where *b*:\n    indented\n- item"
-    assert docstrings.as_rst(text) == (
+    assert pages.as_rst(text) == (
         "Σ \\|x\\| \\* y of ``keep`` and ``rank``\\: (Eq. 2).\n\n| ``a`` where \\*b\\*\\:\n|     indented\n| - item\n"
     )
 
@@ -16,7 +18,7 @@ def test_dead_links_and_foreign_pictures_are_found(tmp_path):
         '<a href="https://arxiv.org">x</a> <img src="https://arxiv.org/x.png">'
     )
     (tmp_path / "b.html").write_text('<p id="here">x</p>')
-    assert build.dead_links(tmp_path) == [
+    assert site.dead_links(tmp_path) == [
         "a.html: b.html#there names no place of that page",
         "a.html: c.html leads nowhere",
         "a.html: img from https://arxiv.org/x.png",
@@ -29,13 +31,27 @@ def test_every_finished_paper_has_a_telling_figure():
         assert (paths.results_dir(pages.PROFILE, paper) / telling[paper][0]).exists(), f"{paper}: no row in the README"
 
 
+def undocumented(room, *pages):
+    """Functions and classes that a room hands out and no page describes, by the name of the room or of their home."""
+    module = importlib.import_module(room)
+    handed_out = {name: getattr(module, name) for name in module.__all__ if callable(getattr(module, name))}
+    assert handed_out, f"{room} hands out nothing"
+    ids = {name: (f'id="{room}.{name}"', f'id="{one.__module__}.{name}"') for name, one in handed_out.items()}
+    return [name for name, places in ids.items() if not any(place in page for place in places for page in pages)]
+
+
 def test_the_site_builds_offline_without_a_warning(tmp_path, monkeypatch):
     monkeypatch.setenv("TENFOLD_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("TENFOLD_FIGURES", str(root() / "figures"))
-    first = build.build(tmp_path / "site")
+    first = site.build(tmp_path / "site")
     text = first.read_text(encoding="utf8")
+    shared = (tmp_path / "site" / "shared.html").read_text(encoding="utf8")
     for paper in pages.finished():
         assert f'href="papers/{paper}.html"' in text
         page = (tmp_path / "site" / "papers" / f"{paper}.html").read_text(encoding="utf8")
         for heading in ("The paper says, we measure", "Figures", "Equations", "Deviations", "API"):
             assert f">{heading}<" in page, f"{paper}: no {heading}"
+        assert not undocumented(f"lib.{paper}", page, shared)
+        if (root() / "lib" / paper / "study" / "bench.py").exists():
+            assert f'id="lib.{paper}.study.bench.cases"' in page
+    assert not undocumented("lib.preference", shared) + undocumented("lib.zoo", shared)

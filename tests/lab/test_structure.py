@@ -12,7 +12,8 @@ def anatomy():
     for cell, tag in zip(code, ["parameters", "setup", "claims"], strict=True):
         cell.metadata["tags"] = [tag]
     title = v4.new_markdown_cell("# T\n[paper](https://arxiv.org/abs/1)")
-    notebook = v4.new_notebook(cells=[title, *code, v4.new_markdown_cell("## Deviations")])
+    prose = [v4.new_markdown_cell("What to see."), v4.new_markdown_cell("## Deviations")]
+    notebook = v4.new_notebook(cells=[title, *code[:2], prose[0], code[2], prose[1]])
     notebook.metadata["kernelspec"] = {"name": "python3", "display_name": "Python 3", "language": "python"}
     return notebook
 
@@ -41,7 +42,9 @@ def test_a_good_notebook_has_no_problems(tmp_path):
         (lambda n: n.cells[2].update(source="open('/home/me/x')"), "absolute path"),
         (lambda n: n.cells[2].update(source="if profile == 'smoke':\n    x = 1"), "branches on the profile"),
         (lambda n: n.cells[2].update(source="!ls"), "shell"),
-        (lambda n: n.cells[2].update(source="x = 1\n" * 60), "more than 40 lines"),
+        (lambda n: n.cells[2].update(source="x = 1\n" * 26), "longest cell: 26, where at most 25"),
+        (lambda n: [c.update(source="x = 1\n" * 13) for c in n.cells[2::2]], "median cell: 13, where at most 12"),
+        (lambda n: n.cells.pop(3), "code cells in a row: 3, where at most 2"),
         (lambda n: n.cells[1].update(source="seed = 0"), "has no help"),
         (lambda n: n.cells[1].update(source="rate = 0.1  # r"), "no `seed` parameter"),
         (lambda n: n.cells[1].update(source="seed = int('3')  # s"), "is computed"),
@@ -56,13 +59,13 @@ def test_each_broken_rule_is_named(tmp_path, break_it, message):
 def test_a_guide_judges_nothing_but_is_held_to_the_rest(tmp_path):
     notebook = anatomy()
     notebook.cells[1].source = 'profile = "cpu"  # profile shown\nseed = 0  # seed'
-    del notebook.cells[3].metadata["tags"]
-    notebook.cells[3].source = "run.finish()"
+    del notebook.cells[4].metadata["tags"]
+    notebook.cells[4].source = "run.finish()"
     path = tmp_path / "90_benchmarks.ipynb"
     nbformat.write(notebook, path)
     assert structure.problems(path) == []
     notebook.cells[2].metadata["tags"] = []
-    notebook.cells[3].source = "y = 2"
+    notebook.cells[4].source = "y = 2"
     nbformat.write(notebook, path)
     assert structure.problems(path) == ["code cell 2 is not tagged 'setup'", "the last code cell calls run.finish()"]
 
@@ -82,8 +85,8 @@ def test_a_guide_judges_nothing_but_is_held_to_the_rest(tmp_path):
 def test_the_profiles_state_all_values_and_the_literals_are_those_of_cpu(house, cpu, gpu, message):
     notebook = anatomy()
     notebook.cells[1].source = "a = 1  # a number\nseed = 0  # seed"
-    del notebook.cells[3].metadata["tags"]
-    notebook.cells[3].source = "run.finish()"
+    del notebook.cells[4].metadata["tags"]
+    notebook.cells[4].source = "run.finish()"
     nbformat.write(notebook, house / "notebooks/90_benchmarks.ipynb")
     for profile, values in {"smoke": cpu, "cpu": cpu, "gpu": gpu}.items():
         text = "[cost.benchmarks]\nminutes = 1\n" + ("" if values is None else f"[parameters.benchmarks]\n{values}\n")

@@ -1,5 +1,7 @@
 """Rank budgets: the paper's formula by hand, its invariants, and exact totals."""
 
+import json
+
 import numpy as np
 import pytest
 import torch
@@ -7,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lib.lorc import Plan, Spectra, by_gain, energy, only_layers, progressive, uniform
+from lib.lorc.configuration import LowRankSpec
 
 logs = st.lists(st.floats(0.01, 20), min_size=2, max_size=40)
 keeps = st.floats(0.02, 1.0)
@@ -112,11 +115,12 @@ def test_only_layers_leaves_the_rest_full() -> None:
         only_layers(4, 10, compressed=[4], keep=0.5)
 
 
-def test_frame_and_bytes() -> None:
+def test_frame_and_bytes_and_what_a_config_holds() -> None:
     plan = Plan((2, 1), (4, 3), width=4)
     assert plan.bytes_per_token(2) == 20
     assert plan.frame()["kept_v"].tolist() == [1.0, 0.75]
-    assert Plan(**{**plan.as_dict(), "ranks_k": (2, 1), "ranks_v": (4, 3)}) == plan
+    spec = LowRankSpec(plan, biases=("q",), made_with={"keep": 0.6})
+    assert LowRankSpec.from_dict(json.loads(json.dumps(spec.as_dict()))) == spec
 
 
 @pytest.mark.parametrize("keep", [0.0, -0.1, 1.01, float("nan")])

@@ -26,17 +26,17 @@ def layer_inputs(model: Any, tokens: torch.Tensor) -> torch.Tensor:
 @pytest.mark.parametrize("skip", [0, 2])
 def test_input_moments_are_those_of_the_hidden_states(make_model: Maker, skip: int) -> None:
     model, batches = make_model(), [token_ids(2, 9), token_ids(3, 7, seed=1)]
-    found = calibrate(model, batches, skip=skip)
+    moments = calibrate(model, batches, skip=skip)
     rows = torch.cat([layer_inputs(model, batch)[:, skip:].flatten(0, 1) for batch in batches]).double()
-    assert found.tokens == len(rows) == 2 * (9 - skip) + 3 * (7 - skip)
-    torch.testing.assert_close(found.inputs[1], rows.T @ rows / len(rows), atol=1e-5, rtol=1e-4)
-    assert found.gradients is None
-    assert found.output_root("k", 1) is None
+    assert moments.tokens == len(rows) == 2 * (9 - skip) + 3 * (7 - skip)
+    torch.testing.assert_close(moments.inputs[1], rows.T @ rows / len(rows), atol=1e-5, rtol=1e-4)
+    assert moments.gradients is None
+    assert moments.output_root("k", 1) is None
 
 
 def test_gradients_are_the_fisher_information(make_model: Maker) -> None:
     model, batch = make_model(layers=2), token_ids(1, 6)
-    found = calibrate(model, [batch] * 600, sensitivity=True, generator=torch.Generator().manual_seed(0))
+    moments = calibrate(model, [batch] * 600, sensitivity=True, generator=torch.Generator().manual_seed(0))
     # The exact Fisher of the last layer's V outputs: the expectation over labels, position by position.
     captured: dict[str, torch.Tensor] = {}
     linear = model.get_submodule("model.layers.1.self_attn.v_proj")
@@ -55,7 +55,7 @@ def test_gradients_are_the_fisher_information(make_model: Maker) -> None:
             exact += logs[label].exp().item() * rows.T @ rows
     handle.remove()
     # A position's gradients at different labels' draws are independent with mean zero, so their moments add up.
-    torch.testing.assert_close(found.gradients["v"][1], exact / 6, atol=0.1 * exact.abs().max().item() / 6, rtol=0)
+    torch.testing.assert_close(moments.gradients["v"][1], exact / 6, atol=0.1 * exact.abs().max().item() / 6, rtol=0)
 
 
 def test_calibration_leaves_no_trace_on_the_model(make_model: Maker) -> None:
@@ -81,12 +81,12 @@ def test_sensitivity_budget_is_nearer_to_the_original_than_plain_svd(make_model:
         sensitivity=True,
         generator=torch.Generator().manual_seed(0),
     )
-    found = {}
+    errors = {}
     for name, calibration in (("uniform", None), ("sensitivity", moments)):
         bases = decompose_model(model, calibration=calibration)
         with replaced(model, plan(model, 0.5, budget=name, decomposition=bases), decomposition=bases):
-            found[name] = error(model, tokens, expected)
-    assert found["sensitivity"] < 0.8 * found["uniform"]
+            errors[name] = error(model, tokens, expected)
+    assert errors["sensitivity"] < 0.8 * errors["uniform"]
 
 
 @pytest.mark.parametrize("granularity", ["joint", "head"])
@@ -111,10 +111,10 @@ def test_norm_gain_scales_the_inputs(make_model: Maker) -> None:
     gain = model.get_submodule("model.layers.0.input_layernorm").weight
     with torch.no_grad():
         gain.copy_(torch.logspace(-2, 2, 32))
-    found = decompose_model(model, scale_by_norm=True)
+    bases = decompose_model(model, scale_by_norm=True)
     weight = model.get_submodule("model.layers.0.self_attn.k_proj").weight.detach().double()
     expected = torch.linalg.svdvals(weight * gain.detach().double())
-    torch.testing.assert_close(found.k[0].singular_values[0].double(), expected, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(bases.k[0].singular_values[0].double(), expected, rtol=1e-4, atol=1e-5)
     with pytest.raises(ValueError, match="leave scale_by_norm out"):
         decompose_model(model, calibration=calibrate(model, [token_ids(1, 9)]), scale_by_norm=True)
 

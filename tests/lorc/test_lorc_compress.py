@@ -53,11 +53,11 @@ def test_progressive_is_the_default_and_follows_the_condition_numbers(make_model
 @pytest.mark.parametrize("keep", [0.3, 0.55, 1.0])
 def test_every_budget_meets_the_kept_ratio(make_model: Maker, budget: str, granularity: str, keep: float) -> None:
     model = make_model(kv_heads=2, layers=5)
-    found = plan(model, keep, budget=budget, granularity=granularity)
+    planned = plan(model, keep, budget=budget, granularity=granularity)
     step = 2 if granularity == "head" else 1
-    assert abs(found.kept - keep) <= step / (2 * 5 * 16)
-    assert all(rank % step == 0 for rank in (*found.ranks_k, *found.ranks_v))
-    assert logits(compress(model, ranks=found, granularity=granularity), token_ids(1, 5)).isfinite().all()
+    assert abs(planned.kept - keep) <= step / (2 * 5 * 16)
+    assert all(rank % step == 0 for rank in (*planned.ranks_k, *planned.ranks_v))
+    assert logits(compress(model, ranks=planned, granularity=granularity), token_ids(1, 5)).isfinite().all()
 
 
 @pytest.mark.parametrize("name", SHAPES)
@@ -65,12 +65,12 @@ def test_plans_of_the_papers_models_need_no_weights(name: str) -> None:
     config = shape(name)
     layers, hidden, heads, kv_heads = SHAPES[name]
     width = hidden // heads * kv_heads
-    found = plan(config, 0.6, budget="uniform")
-    assert found.layers == layers
-    assert found.bytes_per_token(2) == round(0.6 * layers * width) * 2 * 2
+    planned = plan(config, 0.6, budget="uniform")
+    assert planned.layers == layers
+    assert planned.bytes_per_token(2) == round(0.6 * layers * width) * 2 * 2
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config)
-    assert plan(model, 0.6, budget="uniform") == found
+    assert plan(model, 0.6, budget="uniform") == planned
     frame = plan(config, 0.55, log_conditions=torch.linspace(8, 4, layers)).frame()
     assert len(frame) == layers
     assert frame["rank_k"].is_monotonic_decreasing

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from lib.lorc import LowRankCache, compress, decompose_model, pages, plan, replace_weights
+from lib.lorc import LowRankCache, compress, decompose_model, plan, replace_weights
 
 Maker = Callable[..., nn.Module]
 FAMILIES = [("llama", 4), ("llama", 2), ("mistral", 1), ("qwen2", 2), ("qwen3", 2)]
@@ -17,7 +17,7 @@ FAMILIES = [("llama", 4), ("llama", 2), ("mistral", 1), ("qwen2", 2), ("qwen3", 
 @pytest.fixture(autouse=True)
 def small_pages(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let a few tokens fill several pages."""
-    monkeypatch.setattr(pages, "PAGE_TOKENS", 6)
+    monkeypatch.setattr("lib.lorc.cache.PAGE_TOKENS", 6)
 
 
 def token_ids(batch: int, tokens: int, seed: int = 0) -> torch.Tensor:
@@ -54,12 +54,12 @@ def decoded(model: nn.Module, tokens: torch.Tensor, *, prompt: int, **options: A
     """Feed a prompt, then one token at a time, then the rest at once."""
     cache, total = LowRankCache(model.config), tokens.shape[1]
     steps = [slice(0, prompt), *[slice(t, t + 1) for t in range(prompt, total - 4)], slice(total - 4, total)]
-    found = []
+    parts = []
     with torch.no_grad():
         for step in steps:
             given = {name: value[:, : step.stop] for name, value in options.items()}
-            found.append(model(input_ids=tokens[:, step], cache=cache, **given).logits)
-    return torch.cat(found, dim=1)
+            parts.append(model(input_ids=tokens[:, step], cache=cache, **given).logits)
+    return torch.cat(parts, dim=1)
 
 
 @pytest.mark.parametrize("sinks", [0, 2])
@@ -101,11 +101,11 @@ def test_left_padding_changes_nothing(make_model: Maker, kv_heads: int, granular
     mask = (tokens > 0).long()
     # Short prompts: the second row is still in its sinks when decoding begins.
     for prompt in (6, 9):
-        found = decoded(model, tokens, prompt=prompt, attention_mask=mask)
+        padded = decoded(model, tokens, prompt=prompt, attention_mask=mask)
         for row, start in ((0, 0), (1, 5)):
             with torch.no_grad():
                 alone = model(input_ids=rows[row]).logits
-            torch.testing.assert_close(found[row : row + 1, start:], alone, atol=1e-4, rtol=0)
+            torch.testing.assert_close(padded[row : row + 1, start:], alone, atol=1e-4, rtol=0)
 
 
 @pytest.mark.parametrize("family", ["mistral", "qwen2"])

@@ -12,11 +12,11 @@ from lib.lorc import Document, answer_documents, document_nll, token_log_likelih
 
 def documents() -> list[Document]:
     generator = torch.Generator().manual_seed(0)
-    found = []
+    made = []
     for length, context in ((9, 3), (14, 10), (5, 0), (14, 1)):
         tokens = torch.randint(1, 61, (length,), generator=generator)
-        found.append(Document(tokens=tokens, scored=torch.arange(length) >= context))
-    return found
+        made.append(Document(tokens=tokens, scored=torch.arange(length) >= context))
+    return made
 
 
 def test_batching_and_padding_change_nothing(make_model: Callable[..., nn.Module]) -> None:
@@ -58,9 +58,9 @@ def test_answers_are_scored_and_questions_are_context() -> None:
         {"conversations": [{"from": "human", "value": "ab"}, {"from": "gpt", "value": "c"}]},
         {"conversations": []},
     ]
-    found = answer_documents(records, Letters(), limit=5, max_tokens=6, min_answer=2)
-    assert len(found) == 1
-    assert found[0].tokens.tolist() == [ord(letter) % 61 for letter in "<ab>cd"]
-    assert found[0].scored.tolist() == [False] * 4 + [True] * 2
+    made = answer_documents(records, Letters(), limit=5, max_tokens=6, min_answer=2)
+    assert len(made) == 1
+    assert made[0].tokens.tolist() == [ord(letter) % 61 for letter in "<ab>cd"]
+    assert made[0].scored.tolist() == [False] * 4 + [True] * 2
     with pytest.raises(ValueError, match="no record holds a question"):
         answer_documents(records, Letters(), limit=5, max_tokens=3)

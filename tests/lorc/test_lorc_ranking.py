@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from lib.lorc import ranking
+from lib.lorc.study import evaluation
 from lib.zoo import load_dataset, load_lm
 
 
@@ -12,7 +12,7 @@ def smollm():
 
 @pytest.fixture(scope="module")
 def items(smollm):
-    return ranking.ranking_items(load_dataset("evals", split="test"), smollm[1], limit=12)
+    return evaluation.ranking_items(load_dataset("evals", split="test"), smollm[1], limit=12)
 
 
 def test_items_are_spread_over_tasks_and_hold_one_right_answer(items, smollm):
@@ -25,15 +25,15 @@ def test_items_are_spread_over_tasks_and_hold_one_right_answer(items, smollm):
 
 
 def test_a_real_model_ranks_better_than_chance_and_batching_changes_nothing(items, smollm):
-    hits = ranking.ranking_hits(smollm[0], items, progress=False)
+    hits = evaluation.ranking_hits(smollm[0], items, progress=False)
     assert hits.float().mean() > 0.25
-    alone = ranking.ranking_hits(smollm[0], items[:3], batch_items=1, progress=False)
+    alone = evaluation.ranking_hits(smollm[0], items[:3], batch_items=1, progress=False)
     assert torch.equal(hits[:3], alone)
 
 
 def test_bad_input_is_one_sentence(smollm):
     row = {"task": "t", "instruction": "i", "input": "x", "ideals": ["a"]}
     with pytest.raises(ValueError, match="no task has 4 different short answers"):
-        ranking.ranking_items([row], smollm[1], limit=3)
+        evaluation.ranking_items([row], smollm[1], limit=3)
     with pytest.raises(ValueError, match="no item to rank"):
-        ranking.ranking_hits(smollm[0], [], progress=False)
+        evaluation.ranking_hits(smollm[0], [], progress=False)

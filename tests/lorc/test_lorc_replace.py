@@ -43,12 +43,12 @@ def test_full_rank_touches_nothing(make_model: Callable[..., nn.Module]) -> None
 
 def test_one_decomposition_serves_many_plans(make_model: Callable[..., nn.Module]) -> None:
     model = make_model()
-    before, found = projections(model), decompose_model(model)
+    before, bases = projections(model), decompose_model(model)
     torch.testing.assert_close(
-        found.spectra.k[0], torch.linalg.svdvals(before["model.layers.0.self_attn.k_proj.weight"])
+        bases.spectra.k[0], torch.linalg.svdvals(before["model.layers.0.self_attn.k_proj.weight"])
     )
     for keep in (0.25, 0.5, 0.75):
-        with replaced(model, uniform(3, 16, keep=keep), decomposition=found):
+        with replaced(model, uniform(3, 16, keep=keep), decomposition=bases):
             with_cached = logits(model)
         with replaced(model, uniform(3, 16, keep=keep)):
             torch.testing.assert_close(logits(model), with_cached)

@@ -22,14 +22,14 @@ def test_zero_singular_values_are_left_out() -> None:
 
 
 def test_cumulative_runs_from_each_layer_to_the_last() -> None:
-    found = cumulative_log_condition(torch.tensor([1.0, 2.0, 4.0]))
-    torch.testing.assert_close(found, torch.tensor([7.0, 6.0, 4.0]).double())
+    cumulative = cumulative_log_condition(torch.tensor([1.0, 2.0, 4.0]))
+    torch.testing.assert_close(cumulative, torch.tensor([7.0, 6.0, 4.0]).double())
 
 
 def test_products_that_overflow_are_finite_logs() -> None:
-    found = cumulative_log_condition(torch.full((200,), 10.0))
-    assert float(found[0]) == pytest.approx(2000)  # exp(2000) overflows a float64
-    assert torch.isfinite(found).all()
+    cumulative = cumulative_log_condition(torch.full((200,), 10.0))
+    assert float(cumulative[0]) == pytest.approx(2000)  # exp(2000) overflows a float64
+    assert torch.isfinite(cumulative).all()
 
 
 def test_model_spectra_match_the_weights(make_model: Callable[..., nn.Module]) -> None:

@@ -30,9 +30,7 @@ def state(pipe):
 
 
 def activate(pipe, weights):
-    layers = AdapterLayers(denoiser(pipe))
-    layers.activate(list(weights))
-    layers.weigh(weights)
+    AdapterLayers(denoiser(pipe)).set(weights)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -72,8 +70,7 @@ def test_batched_composite_is_the_sequential_one(family, k, make_pipe, run_pipe)
     for batched in (True, False, "auto"):
         with compose(pipe, weights, "composite", batched=batched) as composition:
             images.append(run_pipe(pipe, prompts=2))
-        kinds = {p.batched for p in composition.passes}
-        assert kinds == ({True, False} if batched == "auto" else {batched})
+        assert {p.batched for p in composition.passes} == {bool(batched)}
     assert difference(images[0], images[1]) < 1e-4
     assert difference(images[2], images[1]) < 1e-4
 
@@ -175,7 +172,7 @@ def test_weights_of_zero_leave_the_base_model(make_pipe, run_pipe):
     pipe = make_pipe("sd15")
     layers = AdapterLayers(pipe.unet)
     with layers.restored():
-        layers.activate([])
+        layers.set({})
         base = run_pipe(pipe)
     for method, batched in itertools.product(("merge", "switch", "composite"), (True, False)):
         with compose(pipe, dict.fromkeys(THREE, 0.0), method, batched=batched):
@@ -265,7 +262,7 @@ def test_text_encoder_loras_all_for_merge_and_composite_only_the_first_for_switc
         with compose(pipe, THREE, method):
             run_pipe(pipe, **prompt)
             assert {tuple(active) for active, _ in seen} == {tuple(expected)}
-            assert seen[0][1]["clothing"] == pytest.approx(0.8 * 6 / 4)
+            assert seen[0][1]["clothing"] == pytest.approx(6 / 4 if method == "switch" else 0.8 * 6 / 4)
     assert layers.layers[0].scaling["clothing"] == pytest.approx(6 / 4)
 
 
@@ -285,14 +282,14 @@ def test_refusals_are_one_sentence(make_pipe):
     ]
     before = state(pipe)
     for args, kwargs, words in cases:
-        with pytest.raises(TenfoldError, match=words) as caught, compose(pipe, *args, **kwargs):
+        with pytest.raises(ValueError, match=words) as caught, compose(pipe, *args, **kwargs):
             pass
         assert "\n" not in str(caught.value)
     assert state(pipe) == before
 
 
 def test_not_a_pipeline_and_fused_weights_are_refused(make_pipe):
-    with pytest.raises(TenfoldError, match="pass a diffusers pipeline"), compose(object(), {"a": 1.0}):
+    with pytest.raises(TypeError, match="pass a diffusers pipeline"), compose(object(), {"a": 1.0}):
         pass
     pipe = make_pipe("sd15", 2)
     pipe.unet.set_adapters(["character"], [1.0])
@@ -307,5 +304,5 @@ def test_an_adapters_own_scaling_is_alpha_over_its_rank_or_its_root(rank_stabili
     config = LoraConfig(r=4, lora_alpha=6, target_modules=["0"], use_rslora=rank_stabilised)
     inject_adapter_in_model(config, model, adapter_name="style")
     layers = AdapterLayers(model)
-    layers.weigh({"style": 0.5})
+    layers.set({"style": 0.5})
     assert layers.layers[0].scaling["style"] == pytest.approx(0.5 * own)

@@ -33,7 +33,7 @@ def build(**ranks):
 def test_stacked_copies_are_pefts_mixed_batch(rows, which, shape, ranks, kind):
     model = build(**dict(zip(NAMES, ranks, strict=False)))
     layers = AdapterLayers(model)
-    layers.weigh({"a": 1.0, "b": 0.5, "c": -2.0})
+    layers.set({"a": 1.0, "b": 0.5, "c": -2.0})
     layer = getattr(model, which)
     x = torch.randn(3 * rows, *shape)
     # A name that no adapter has stands for a layer that an adapter leaves alone.
@@ -54,11 +54,11 @@ def test_scalings_that_change_are_followed():
     x = torch.randn(2, 6)
     with routing.installed(layers), routing.on():
         for weights in ({"a": 1.0, "b": 1.0}, {"a": 0.3, "b": 2.0}):
-            layers.weigh(weights)
+            layers.set(weights)
             routed = model.linear(x)
             with layers.restored():
                 for row, name in enumerate(weights):
-                    layers.activate([name])
+                    layers.set({name: weights[name]})
                     routing.active = False
                     assert (model.linear(x[row]) - routed[row]).abs().max() < 1e-5
                     routing.active = True

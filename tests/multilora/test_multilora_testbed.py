@@ -5,7 +5,7 @@ from collections import Counter
 import pytest
 
 from lib import TenfoldError
-from lib.multilora.testbed import CATEGORIES, combinations, load_testbed
+from lib.multilora.study.testbed import CATEGORIES, combinations, load_testbed
 
 COUNTS = {"character": 3, "clothing": 2, "style": 2, "background": 2, "object": 2}
 

@@ -33,8 +33,8 @@ def test_principal_components_are_uncorrelated_of_unit_variance_and_blind_to_the
 def test_the_second_arm_adopts_the_first_rounds_samples(tmp_path):
     source, target = tmp_path / "a", tmp_path / "b"
     (source / "round-1").mkdir(parents=True)
-    for name in ("settings.json", "round-1/samples.jsonl", "round-1/scores.jsonl"):
+    for name in ("settings.json", "round-1/samples.json", "round-1/scores.json"):
         (source / name).write_text(name)
     preference.adopt_samples(source, target)
-    assert (target / "round-1" / "scores.jsonl").read_text() == "round-1/scores.jsonl"
+    assert (target / "round-1" / "scores.json").read_text() == "round-1/scores.json"
     assert not (target / "round-1" / "round.json").exists()

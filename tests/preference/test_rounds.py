@@ -121,25 +121,14 @@ def test_a_training_that_broke_is_begun_again_from_where_the_round_began(run):
 
 
 def test_a_budget_holds_over_rounds_and_resumes(run, tmp_path):
-    path = tmp_path / "ledger.jsonl"
-    with pytest.raises(BudgetExceeded, match="3 expert calls were asked for, but 1 of 10 are left"):
+    path = tmp_path / "ledger.sqlite"
+    with pytest.raises(BudgetExceeded, match="3 calls were asked for, but 1 of 10 are left"):
         run(Metered(Commas(), Ledger(10, path)))
     assert Ledger(10, path).spent == 9
     run(Metered(Commas(), Ledger(18, path)))
     assert Ledger(18, path).spent == 18  # nothing was paid twice
     with pytest.raises(BudgetExceeded, match="but 1 of 1 are left"):
         run(Metered(Commas(), Ledger(1)), folder="poor")
-
-
-def test_half_a_line_left_by_a_crash_is_cut_off(run):
-    run(Commas(), rounds=1)
-    place = run.folder / "round-1"
-    (place / "round.json").unlink()
-    lines = (place / "scores.jsonl").read_text()
-    (place / "scores.jsonl").write_text(lines[: lines.rindex("{") + 3])
-    judge = Commas()
-    run(judge, rounds=1)
-    assert judge.asked == [PROMPTS[-1]]
 
 
 def test_the_greedy_response_is_a_candidate_and_extra_columns_arrive(run):
@@ -156,9 +145,9 @@ def test_the_greedy_response_is_a_candidate_and_extra_columns_arrive(run):
 
 
 def test_bad_loops(run):
-    with pytest.raises(TenfoldError, match="6 prompts cannot be split over 7"):
+    with pytest.raises(ValueError, match="6 prompts cannot be split over 7"):
         run(Commas(), rounds=7)
-    with pytest.raises(TenfoldError, match="k of at least 2"):
+    with pytest.raises(ValueError, match="k of at least 2"):
         run(Commas(), sampling=Sampling(k=1))
     run(Commas(), rounds=1)
     with pytest.raises(TenfoldError, match=r"other settings \(k\)"):

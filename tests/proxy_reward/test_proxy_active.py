@@ -3,10 +3,17 @@
 import pytest
 import torch
 
-from lib.proxy_reward.active import STRATEGIES, QueryPool, score_probabilities, select
-from lib.proxy_reward.badge import GradientEmbeddings, badge, gradient_embeddings
+from lib.proxy_reward.active import (
+    STRATEGIES,
+    GradientEmbeddings,
+    QueryPool,
+    badge,
+    gradient_embeddings,
+    score_probabilities,
+    select,
+)
 from lib.proxy_reward.covering import k_center
-from lib.proxy_reward.ridge import fit_ridge
+from lib.proxy_reward.evaluators import fit_ridge
 
 
 def draws(seed=0):

@@ -4,8 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from lib.proxy_reward.bradley_terry import fit_bradley_terry
-from lib.proxy_reward.ridge import STRENGTHS, fit_ridge
+from lib.proxy_reward.evaluators import STRENGTHS, fit_bradley_terry, fit_ridge
 
 
 def problem(labels=20, width=30, seed=0):

@@ -4,13 +4,20 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from lib.preference.prompts import Question
-from lib.preference.sampling import Response
+from lib.core.generation import common_length
+from lib.preference.sampling import Question, Response
 from lib.proxy_reward import embeddings
-from lib.proxy_reward.criteria import CLOSENESS, Judgement, evaluation_ids
-from lib.proxy_reward.embeddings import pooled_states, shallow, shared_prefix
-from lib.proxy_reward.generative import GenerativeJudge, GenerativePlan, expected_grade, to_points
-from lib.proxy_reward.spin import self_play_rows
+from lib.proxy_reward.embeddings import pooled_states, shallow
+from lib.proxy_reward.generative import (
+    CLOSENESS,
+    GenerativeJudge,
+    GenerativePlan,
+    Judgement,
+    evaluation_ids,
+    expected_grade,
+    to_points,
+)
+from lib.proxy_reward.study.recipes import self_play_rows
 from lib.zoo.models import converted
 
 EXCHANGES = [("What is rain?", "Water that falls."), ("Name a fruit, please.", "An apple"), ("Hi", "Hello there!")]
@@ -39,7 +46,7 @@ def model(tokenizer):
 @pytest.mark.parametrize("batch_tokens", [1, 300])
 def test_pooled_states_are_those_of_each_sequence_alone(model, tokenizer, layers, batch_tokens):
     sequences = [evaluation_ids(tokenizer, p, r) for p, r in EXCHANGES]
-    shared = shared_prefix(sequences)
+    shared = common_length(sequences)
     assert shared > embeddings.SHORTEST_PREFIX
     found = pooled_states(model, sequences, layers=layers, batch_tokens=batch_tokens)
     for row, sequence in enumerate(sequences):
@@ -62,7 +69,7 @@ def test_the_mean_runs_over_the_span(model):
 
 
 def test_embedding_refusals(model):
-    with pytest.raises(ValueError, match="nothing to embed"):
+    with pytest.raises(ValueError, match="nothing to read"):
         pooled_states(model, [])
     with pytest.raises(ValueError, match="it is empty"):
         pooled_states(model, [[1, 2]], starts=[2])

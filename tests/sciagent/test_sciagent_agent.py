@@ -1,4 +1,3 @@
-# ruff: noqa: E501 - one list of texts
 """Constrained decoding, training and generation at tiny size, and the agent's loop with a scripted model."""
 
 import ast
@@ -7,46 +6,44 @@ from dataclasses import replace
 import pytest
 import torch
 
-from lib import TenfoldError
-from lib.sciagent import Execution, Toolset, agent, decoding, lm, retriever, science
-from lib.sciagent.form import Choice, Form, Free, parts
-from lib.sciagent.grammar import END, Grammar
+from lib.sciagent import Execution, Toolset, agent, decoding, retriever, trainer
+from lib.sciagent.grammar import ARITHMETIC, Choice, Free, ProgramGrammar, choices_of
 from lib.sciagent.program import calls, checked
-
-
-@pytest.fixture(scope="module")
-def grammar(tools):
-    return Grammar([tools["LMTD"], tools["fv"]])
-
+from lib.sciagent.study import science_tasks
 
 POSSIBLE = [
-    "", "#", "# any words ( at all", "a", "answer", "answer =", "answer = ", "answer = L", "answer = LMTD", "answer = LMTD(",
-    "answer = LMTD(T", "answer = LMTD(Thi=3", "answer = LMTD(Thi=30.5, Tho=2e", "x = fv(rate=0.1, nper=3, pmt=1, pv=2)\nanswer = x",
-    "answer = 2 * pi * 3**2", "answer = sqrt(2) / (1 +", "# words\nanswer = [1, 2", "answer = fv(rate=sq",
+    "", "2", "l", "2 * pi * 3**2", "sqrt(2) / (1 +", "[1, 2", "round(sq", "step1 + st", "step1 if step1 > 1 else 2",
 ]  # fmt: skip
 IMPOSSIBLE = [
-    " answer", "answer = Re", "answer = os.", "import os", "answer = LMTD(q", "answer = LMTD(Thi=3, zz=", "answer = fv.__",
-    "answer = y", "LMTD = 3", "answer = 3;", "answer = (lambda", "answer = {", "answer = 2)", "answer = 'a'.", "fv(1)\n",
-    "answer == 3\n", "a_name_that_never_comes_to_an_end", "answer = open(", "# a\n# b", "x = 1\n\nanswer", "answer = 1\nx", "answer = LMTD(Thi=3)", "answer = LMTD(Thi=3, Thi=",
+    " 2", "\n", "os.", "y + 1", "3;", "(lambda", "{", "2)", "'a'.", "open(", "round(x=", "2 = 3", "step2 + 1",
 ]  # fmt: skip
+
+
+def arithmetic():
+    """What the line of an expression allows, after a line that assigned step1."""
+    steps = ProgramGrammar([], "").steps()
+    next(steps)
+    for picked in (ARITHMETIC, "step1 = ", "1\n", ARITHMETIC):
+        steps.send(picked)
+    return steps.send("answer = ").allows
 
 
 @pytest.mark.parametrize("text", POSSIBLE)
-def test_what_can_still_become_a_program_goes_on(grammar, text):
-    assert grammar(text)
+def test_what_can_still_become_an_expression_goes_on(text):
+    assert arithmetic()(text)
 
 
 @pytest.mark.parametrize("text", IMPOSSIBLE)
-def test_what_calls_something_else_is_stopped_at_once(grammar, text):
-    assert not grammar(text)
+def test_what_names_something_else_is_stopped_at_once(text):
+    assert not arithmetic()(text)
 
 
-def test_every_prefix_of_a_program_is_allowed_and_it_may_end_only_when_complete(tools, grammar):
-    program = f"# mean difference\nx = {tools['LMTD'].call(tools['LMTD'].examples[0].arguments)}\nanswer = round(x, 2)"
-    assert all(grammar(program[:i]) for i in range(len(program) + 1))
-    assert grammar(program + END)
-    for unfinished in ("", "# words", "x = 3", "answer = ", "answer = LMTD(", "answer = 3 +"):
-        assert not grammar(unfinished + END)
+def test_every_prefix_of_an_expression_is_allowed_and_it_may_end_only_when_complete():
+    allows, expression = arithmetic(), "round(2 * sqrt(step1), 2) + max([1, 2.5e-3])"
+    assert all(allows(expression[:i]) for i in range(len(expression) + 1))
+    assert allows(expression + "\n")
+    for unfinished in ("", "3 +", "round(2", "st", "1 2", "round"):
+        assert not allows(unfinished + "\n")
 
 
 class Tokenizer:
@@ -91,17 +88,17 @@ QUESTIONS = ["x 30.5, y 25, z 10 and w 20", "Mean difference? The values are 1, 
 
 def test_constrained_generation_writes_programs_of_shown_functions_only(tiny, tools):
     model, tokenizer = tiny
-    forms = [Form([tools["LMTD"]], q) for q in QUESTIONS]
-    held = decoding.generate(model, tokenizer, QUESTIONS, forms=forms)
-    for text, form in zip(held, forms, strict=True):
+    grammars = [ProgramGrammar([tools["LMTD"]], q) for q in QUESTIONS]
+    held = decoding.generate(model, tokenizer, QUESTIONS, grammars=grammars)
+    for text, grammar in zip(held, grammars, strict=True):
         tree = checked(text, functions=["LMTD"])
-        assert "".join(part for part, _ in parts(text, form)) == text
+        assert "".join(part for part, _ in choices_of(text, grammar)) == text
         assert ast.unparse(tree).splitlines()[-1].startswith("answer = ")
 
 
-def slow(model, tokenizer, prompt, form):
+def slow(model, tokenizer, prompt, grammar):
     """The same choices with the whole text read anew at every token."""
-    text, steps = prompt, form.steps()
+    text, steps = prompt, grammar.steps()
     step = next(steps)
     while True:
         line = ""
@@ -127,9 +124,9 @@ def slow(model, tokenizer, prompt, form):
 def test_forced_text_in_batches_gives_what_token_by_token_gives(tiny, tools):
     model, tokenizer = tiny
     shown = [tools["LMTD"], tools["fv"]]
-    forms = [Form(shown, q) for q in QUESTIONS]
-    together = decoding.generate(model, tokenizer, QUESTIONS, forms=forms)
-    assert together == [slow(model, tokenizer, q, f) for q, f in zip(QUESTIONS, forms, strict=True)]
+    grammars = [ProgramGrammar(shown, q) for q in QUESTIONS]
+    together = decoding.generate(model, tokenizer, QUESTIONS, grammars=grammars)
+    assert together == [slow(model, tokenizer, q, g) for q, g in zip(QUESTIONS, grammars, strict=True)]
 
 
 def test_batched_generation_is_that_of_each_prompt_alone(tiny):
@@ -144,20 +141,22 @@ def test_training_teaches_the_completion_and_saves_the_adapter(tiny, tmp_path):
     import copy
 
     model, tokenizer = tiny
-    pairs = [lm.Pair(f"Question: {a}\nPlan:", ((f" {b}", ()),)) for a, b in (("a", "first"), ("b", "other"))] * 4
-    recipe = lm.Recipe(rank=8, learning_rate=1e-2, epochs=80, batch_size=4)
-    adapted = lm.train(copy.deepcopy(model), tokenizer, pairs, recipe, seed=0)
+    pairs = [
+        trainer.PromptCompletion(f"Question: {a}\nPlan:", ((f" {b}", ()),)) for a, b in (("a", "first"), ("b", "other"))
+    ] * 4
+    recipe = trainer.LoraRecipe(rank=8, learning_rate=1e-2, epochs=80, batch_size=4)
+    adapted = trainer.train(copy.deepcopy(model), tokenizer, pairs, recipe, seed=0)
     written = decoding.generate(adapted, tokenizer, [p.prompt for p in pairs[:2]], max_new_tokens=10)
     assert written == [" first", " other"]
-    lm.save(adapted, tmp_path)
-    again = lm.load(copy.deepcopy(model), tmp_path)
+    trainer.save(adapted, tmp_path)
+    again = trainer.load(copy.deepcopy(model), tmp_path)
     assert decoding.generate(again, tokenizer, [p.prompt for p in pairs[:2]], max_new_tokens=10) == written
 
 
 def test_the_loss_is_the_learned_tokens_cross_entropy_whatever_the_padding(tiny):
     model, tokenizer = tiny
     rows = [([5, 6, 7], [8, 9], [True, True]), ([5], [6, 7, 8, 9, 10], [False, True, True, False, True])]
-    found = lm.completion_loss(model, rows, pad=0)
+    found = trainer.completion_loss(model, rows, pad=0)
     terms = []
     for prompt, completion, learned in rows:
         ids = torch.tensor([prompt + completion])
@@ -172,32 +171,36 @@ def test_gradients_by_parts_are_the_batchs(tiny):
 
     model, tokenizer = tiny
     rows = [(list(range(5, 5 + n)), [8, 9, 10][:m], [True, True, False][:m]) for n, m in ((9, 3), (3, 2), (20, 3))]
-    assert [len(part) for part in lm.in_parts(rows, 12)] == [1, 1, 1]
-    assert [len(part) for part in lm.in_parts(rows, 24)] == [2, 1]
     found = []
     given = ([4, 5], [6, 7], [False, False])  # nothing of it is learned, not even as a part of its own
     for tokens_at_once in (10_000, 24, 4):
         own = copy.deepcopy(model)
-        loss = lm.add_gradients(own, [*rows, given], pad=0, tokens_at_once=tokens_at_once)
-        found.append((loss, [p.grad for p in own.parameters() if p.grad is not None]))
+        parts = list(trainer.loss_parts(own, [*rows, given], pad=0, tokens_at_once=tokens_at_once))
+        assert len(parts) == {10_000: 1, 24: 2, 4: 3}[tokens_at_once]
+        sum(parts).backward()
+        found.append((float(sum(parts).detach()), [p.grad for p in own.parameters() if p.grad is not None]))
     for loss, gradients in found[1:]:
         assert loss == pytest.approx(found[0][0], abs=1e-6)
         torch.testing.assert_close(gradients, found[0][1], atol=1e-6, rtol=1e-5)
-    torch.testing.assert_close(found[0][0], float(lm.completion_loss(model, rows, pad=0).detach()), atol=1e-6, rtol=0)
+    torch.testing.assert_close(
+        found[0][0], float(trainer.completion_loss(model, rows, pad=0).detach()), atol=1e-6, rtol=0
+    )
 
 
 def test_only_tokens_that_tell_options_apart_are_learned(tiny):
-    pair = lm.Pair("p", (("answer = ", ("answer = ",)), ("abc\n", ("abc\n", "abd\n", "x\n")), ("1+1\n", ())))
-    _, ids, learned = lm._encoded(tiny[1], pair)
+    pair = trainer.PromptCompletion(
+        "p", (("answer = ", ("answer = ",)), ("abc\n", ("abc\n", "abd\n", "x\n")), ("1+1\n", ()))
+    )
+    _, ids, learned = trainer._encoded(tiny[1], pair)
     assert len(ids) == len("answer = abc\n1+1\n") + 1
     assert learned == [False] * 9 + [True, False, True, False] + [True] * 5
-    _, _, learned = lm._encoded(tiny[1], lm.Pair("p", (("a\n", ("a\n", "b\n")),)))
+    _, _, learned = trainer._encoded(tiny[1], trainer.PromptCompletion("p", (("a\n", ("a\n", "b\n")),)))
     assert learned == [True, False, False], "the end follows from the form"
 
 
 def test_nothing_to_train_on_is_refused(tiny):
     with pytest.raises(ValueError, match="no pairs"):
-        lm.train(*tiny, [], lm.Recipe(), seed=0)
+        trainer.train(*tiny, [], trainer.LoraRecipe(), seed=0)
 
 
 class Scripted:
@@ -257,9 +260,9 @@ def test_an_instruction_goes_before_the_actions_prompt(monkeypatch, tools, warm)
 def test_swapping_the_toolset_needs_nothing_else(monkeypatch, tools, warm):
     Scripted(monkeypatch, ["p", "answer = fv(0.1, 2, -1, -10)"])
     assert new_agent(tools, warm).swap(tools.subset({"fv"})).solve("future value").answer == pytest.approx(14.2)
-    with pytest.raises(TenfoldError, match="the toolset is empty"):
+    with pytest.raises(ValueError, match="the toolset is empty"):
         new_agent(Toolset(), warm)
-    with pytest.raises(TenfoldError, match="a question is empty"):
+    with pytest.raises(ValueError, match="a question is empty"):
         new_agent(tools, warm).solve("  ")
 
 
@@ -272,12 +275,12 @@ def test_a_program_that_calls_what_was_not_shown_never_runs(monkeypatch, tools, 
 
 
 def test_science_tools_answer_science_tasks(warm):
-    tools = science.science_toolset(warm)
-    rows = science.science_tasks(2, seed=0)
+    tools = science_tasks.science_toolset(warm)
+    rows = science_tasks.science_tasks(2, seed=0)
     assert {row["function"] for row in rows} == {tool.name for tool in tools}
     first = next(row for row in rows if row["task"] == "ph_calculation")
     wanted = float(first["ideals"][0])
-    assert science.solved(first, wanted)
-    assert not science.solved(first, wanted + 0.2)
-    assert not science.solved(first, None)
+    assert science_tasks.solved(first, wanted)
+    assert not science_tasks.solved(first, wanted + 0.2)
+    assert not science_tasks.solved(first, None)
     assert calls(checked("answer = ph_of_acid(molarity=0.1, dissociation=1)", functions=["ph_of_acid"]), ["ph_of_acid"])

@@ -3,9 +3,10 @@
 import random
 
 import pytest
+from lib.sciagent.study import corpus, formulas, questions
+from lib.sciagent.study.evaluation import right
 
-from lib.sciagent import corpus, formulas, phrases, questions, retriever
-from lib.sciagent.answers import right
+from lib.sciagent import retriever
 from lib.sciagent.program import calls, checked
 
 
@@ -22,7 +23,7 @@ def built(asked, tools):
 
 def words(built):
     index = retriever.WordIndex([t.name for t in built.tools], [t.indexed() for t in built.tools])
-    return lambda queries, names: index.search(queries, 30)
+    return lambda queries: index.search(queries, 30)
 
 
 def test_every_answer_is_what_its_program_gives(asked, tools, warm):
@@ -48,15 +49,15 @@ def test_questions_name_every_number_of_their_call_and_not_the_function(asked):
 
 
 def test_training_and_test_wordings_share_no_template():
-    assert set(phrases.TEMPLATES["train"]).isdisjoint(phrases.TEMPLATES["test"])
+    assert set(questions.TEMPLATES["train"]).isdisjoint(questions.TEMPLATES["test"])
     texts = [{f.text for f in formulas.FORMULAS[s]} for s in ("train", "test")]
     assert texts[0].isdisjoint(texts[1])
 
 
 def test_rewording_replaces_technical_words():
     draw = random.Random(0)
-    assert phrases.reworded("velocity of the fluid", draw, 1.0) == "speed of the fluid"
-    assert phrases.reworded("velocity of the fluid", draw, 0.0) == "velocity of the fluid"
+    assert questions.reworded("velocity of the fluid", draw, 1.0) == "speed of the fluid"
+    assert questions.reworded("velocity of the fluid", draw, 0.0) == "velocity of the fluid"
 
 
 def test_no_family_is_on_both_sides_of_the_split(tools):
@@ -87,7 +88,7 @@ def test_functions_stand_in_the_order_of_their_ranks_unless_they_are_shuffled(bu
 
     def out_of_order(shuffled):
         samples = built.samples("cross", retrieve, shown=4, seed=0, shuffled=shuffled)
-        found = retrieve([f"{s.question.text} {s.question.plan}" for s in samples], [])
+        found = retrieve([f"{s.question.text} {s.question.plan}" for s in samples])
         rows = zip(samples, found, strict=True)
         return sum([row.index(n) for n in s.shown] != sorted(row.index(n) for n in s.shown) for s, row in rows)
 
@@ -128,7 +129,7 @@ def test_chained_questions_take_two_calls(warm):
     some = [
         t for t in fluids if questions.askable(t) and t.family in ("fluids.friction", "fluids.core", "fluids.fittings")
     ]
-    found = questions.chains(some, fluids, sandbox=warm, most=8, split="train", seed=0)
+    found = questions.of_chains(some, fluids, sandbox=warm, most=8, split="train", seed=0)
     assert found
     for q in found:
         assert len(calls(checked(q.program, functions=q.functions), q.functions)) == 2

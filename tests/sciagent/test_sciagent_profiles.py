@@ -5,7 +5,7 @@ import tomllib
 import torch
 
 from lib import root
-from lib.sciagent import lm
+from lib.sciagent import trainer
 from lib.zoo import meta_lm
 
 ADAM = 16  # bytes a trained float32 parameter: weight, gradient, two moments
@@ -15,7 +15,7 @@ def test_the_model_in_half_precision_and_its_adapters_fit_the_plan():
     profile = tomllib.loads((root() / "notebooks/profiles/gpu.toml").read_text())
     p, memory = profile["parameters"]["sciagent"], profile["cost"]["sciagent"]["memory_gib"]
     with torch.device("meta"):
-        adapted = lm.with_adapter(meta_lm(p["model"]), lm.Recipe())
+        adapted = trainer.with_adapter(meta_lm(p["model"]), trainer.LoraRecipe())
     trained = sum(w.numel() for w in adapted.parameters() if w.requires_grad)
     frozen = sum(w.numel() for w in adapted.parameters() if not w.requires_grad)
     assert 7.0e9 < frozen < 7.5e9

@@ -111,7 +111,7 @@ def test_no_process_of_a_program_is_left(pool):
         pool.run_unchecked(PROGRAMS[name])
     group = pool._workers[0].process.pid
     alive = [p for p in Path("/proc").iterdir() if p.name.isdigit() and _session(p) == group]
-    assert len(alive) <= 3, "the waiting process, the worker and at most one kept runner"
+    assert len(alive) <= 2, "the waiting process and the worker"
 
 
 def _session(process):
@@ -219,6 +219,6 @@ def test_its_fingerprint_holds_what_runs_in_the_workers(warm, pool):
     versions, limits = warm.fingerprint()
     assert set(versions) == set(warm.preload)
     assert all(versions.values())
-    inside = {f"lib.sciagent.inside.{name}" for name in ("worker", "harvest", "runner", "signatures", "seccomp")}
+    inside = {f"lib.sciagent.inside.{name}" for name in ("worker", "harvest", "isolation")}
     assert inside <= keys.reach("lib.sciagent.sandbox"), "an edit of what the workers run is another key"
     assert pool.fingerprint()[1] != limits

@@ -6,8 +6,7 @@ import pytest
 import torch
 
 from lib.seqboat import GatedAttentionUnit, window_attention
-from lib.seqboat.local_attention import weigh
-from lib.seqboat.positions import RelativeBias, rotate
+from lib.seqboat.attention import RelativeBias, rotate, weigh
 
 
 def slow(q, k, v, *, mask, window, causal, function, bias=None):

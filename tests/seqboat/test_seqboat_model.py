@@ -11,11 +11,11 @@ from lib.seqboat import (
     SeqBoatForCausalLM,
     SeqBoatForSequenceClassification,
     SeqBoatModel,
-    bench,
 )
 from lib.seqboat.layers import SeqBoatLayer
-from lib.seqboat.probes import attention_spans, saved_bytes
-from lib.seqboat.recipes import RECIPES, recipe
+from lib.seqboat.study import bench
+from lib.seqboat.study.probe import attention_spans, saved_bytes
+from lib.seqboat.study.trainer import RECIPES, recipe
 
 SMALL = {"hidden_size": 16, "value_size": 24, "key_size": 8, "num_hidden_layers": 2, "vocab_size": 50, "ema_size": 4}
 LM = {**SMALL, "is_decoder": True, "norm": "layer", "prenorm": True, "positions": "rotary", "temperature_scale": 1.0}

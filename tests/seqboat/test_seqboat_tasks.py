@@ -4,19 +4,26 @@ import pytest
 import torch
 
 from lib.seqboat import SeqBoatConfig, SeqBoatForSequenceClassification
-from lib.seqboat.tasks import (
-    byte_authorship,
-    byte_windows,
-    encode_bytes,
-    generate_listops,
-    generate_pathfinder,
-    sequential_digits,
-)
-from lib.seqboat.tasks.listops import TOKENS, evaluate
-from lib.seqboat.training import TrainingPlan, score, train
+from lib.seqboat.study.corpus import byte_authorship, byte_windows, encode_bytes, sequential_digits
+from lib.seqboat.study.generated import OPERATORS, TOKENS, generate_listops, generate_pathfinder
+from lib.seqboat.study.trainer import TrainingPlan, score, train
 
 ANSWER = {"from": "gpt", "value": "Answer " * 9}
 RECORDS = [{"conversations": [{"from": "human", "value": f"Question {i}, ünicode?"}, ANSWER]} for i in range(8)]
+
+
+def evaluate(tokens):
+    """The value of an expression given by token numbers, read with a stack."""
+    stack = [[]]
+    for token in (TOKENS[number] for number in tokens):
+        if token in OPERATORS:
+            stack.append([token])
+        elif token == "]":
+            operator, *values = stack.pop()
+            stack[-1].append(OPERATORS[operator](values))
+        elif token != "<pad>":
+            stack[-1].append(int(token))
+    return stack[0][0]
 
 
 def test_listops_follow_the_rules():

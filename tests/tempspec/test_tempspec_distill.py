@@ -1,4 +1,4 @@
-"""Lessons hold the target's answers and opinions; every loss is its textbook value; teaching raises acceptance."""
+"""Batches hold the target's answers and opinions; losses are their textbook values; teaching raises acceptance."""
 
 import copy
 
@@ -18,21 +18,19 @@ from lib.tempspec import (
     teach,
     truncate,
 )
-from lib.tempspec.feature import older
-from lib.tempspec.heads import ReducedHead, frequent_tokens
-from lib.tempspec.lessons import collate, log_probs, observe
-from lib.tempspec.losses import LOSSES, divergence, draft_log_probs, with_rest
-from lib.tempspec.metrics import acceptance, best_gamma, block_efficiency, speedup, teacher_forced_acceptance
-from lib.tempspec.ridge import fit_maps, real_positions
-from lib.tempspec.teaching import prepare
+from lib.tempspec.answers import collate, log_probs_at, observe, teaching_batches
+from lib.tempspec.feature import fit_maps, older, real_positions
+from lib.tempspec.metrics import acceptance, block_efficiency, speedup, teacher_forced_acceptance
+from lib.tempspec.modeling import ReducedHead, frequent_tokens
+from lib.tempspec.trainer import LOSSES, divergence, draft_log_probs, with_rest
 from tests.tempspec.conftest import VOCAB, llama
 
 PROMPTS = [[1, 2, 3], [4, 5], [2, 2, 4, 1], [3]]
 
 
 def test_answers_keep_prompt_order_temperature_and_end(target):
-    found = answer(target, PROMPTS, 0.0, max_new_tokens=6, batch_size=3, progress=False)
-    for prompt, example in zip(PROMPTS, found, strict=True):
+    answered = answer(target, PROMPTS, 0.0, max_new_tokens=6, batch_size=3, progress=False)
+    for prompt, example in zip(PROMPTS, answered, strict=True):
         wanted = target.generate(torch.tensor([prompt]), do_sample=False, max_new_tokens=6)[0]
         assert torch.equal(example.tokens, wanted)
         assert (example.start, example.temperature) == (len(prompt), 0.0)
@@ -49,12 +47,12 @@ def test_only_answers_are_scored_and_each_target_is_the_next_token():
 @pytest.mark.parametrize("temperature", [0.0, 0.5, 1.0, 1.7])
 def test_the_targets_opinion_is_its_own_law_at_the_answers_temperature(target, temperature):
     examples = answer(target, PROMPTS, temperature, max_new_tokens=5, progress=False)
-    (batch,) = observe(target, [examples], top=VOCAB, layers=(1,))
-    logits = target(batch.tokens).logits[batch.scored]
+    batch = observe(target, examples, top=VOCAB, layers=(1,))
+    logits = target(batch.ids).logits[batch.scored]
     law = Warping(temperature).probs(logits)
-    found = torch.zeros_like(law).scatter_(-1, batch.top_ids, batch.top_log_probs.exp())
-    torch.testing.assert_close(found, law)
-    assert batch.features.shape == (*batch.tokens.shape, target.config.hidden_size)
+    observed = torch.zeros_like(law).scatter_(-1, batch.top_ids, batch.top_log_probs.exp())
+    torch.testing.assert_close(observed, law)
+    assert batch.features.shape == (*batch.ids.shape, target.config.hidden_size)
 
 
 def test_losses_are_their_definitions_on_the_coarsened_law():
@@ -71,8 +69,8 @@ def test_losses_are_their_definitions_on_the_coarsened_law():
         "tvd": 1 - torch.minimum(a, b).sum(-1),
     }
     for name, value in wanted.items():
-        found = divergence(name, p[:, :kept].log(), q[:, :kept].log())
-        torch.testing.assert_close(found, value.float(), rtol=1e-4, atol=1e-5)
+        distance = divergence(name, p[:, :kept].log(), q[:, :kept].log())
+        torch.testing.assert_close(distance, value.float(), rtol=1e-4, atol=1e-5)
     with pytest.raises(ValueError, match="use one of ce, fkl"):
         divergence("kl", p.log(), q.log())
     assert with_rest(p[:, :kept].log()).exp().sum(-1).tolist() == pytest.approx([1.0] * 5)
@@ -80,8 +78,8 @@ def test_losses_are_their_definitions_on_the_coarsened_law():
 
 def test_a_reduced_head_gives_the_missing_tokens_no_probability():
     kept = torch.tensor([0, 3, 4])
-    found = draft_log_probs(torch.zeros(2, 3), kept, torch.tensor([[3, 1], [0, 5]]), torch.ones(2), VOCAB)
-    assert found.exp().tolist() == [pytest.approx([1 / 3, 0.0]), pytest.approx([1 / 3, 0.0])]
+    log_q = draft_log_probs(torch.zeros(2, 3), kept, torch.tensor([[3, 1], [0, 5]]), torch.ones(2))
+    assert log_q.exp().tolist() == [pytest.approx([1 / 3, 0.0]), pytest.approx([1 / 3, 0.0])]
 
 
 @pytest.mark.parametrize("loss", LOSSES)
@@ -92,8 +90,8 @@ def test_every_loss_raises_acceptance(target, loss):
     @torch.inference_mode()
     def rate() -> float:
         batch = collate(examples[:32])
-        logits = [model(batch.tokens).logits[batch.scored] for model in (target, student)]
-        return float(acceptance(*logits, warping=Warping(1.0)).mean())
+        p, q = (model(batch.ids).logits[batch.scored].softmax(-1) for model in (target, student))
+        return float(acceptance(p, q).mean())
 
     before = rate()
     teach(student, examples, target=target, loss=loss, top=4, epochs=6, learning_rate=1e-2, progress=False)
@@ -104,7 +102,7 @@ def test_every_loss_raises_acceptance(target, loss):
 def test_distilling_a_feature_drafter_shares_prompts_among_temperatures(target, monkeypatch):
     network = FeatureModel(target, layers=(1, 2), token_ids=torch.arange(VOCAB))
     seen = []
-    monkeypatch.setattr("lib.tempspec.teaching.teach", lambda drafter, examples, **options: seen.extend(examples))
+    monkeypatch.setattr("lib.tempspec.trainer.teach", lambda drafter, examples, **options: seen.extend(examples))
     distill(target, network, PROMPTS * 3, temperatures=(0.7, 1.0, 1.3), max_new_tokens=4)
     assert sorted(example.temperature for example in seen) == [0.7] * 4 + [1.0] * 4 + [1.3] * 4
     with pytest.raises(ValueError, match="cannot be shared"):
@@ -191,10 +189,11 @@ def test_frequent_tokens_and_heads_refuse_nonsense():
 def test_acceptance_is_what_verification_accepts():
     p, q = torch.randn(3, 5), torch.randn(3, 5)
     expected = torch.minimum(p.softmax(-1), q.softmax(-1)).sum(-1)
-    torch.testing.assert_close(acceptance(p, q, warping=Warping(1.0)), expected)
-    assert acceptance(p, p, warping=Warping(0.0)).tolist() == [1.0] * 3
+    torch.testing.assert_close(acceptance(p.softmax(-1), q.softmax(-1)), expected)
+    greedy = Warping(0.0).probs(p)
+    assert acceptance(greedy, greedy).tolist() == [1.0] * 3
     kept = torch.tensor([0, 2])
-    reduced = acceptance(p, q[:, kept], kept, warping=Warping(1.0))
+    reduced = acceptance(p.softmax(-1), q[:, kept].softmax(-1), kept)
     torch.testing.assert_close(reduced, torch.minimum(p.softmax(-1)[:, kept], q[:, kept].softmax(-1)).sum(-1))
 
 
@@ -203,17 +202,15 @@ def test_formulas_have_their_hand_values():
     assert block_efficiency(1.0, 4) == 5
     assert speedup(0.8, 5, 0.1) == pytest.approx((1 - 0.8**6) / 0.2 / 1.5)
     assert speedup(0.5, 0, 0.3) == 1.0
-    assert best_gamma(0.1, 0.2) == 0
-    assert best_gamma(0.8, 0.05) == max(range(17), key=lambda g: speedup(0.8, g, 0.05))
     with pytest.raises(ValueError, match="between 0 and 1"):
         block_efficiency(1.2, 3)
 
 
 def test_log_probs_are_each_rows_own_temperature():
     logits = torch.randn(3, 6)
-    found = log_probs(logits, torch.tensor([0.0, 0.5, 2.0]))
+    values = log_probs_at(logits, torch.tensor([0.0, 0.5, 2.0]))
     for row, temperature in enumerate((0, 0.5, 2)):
-        torch.testing.assert_close(found[row].exp(), Warping(temperature).probs(logits[row]))
+        torch.testing.assert_close(values[row].exp(), Warping(temperature).probs(logits[row]))
 
 
 def test_a_student_is_not_its_teacher(target):
@@ -226,9 +223,9 @@ def test_a_student_is_not_its_teacher(target):
 def test_teacher_forced_acceptance_is_the_mean_over_each_answer(target, temperature):
     drafter = truncate(target, [0], token_ids=torch.tensor([0, 1, 4]))
     examples = answer(target, PROMPTS, temperature, max_new_tokens=5, progress=False)
-    found = teacher_forced_acceptance(target, {"small": drafter, "same": target}, examples, temperature, batch_size=3)
-    torch.testing.assert_close(found["same"], torch.ones(len(PROMPTS)))
-    for example, value in zip(examples, found["small"], strict=True):
+    means = teacher_forced_acceptance(target, {"small": drafter, "same": target}, examples, temperature, batch_size=3)
+    torch.testing.assert_close(means["same"], torch.ones(len(PROMPTS)))
+    for example, value in zip(examples, means["small"], strict=True):
         p, q = (
             Warping(temperature).probs(model(example.tokens[None]).logits[0, example.start - 1 : -1])
             for model in (target, drafter)
@@ -238,11 +235,13 @@ def test_teacher_forced_acceptance_is_the_mean_over_each_answer(target, temperat
 
 def test_a_feature_drafter_started_by_ridge_drafts_before_any_training(target):
     network = FeatureModel(target, layers=(1,), token_ids=torch.arange(VOCAB))
-    batches = prepare(answer(target, PROMPTS * 24, 1.0, max_new_tokens=12, progress=False), target, layers=(1,))
+    batches = teaching_batches(
+        answer(target, PROMPTS * 24, 1.0, max_new_tokens=12, progress=False), target, layers=(1,)
+    )
     explained = fit_maps(network, batches, wanted=1)
     assert 1 > explained[0] >= explained[1] - 1e-3  # fresher features say more
     states = batches[-1].features
-    said = network.inputs(batches[-1].tokens, older(states, 1))
+    said = network.inputs(batches[-1].ids, older(states, 1))
     known = real_positions(batches[-1], first=2)
     left = (said - states)[known].square().sum() / states[known].square().sum()
     assert float((1 - left).detach()) == pytest.approx(explained[0], abs=0.15)

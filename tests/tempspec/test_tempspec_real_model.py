@@ -4,9 +4,11 @@ import pytest
 import torch
 
 from lib import zoo
-from lib.tempspec import FirstOf, ModelDrafter, PromptLookupDrafter, SpeculativeDecoder, corpus, truncate
-from lib.tempspec.costs import measure_costs
-from lib.tempspec.peers import assisted_generate, plain_generate, seconds_per_token
+from lib.core.scoring import padded
+from lib.tempspec import FirstOf, ModelDrafter, PromptLookupDrafter, SpeculativeDecoder, truncate
+from lib.tempspec.study import corpus
+from lib.tempspec.study.costs import measure_costs
+from lib.tempspec.study.peers import assisted_generate, plain_generate, seconds_per_token
 
 NEW = 20
 
@@ -30,17 +32,15 @@ def test_greedy_tokens_are_generates_on_twenty_real_prompts(real, prompts):
     for prompt in prompts:
         ids = torch.tensor([prompt])
         wanted = target.generate(ids, do_sample=False, max_new_tokens=NEW, attention_mask=torch.ones_like(ids))
-        found = decoder.generate(ids, max_new_tokens=NEW)
-        assert torch.equal(found.sequences, wanted)
-        accepted += sum(found.stats.accepted)
+        output = decoder.generate(ids, max_new_tokens=NEW)
+        assert torch.equal(output.sequences, wanted)
+        accepted += sum(output.stats.accepted)
     assert accepted > 20  # otherwise nothing was rolled forward
 
 
 def test_a_padded_batch_decodes_as_its_rows_do(real, prompts):
-    from lib.tempspec.lessons import left_padded
-
     target, _ = real
-    ids, mask = left_padded(prompts[:4])
+    ids, mask = padded(prompts[:4], side="left")
     decoder = SpeculativeDecoder(target, PromptLookupDrafter(shortest=1), gamma=3, temperature=0)
     together = decoder.generate(ids, mask, NEW)
     for row, prompt, new in zip(together.sequences, prompts, together.new_tokens.tolist(), strict=False):
@@ -50,8 +50,8 @@ def test_a_padded_batch_decodes_as_its_rows_do(real, prompts):
 
 def test_out_of_domain_prompts_come_in_turn_from_their_tasks(real):
     rows = zoo.load_dataset("evals", split="test")
-    found = corpus.task_prompts(rows, real[1], "code", limit=6)
-    assert len({tuple(prompt) for prompt in found}) == 6
+    prompts = corpus.task_prompts(rows, real[1], "code", limit=6)
+    assert len({tuple(prompt) for prompt in prompts}) == 6
     with pytest.raises(ValueError, match="use one of reasoning, code"):
         corpus.task_prompts(rows, real[1], "poetry", limit=2)
     with pytest.raises(ValueError, match="lower limit"):

@@ -4,10 +4,9 @@ import numpy as np
 import pytest
 import torch
 from scipy import stats
-from transformers import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
+from lib.core.generation import draw
 from lib.tempspec import Warping, verify, verify_greedy
-from lib.tempspec.warping import draw
 
 ROWS = 40_000
 
@@ -33,11 +32,11 @@ def test_joint_law_of_a_block_is_the_targets(zeros):
     generator = torch.Generator().manual_seed(2)
     drafted = draw(q.expand(ROWS, -1, -1), generator=generator)
     # Here p and q do not depend on earlier tokens, so the joint law of the first two tokens is a product.
-    found = verify(drafted, q.expand(ROWS, -1, -1), p.expand(ROWS, -1, -1), generator=generator)
-    first = torch.where(found.accepted > 0, drafted[:, 0], found.next_token)
+    checked = verify(drafted, q.expand(ROWS, -1, -1), p.expand(ROWS, -1, -1), generator=generator)
+    first = torch.where(checked.accepted > 0, drafted[:, 0], checked.next_token)
     assert p_value(np.bincount(first, minlength=vocab), p[0].numpy()) > 1e-3
-    second = torch.where(found.accepted > 1, drafted[:, 1], found.next_token)
-    pairs = (first * vocab + second)[found.accepted > 0]
+    second = torch.where(checked.accepted > 1, drafted[:, 1], checked.next_token)
+    pairs = (first * vocab + second)[checked.accepted > 0]
     # Given that the first token was accepted it is drawn from min(p, q), and the second from p whatever it was.
     law = torch.outer(torch.minimum(p[0], q[0]), p[1]).flatten().numpy()
     assert p_value(np.bincount(pairs, minlength=vocab**2), law) > 1e-3
@@ -55,16 +54,16 @@ def test_rows_may_draft_fewer_tokens():
     q, p = probabilities(6, 2, 3, 4), probabilities(7, 2, 4, 4)
     p[:, :3] = q  # everything drafted is accepted
     drafted = draw(q, generator=torch.Generator().manual_seed(0))
-    found = verify(drafted, q, p, lengths=torch.tensor([1, 3]))
-    assert found.accepted.tolist() == [1, 3]
+    checked = verify(drafted, q, p, lengths=torch.tensor([1, 3]))
+    assert checked.accepted.tolist() == [1, 3]
 
 
 def test_the_bonus_token_of_a_short_row_comes_from_the_row_after_its_drafts():
     q = probabilities(8, 1, 2, 4)
     p = torch.cat([q, torch.zeros(1, 1, 4)], dim=1)
     p[0, 1] = torch.tensor([0.0, 0.0, 0.0, 1.0])
-    found = verify(torch.zeros(1, 2, dtype=torch.long), q, p, lengths=torch.tensor([1]))
-    assert (found.accepted.tolist(), found.next_token.tolist()) == ([1], [3])
+    checked = verify(torch.zeros(1, 2, dtype=torch.long), q, p, lengths=torch.tensor([1]))
+    assert (checked.accepted.tolist(), checked.next_token.tolist()) == ([1], [3])
 
 
 def test_greedy_is_the_special_case_of_certain_probabilities():
@@ -101,47 +100,8 @@ def test_noise_of_drafting_and_of_the_residual_are_independent():
     p = torch.tensor([0.0, 0.0, 0.5, 0.5]).expand(ROWS, 2, 4)
     generator = torch.Generator().manual_seed(4)
     drafted = draw(q, generator=generator)
-    found = verify(drafted, q, p, generator=generator)
+    checked = verify(drafted, q, p, generator=generator)
     table = np.zeros((2, 2))
-    np.add.at(table, (drafted[:, 0].numpy(), found.next_token.numpy() - 2), 1)
-    assert found.accepted.sum() == 0
+    np.add.at(table, (drafted[:, 0].numpy(), checked.next_token.numpy() - 2), 1)
+    assert checked.accepted.sum() == 0
     assert stats.chi2_contingency(table).pvalue > 1e-3
-
-
-@pytest.mark.parametrize(
-    ("warping", "peers"),
-    [
-        (Warping(0.7), [TemperatureLogitsWarper(0.7)]),
-        (Warping(1.3, top_k=5), [TemperatureLogitsWarper(1.3), TopKLogitsWarper(5)]),
-        (Warping(0.9, top_p=0.8), [TemperatureLogitsWarper(0.9), TopPLogitsWarper(0.8)]),
-        (Warping(1.0, top_k=7, top_p=0.6), [TopKLogitsWarper(7), TopPLogitsWarper(0.6)]),
-    ],
-)
-def test_warping_equals_transformers(warping, peers):
-    logits = 3 * torch.randn(16, 40, generator=torch.Generator().manual_seed(0))
-    wanted = logits
-    for peer in peers:
-        wanted = peer(None, wanted)
-    torch.testing.assert_close(warping.probs(logits), wanted.softmax(-1))
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"temperature": -1.0}, "temperature"),
-        ({"top_k": -2}, "top_k"),
-        ({"top_p": 0.0}, "top_p"),
-        ({"top_p": 1.5}, "top_p"),
-    ],
-)
-def test_bad_warpings_say_what_to_give(options, message):
-    with pytest.raises(ValueError, match=f"{message} is"):
-        Warping(**options)
-
-
-def test_draw_follows_weights_and_never_meets_a_zero():
-    weights = torch.tensor([0.0, 3.0, 0.0, 1.0, 0.0])
-    drawn = draw(weights.expand(ROWS, -1), generator=torch.Generator().manual_seed(0))
-    assert p_value(np.bincount(drawn, minlength=5), weights.numpy()) > 1e-3
-    with pytest.raises(ValueError, match="sums to 0"):
-        draw(torch.zeros(1, 3))

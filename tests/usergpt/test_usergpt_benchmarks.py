@@ -6,9 +6,9 @@ import pytest
 
 from lib import TenfoldError, zoo
 from lib.usergpt import Annotation, Conversation, load_taxonomy
-from lib.usergpt.benchmarks import evals_families, hub_task_counts, lm_eval_families, load_benchmark_gold
-from lib.usergpt.phrases import PhraseAnnotator
-from lib.usergpt.streaming import Share, annotate_corpus, read_annotations, share_of_process
+from lib.usergpt.annotation import Share, annotate_corpus, read_annotations, share_of_process
+from lib.usergpt.study.families import evals_families, hub_task_counts, lm_eval_families, load_benchmark_gold
+from lib.usergpt.study.requests import task_phrase
 
 
 @pytest.fixture(scope="module")
@@ -64,6 +64,14 @@ def test_hub_categories_become_task_types_and_rare_ones_are_dropped():
     assert hub_task_counts([*rows, SimpleNamespace(tags=None)]) == {"QAN": 24}
 
 
+class PhraseAnnotator:
+    """Labels by the phrase of a request."""
+
+    def annotate(self, conversations):
+        for conversation in conversations:
+            yield Annotation(conversation.id, tasks=(task_phrase(conversation.requests[0]),))
+
+
 def people(count):
     return (Conversation(f"c{i}", f"t{i // 2}", (f"write a poem about number {i}",)) for i in range(count))
 
@@ -83,11 +91,10 @@ def test_an_interrupted_corpus_goes_on_where_it_was(tmp_path):
     with pytest.raises(KeyboardInterrupt):
         annotate_corpus(people(50), Interrupted(2), tmp_path, part_size=10)
     done = annotate_corpus(people(50), PhraseAnnotator(), tmp_path, part_size=10)
-    assert (done.annotated, done.found) == (30, 20)
-    assert done.per_second > 0
+    assert (done.annotated, done.done_before) == (30, 20)
     assert list(read_annotations(tmp_path)) == list(PhraseAnnotator().annotate(people(50)))
     again = annotate_corpus(people(50), Interrupted(0), tmp_path, part_size=10)
-    assert (again.annotated, again.found, again.per_second) == (0, 50, 0.0)
+    assert (again.annotated, again.done_before) == (0, 50)
 
 
 def test_another_corpus_in_the_same_folder_is_refused(tmp_path):

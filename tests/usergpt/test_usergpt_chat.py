@@ -1,20 +1,25 @@
-import json
-import threading
-from http.server import BaseHTTPRequestHandler, HTTPServer
 from random import Random
 
 import pytest
 import torch
 
 from lib import TenfoldError, zoo
+from lib.core.chat import ChatClient, ChatFailed, Decoding, Reply
+from lib.core.store import Journal, key_of
 from lib.usergpt.annotation import Annotation, Annotator
-from lib.usergpt.chat_annotator import ChatAnnotator, in_lockstep
-from lib.usergpt.chat_models import ChatModel, EndpointChatModel, LocalChatModel, OwnDraws, Reply
+from lib.usergpt.chat_annotator import (
+    ChatAnnotator,
+    Demonstration,
+    DemonstrationPool,
+    build_prompt,
+    in_lockstep,
+    load_demonstrations,
+    parse_reply,
+)
+from lib.usergpt.chat_models import ChatModel, LocalChatModel, OwnDraws
 from lib.usergpt.conversations import Conversation
-from lib.usergpt.demonstrations import Demonstration, DemonstrationPool, load_demonstrations
-from lib.usergpt.failures import failed
-from lib.usergpt.prompting import build_prompt, parse_reply
-from lib.usergpt.reply_cache import ReplyCache, key_of
+from lib.usergpt.privacy import mask
+from lib.usergpt.study.comparison import failed
 
 PEOPLE = [Conversation(str(i), str(i), (f"request {i}, mail me at p{i}@mail.org",)) for i in range(7)]
 
@@ -23,17 +28,21 @@ def output(number, domain="law", summary="s", tasks="advice, legal advice"):
     return f"** Output {number} **\n[domain] {domain}\n[summary] {summary}\n[task type] {tasks}\n"
 
 
+def said(text):
+    return Reply((text,))
+
+
 class Scripted:
     """A chat model whose answers are given; it keeps what it was asked."""
 
-    name = "scripted"
+    model = "scripted"
 
     def __init__(self, answer):
         self.answer, self.asked = answer, []
 
-    def complete(self, prompts, *, attempt=0):
-        self.asked += prompts
-        return [self.answer(prompt, attempt) for prompt in prompts]
+    def complete_many(self, questions, decoding=None, *, attempt=0):
+        self.asked += questions
+        return [self.answer(question, attempt) for question in questions]
 
 
 def pool(**options):
@@ -42,7 +51,7 @@ def pool(**options):
 
 def good(prompt, attempt):
     asked = prompt.rsplit("in the same format.", 1)[1].count("** Input")
-    return Reply("".join(output(i + 1) for i in range(asked)))
+    return said("".join(output(i + 1) for i in range(asked)))
 
 
 def test_every_conversation_gets_its_labels_three_a_call_and_masked():
@@ -94,7 +103,7 @@ def test_labels_are_brought_to_one_form():
 
 def test_failures_are_asked_again_then_kept_and_counted():
     def half(prompt, attempt):
-        return Reply(output(1)) if attempt else Reply("nonsense")
+        return said(output(1)) if attempt else said("nonsense")
 
     model = Scripted(half)
     annotator = ChatAnnotator(model, pool(rule="fixed"), attempts=3)
@@ -105,13 +114,13 @@ def test_failures_are_asked_again_then_kept_and_counted():
 
 
 def test_what_one_attempt_gave_another_does_not_take_away():
-    model = Scripted(lambda prompt, attempt: Reply([output(1), output(2), output(3)][attempt]))
+    model = Scripted(lambda prompt, attempt: said([output(1), output(2), output(3)][attempt]))
     found = list(ChatAnnotator(model, pool(rule="fixed"), attempts=3).annotate(PEOPLE[:3]))
     assert [a.fault for a in found] == ["", "", ""]
 
 
 def test_an_interrupted_run_goes_on_from_its_cache(tmp_path):
-    path = tmp_path / "replies.jsonl"
+    path = tmp_path / "replies.sqlite"
     whole = list(ChatAnnotator(Scripted(good), pool(), seed=1).annotate(PEOPLE))
 
     def killed(prompt, attempt):
@@ -122,15 +131,13 @@ def test_an_interrupted_run_goes_on_from_its_cache(tmp_path):
 
     killed.left = 2
     with pytest.raises(KeyboardInterrupt):
-        list(ChatAnnotator(Scripted(killed), pool(), seed=1, cache=ReplyCache(path)).annotate(PEOPLE))
-    with path.open("a") as file:
-        file.write('{"key": "torn')
+        list(ChatAnnotator(Scripted(killed), pool(), seed=1, journal=Journal(path)).annotate(PEOPLE))
     model = Scripted(good)
-    again = list(ChatAnnotator(model, pool(), seed=1, cache=ReplyCache(path)).annotate(PEOPLE))
+    again = list(ChatAnnotator(model, pool(), seed=1, journal=Journal(path)).annotate(PEOPLE))
     assert again == whole
     assert len(model.asked) == 1
-    assert len(ReplyCache(path)) == 3
-    assert "mail.org" not in path.read_text()
+    assert len(Journal(path)) == 3
+    assert "mail.org" not in str(Journal(path).values())
 
 
 def test_annotators_in_lockstep_are_as_alone():
@@ -140,26 +147,26 @@ def test_annotators_in_lockstep_are_as_alone():
     assert in_lockstep(jobs, model) == alone
 
 
-def said(*tasks):
+def labels(*tasks):
     return [Annotation(str(i), "d", (task,), "s") for i, task in enumerate(tasks)]
 
 
 def test_the_stated_rule_waits_for_more_than_lambda():
     growing = pool(rule="stated", share=0.5)
-    assert growing.grow(said("knitting", "a", "b"), ["x"] * 3) == 0  # 1 > 1.5 fails
-    assert growing.grow(said("knitting", "knitting", "knitting"), ["x", "y", "z"]) == 1  # 4 > 3; the first one only
+    assert growing.grow(labels("knitting", "a", "b"), ["x"] * 3) == 0  # 1 > 1.5 fails
+    assert growing.grow(labels("knitting", "knitting", "knitting"), ["x", "y", "z"]) == 1  # 4 > 3; the first one only
     assert growing.demonstrations[-1] == Demonstration("x", "d", "s", ("knitting",))
-    assert growing.grow(said("knitting", "knitting", "knitting"), ["x"] * 3) == 0  # represented by now
+    assert growing.grow(labels("knitting", "knitting", "knitting"), ["x"] * 3) == 0  # represented by now
 
 
 def test_the_published_rule_has_three_times_the_threshold_and_none_at_first():
     published = pool(rule="published", share=0.05)
-    assert published.grow(said("p", "q", "r"), ["x"] * 3) == 3  # threshold 0: whatever is new enters
+    assert published.grow(labels("p", "q", "r"), ["x"] * 3) == 3  # threshold 0: whatever is new enters
     stated = pool(rule="stated", share=0.05)
-    assert stated.grow(said("p", "q", "r"), ["x"] * 3) == 3  # 1 > 0.15
+    assert stated.grow(labels("p", "q", "r"), ["x"] * 3) == 3  # 1 > 0.15
     for calls in range(2, 20):
-        published.grow(said("debugging", "debugging", "debugging"), ["x"] * 3)
-        stated.grow(said("debugging", "debugging", "debugging"), ["x"] * 3)
+        published.grow(labels("debugging", "debugging", "debugging"), ["x"] * 3)
+        stated.grow(labels("debugging", "debugging", "debugging"), ["x"] * 3)
         before, after = 3 * (calls - 1), 3 * calls
         assert published.threshold(3) == pytest.approx(0.15 * before)
         assert stated.threshold(3) == pytest.approx(0.05 * after)
@@ -168,7 +175,7 @@ def test_the_published_rule_has_three_times_the_threshold_and_none_at_first():
 def test_a_fixed_pool_stays():
     fixed = pool(rule="fixed")
     before = list(fixed.demonstrations)
-    assert fixed.grow(said("p", "q", "r"), ["x"] * 3) == 0
+    assert fixed.grow(labels("p", "q", "r"), ["x"] * 3) == 0
     assert fixed.demonstrations == before
     assert len(fixed.draw(5, Random(0))) == 5
     assert len(fixed.draw(500, Random(0))) == len(before)
@@ -178,7 +185,7 @@ def test_a_fixed_pool_stays():
     ("start", "share", "message"), [([], 0.05, "at least one"), (None, 0.0, "λ = 0.0 is no share")]
 )
 def test_bad_pools_are_refused(start, share, message):
-    with pytest.raises(TenfoldError, match=message):
+    with pytest.raises(ValueError, match=message):
         DemonstrationPool(load_demonstrations() if start is None else start, share=share)
 
 
@@ -189,91 +196,35 @@ def test_broken_demonstrations_are_one_sentence(tmp_path):
         load_demonstrations(path)
 
 
-@pytest.fixture
-def server():
-    """A local server that answers from a list of (status, body, delay)."""
-    answers, seen, done = [], [], threading.Event()
-
-    class Handler(BaseHTTPRequestHandler):
-        def do_POST(self):
-            seen.append((self.path, self.rfile.read(int(self.headers["Content-Length"])), dict(self.headers)))
-            status, body, delay = answers.pop(0)
-            done.wait(delay)
-            try:
-                self.send_response(status)
-                self.end_headers()
-                self.wfile.write(body)
-            except OSError:
-                pass  # the client has given up
-
-        def log_message(self, *_):
-            pass
-
-    httpd = HTTPServer(("127.0.0.1", 0), Handler)
-    threading.Thread(target=httpd.serve_forever, daemon=True).start()
-    yield f"http://127.0.0.1:{httpd.server_port}/v1", answers, seen
-    done.set()
-    httpd.shutdown()
-    httpd.server_close()
-
-
-def completion(text):
-    return json.dumps({"choices": [{"message": {"content": text}}]}).encode()
-
-
-def test_an_endpoint_is_asked_as_openais(server, monkeypatch):
-    url, answers, seen = server
-    monkeypatch.setenv("SOME_KEY", "secret-value")
-    answers.append((200, completion("hello"), 0))
-    model = EndpointChatModel(url, "m", key_variable="SOME_KEY")
-    assert model.complete(["p"]) == [Reply("hello")]
-    path, body, headers = seen[0]
-    assert path == "/v1/chat/completions"
-    assert json.loads(body) == {
-        "model": "m", "temperature": 0.4, "top_p": 1, "max_tokens": 800,
-        "messages": [{"role": "user", "content": "p"}],
-    }  # fmt: skip
-    assert headers["Authorization"] == "Bearer secret-value"
-    assert "secret" not in model.name
-
-
-def test_time_outs_and_nonsense_are_asked_again_then_a_fault(server):
-    url, answers, seen = server
-    answers += [(500, b"", 0), (200, b"<html>", 0), (200, completion("late"), 0)]
-    model = EndpointChatModel(url, "m", retries=2, pause=0.01)
-    assert model.complete(["p"]) == [Reply("late")]
-    answers += [(200, b"{}", 0)] * 3
-    assert model.complete(["p"]) == [Reply(fault="endpoint: an answer that is no completion")]
-    answers.append((200, completion("slow"), 5))
-    impatient = EndpointChatModel(url, "m", retries=0, timeout=0.2)
-    assert impatient.complete(["p"]) == [Reply(fault="endpoint: time-out")]
-    assert len(seen) == 7
-
-
-def test_an_endpoint_that_refuses_for_good_stops_the_run(server):
-    url, answers, _ = server
-    answers.append((401, b"", 0))
-    with pytest.raises(TenfoldError, match=r"refuses \(401 .*check its address"):
-        EndpointChatModel(url, "m").complete(["p"])
-    with pytest.raises(TenfoldError, match="is no endpoint"):
-        EndpointChatModel("localhost", "m")
-
-
-def test_no_server_is_a_fault():
-    model = EndpointChatModel("http://127.0.0.1:9/v1", "m", retries=1, pause=0.01)
-    assert model.complete(["p"])[0].fault == "endpoint: no connection"
+def test_an_endpoint_is_asked_masked_and_what_fails_costs_its_own_call_only(chat_server, tmp_path):
+    decoding = Decoding(temperature=0.4, max_tokens=800)
+    journal = Journal(tmp_path / "replies.sqlite")
+    client = ChatClient(
+        model="m", url=chat_server.url, decoding=decoding, journal=journal, clean=mask, tries=1, concurrency=1
+    )
+    assert isinstance(client, ChatModel)
+    chat_server.script = [503, output(1, summary="mail p4@mail.org") + output(2) + output(3), output(1)]
+    annotator = ChatAnnotator(client, pool(rule="fixed"), attempts=1)
+    found = list(annotator.annotate(PEOPLE))
+    assert [a.fault for a in found] == ["503 Service Unavailable"] * 3 + [""] * 4
+    assert found[3].summary == "mail [e-mail]"
+    assert "@mail.org" not in "".join(chat_server.questions)
+    assert not any("@mail.org" in str(row) for row in journal.values())
+    chat_server.script = [401]
+    with pytest.raises(TenfoldError, match="401"):
+        list(ChatAnnotator(client, pool(rule="fixed"), attempts=1).annotate(PEOPLE[:3]))
 
 
 def test_a_local_model_answers_in_batches_the_same_twice_and_refuses_what_does_not_fit():
     lm, tokenizer = zoo.load_lm("smollm2-135m-instruct")
     model = LocalChatModel(lm, tokenizer, max_new_tokens=6, batch_size=2)
     prompts = ["Say hello.", "word " * 9000, "Name a colour."]
-    found = model.complete(prompts)
-    assert found[1].fault.startswith("a prompt of 9")
+    found = model.complete_many(prompts)
+    assert found[1].reason.startswith("a prompt of 9")
     assert all(found[i].text.startswith("** Output 1 **\n[domain]") for i in (0, 2))
-    assert model.complete(prompts) == found
-    assert model.complete(prompts[2:]) == found[2:]  # its own random numbers: no companion of the batch matters
-    assert model.complete(prompts, attempt=1) != found
+    assert model.complete_many(prompts[::2]) == found[::2]
+    assert model.complete_many(prompts[2:]) == found[2:]  # its own random numbers: no companion of the batch matters
+    assert model.complete_many(prompts[2:], attempt=1) != found[2:]
 
 
 def test_greedy_decoding_with_gumbel_noise_samples_the_models_law():
@@ -284,9 +235,9 @@ def test_greedy_decoding_with_gumbel_noise_samples_the_models_law():
 
 
 def test_failures_are_judged_and_what_cannot_be_read_is_no_verdict():
-    model = Scripted(lambda prompt, attempt: Reply(f"answer to {prompt}"))
-    said = iter([Reply("FAIL."), Reply("pass"), Reply("PASS or FAIL?"), Reply(fault="endpoint: time-out")])
-    judge = Scripted(lambda prompt, attempt: next(said))
+    model = Scripted(lambda prompt, attempt: said(f"answer to {prompt}"))
+    verdicts = iter([said("FAIL."), said("pass"), said("PASS or FAIL?"), ChatFailed("u", "time-out")])
+    judge = Scripted(lambda prompt, attempt: next(verdicts))
     assert failed(model, judge, ["a", "b", "c", "mail x@y.org"]) == [True, False, None, None]
     assert "Answer:\nanswer to a\n" in judge.asked[0]
     assert "x@y.org" not in "".join(model.asked + judge.asked)

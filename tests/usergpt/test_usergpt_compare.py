@@ -6,7 +6,6 @@ from lib import TenfoldError
 from lib.core.statistics import bootstrap_weights, jackknife
 from lib.usergpt import Conversation, EmbeddingAnnotator, load_taxonomy
 from lib.usergpt.annotation import Annotator
-from lib.usergpt.calibration import CalibratedAnnotator, Calibration, cross_fit, indicator, main_labels
 from lib.usergpt.compare import (
     distribution,
     divergence,
@@ -17,9 +16,9 @@ from lib.usergpt.compare import (
     resampling_null,
     share_table,
 )
-from lib.usergpt.encoders import WordEncoder
-from lib.usergpt.gold import GoldLabel
-from lib.usergpt.zero_shot import Cut
+from lib.usergpt.similarity import CalibratedAnnotator, Calibration, Cut, cross_fit, indicator, main_labels
+from lib.usergpt.study.peers import WordEncoder
+from lib.usergpt.taxonomy import GoldLabel
 
 
 def one_hot(draws, size=3):
@@ -166,7 +165,7 @@ def test_calibration_learns_which_score_to_trust_and_never_sees_what_it_predicts
     rare = np.zeros((240, 1))
     rare[3] = 1
     assert Calibration().fit(scores, rare).predict(scores)[0, 0] == pytest.approx(1 / 240)
-    with pytest.raises(TenfoldError, match="one row of each an item"):
+    with pytest.raises(ValueError, match="one row of each an item"):
         Calibration().fit(scores, labels[:10])
 
 

@@ -3,8 +3,15 @@ import random
 import pytest
 
 from lib import TenfoldError, zoo
-from lib.usergpt.conversations import LONGEST_TURN, Conversation, ConversationReader, batched, draw, shorten
-from lib.usergpt.language import looks_english
+from lib.usergpt.conversations import (
+    LONGEST_TURN,
+    Conversation,
+    ConversationReader,
+    batched,
+    draw,
+    looks_english,
+    shorten,
+)
 from lib.usergpt.privacy import mask, masked_excerpt
 
 SHAREGPT = {"id": "abc_3", "conversations": [{"from": "human", "value": " a "}, {"from": "gpt", "value": "b"}]}

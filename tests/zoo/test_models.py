@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from lib import TenfoldError, zoo
-from lib.zoo.shapes import SHAPES, parameter_count
+from lib.zoo.models import SHAPES, parameter_count
 
 
 @pytest.fixture(scope="module")

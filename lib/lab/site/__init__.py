@@ -1,1 +1,95 @@
-"""`make docs`: a site from executed notebooks, results and docstrings, built and checked without a network."""
+"""`make docs`: a site from executed notebooks, results and docstrings, built and checked without a network.
+
+Every warning of Sphinx is an error; dead links are refused, and so is whatever a network would bring.
+"""
+
+import shutil
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+from lib import TenfoldError, root
+from lib.lab import paths, report
+from lib.lab.site import pages
+
+STYLE = """\
+table { font-size: 0.85rem; } td { vertical-align: top; }
+.content img { max-width: 100%; height: auto; background: white; }
+div.table-wrapper, .cell_output { overflow-x: auto; }
+"""
+
+
+def build(target: Path | None = None) -> Path:
+    """Build the site and return its first page; raises TenfoldError with what to mend where anything is wrong."""
+    source, target = paths.cache_dir() / "site", target or root() / "build" / "site"
+    if not pages.finished():
+        raise TenfoldError("there are no results to show: run `make reproduce` first.")
+    write_sources(source)
+    _sphinx(source, target)
+    faults = dead_links(target)
+    if faults:
+        raise TenfoldError("the site has dead links or asks for the network: " + "; ".join(faults[:10]))
+    return target / "index.html"
+
+
+def write_sources(source: Path) -> None:
+    """Pages, executed notebooks and pictures into a folder of their own, made anew."""
+    shutil.rmtree(source, ignore_errors=True)
+    for folder in ("papers", "notebooks", "figures", "_static"):
+        (source / folder).mkdir(parents=True)
+    shutil.copy(Path(__file__).with_name("conf.py"), source)
+    (source / "_static" / "tenfold.css").write_text(STYLE)
+    texts = {"index": pages.index(), "claims": pages.claims(), "benchmarks": pages.benchmarks()}
+    texts["shared"] = pages.shared()
+    for paper in pages.finished():
+        texts[f"papers/{paper}"] = pages.paper(paper)
+        executed = paths.results_dir(pages.PROFILE, paper) / paths.notebook_of(paper).name
+        shutil.copy(executed, source / "notebooks")
+    for executed in pages.guides():
+        shutil.copy(executed, source / "notebooks")
+    shutil.copy(report.picture(pages.PROFILE), source / "figures")
+    for name in (*pages.finished(), "benchmarks"):
+        (source / "figures" / name).mkdir()
+        for picture in pages.figure_files(name):
+            shutil.copy(picture, source / "figures" / name)
+    for name, text in texts.items():
+        (source / f"{name}.md").write_text(text, encoding="utf8")
+
+
+def _sphinx(source: Path, target: Path) -> None:
+    try:
+        from sphinx.cmd.build import build_main
+    except ImportError:
+        raise TenfoldError("the site needs Sphinx: pip install -e '.[docs]'") from None
+    shutil.rmtree(target, ignore_errors=True)
+    if build_main(["-q", "-E", "-W", "--keep-going", "-b", "html", str(source), str(target)]):
+        raise TenfoldError("Sphinx found something to mend: see its warnings above.")
+
+
+def dead_links(target: Path) -> list[str]:
+    """Links inside the site that lead nowhere, and scripts, styles or pictures that would be fetched from elsewhere."""
+    from bs4 import BeautifulSoup
+
+    parsed = {page: BeautifulSoup(page.read_text(encoding="utf8"), "html.parser") for page in target.rglob("*.html")}
+    anchors = {page: {str(tag["id"]) for tag in soup.find_all(id=True)} for page, soup in parsed.items()}
+    faults = []
+    for page, soup in parsed.items():
+        for tag, attribute in (("a", "href"), ("link", "href"), ("script", "src"), ("img", "src")):
+            for found in soup.find_all(tag, attrs={attribute: True}):
+                fault = _fault(page, str(found[attribute]), tag, anchors)
+                faults += [f"{page.relative_to(target)}: {fault}"] if fault else []
+    return faults
+
+
+def _fault(page: Path, link: str, tag: str, anchors: dict[Path, set[str]]) -> str:
+    parts = urlsplit(link)
+    if parts.scheme in ("http", "https") or link.startswith("//"):
+        return "" if tag == "a" else f"{tag} from {link}"
+    if parts.scheme:
+        return ""
+    goal = (page.parent / unquote(parts.path)).resolve() if parts.path else page
+    goal = goal / "index.html" if goal.is_dir() else goal
+    if not goal.exists():
+        return f"{link} leads nowhere"
+    if parts.fragment and goal in anchors and unquote(parts.fragment) not in anchors[goal]:
+        return f"{link} names no place of that page"
+    return ""

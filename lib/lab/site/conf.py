@@ -1,10 +1,11 @@
-"""Sphinx settings of the site; `lib.lab.site.build` copies this file beside the pages it makes."""
+"""Sphinx settings of the site; `lib.lab.site` copies this file beside the pages it makes."""
 
+import importlib
 import importlib.util
 from pathlib import Path
 
-from lib import __version__
-from lib.lab.site import docstrings
+from lib import __version__, root
+from lib.lab.site import pages
 
 project, author, copyright, release = "Tenfold", "The Tenfold authors", "The Tenfold authors, Apache-2.0", __version__
 extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.mathjax", "sphinx.ext.viewcode"]
@@ -32,5 +33,11 @@ mathjax_path = "mathjax/tex-mml-chtml.js"
 
 
 def setup(app):
-    """Sphinx's hook: docstrings are prose with code in backticks, not reStructuredText."""
-    app.connect("autodoc-process-docstring", docstrings.process)
+    """Connect Sphinx's hook: docstrings are prose with code in backticks, not reStructuredText."""
+    app.connect("autodoc-process-docstring", pages.as_prose)
+    for room in (path.parent.name for path in sorted((root() / "lib").glob("*/__init__.py"))):
+        module = importlib.import_module(f"lib.{room}")
+        for name in getattr(
+            module, "__all__", ()
+        ):  # names that a room hands out on demand are seen once they are there
+            setattr(module, name, getattr(module, name))

@@ -1,5 +1,6 @@
 """Pages of the site as MyST text, one function a page, made from paper.toml, results.json, notebooks and the README."""
 
+import importlib
 import re
 from pathlib import Path
 from typing import Any
@@ -7,11 +8,13 @@ from typing import Any
 import nbformat
 
 from lib import root
-from lib.lab import bench, overview, papers, paths, report
-from lib.lab.claims import interval, passed_in_words, read, verdict_in_words
+from lib.lab import bench, papers, paths, report
+from lib.lab.claims import interval, passed_in_words, read
 from lib.lab.run import RESULTS
 
 PROFILE = "cpu"
+CODE = re.compile(r"(`+[^`]+`+)")
+SPECIAL = re.compile(r"([\\*|_:])")
 TELLING = re.compile(r"\[([^\]]+)\]\(figures/cpu/([a-z_]+)/([a-z0-9_-]+\.png)\)")
 
 
@@ -30,7 +33,7 @@ def index() -> str:
     """First page: what Tenfold is, the telling figures, where to go."""
     readme = (root() / "README.md").read_text(encoding="utf8")
     lead = readme.split("```", 1)[0].split("\n", 1)[1].strip()
-    picture = overview.place(PROFILE)
+    picture = report.picture(PROFILE)
     lead = lead.replace(f"figures/{PROFILE}/guides/{picture.name}", f"figures/{picture.name}")
     cards = []
     telling = telling_figures()
@@ -44,7 +47,7 @@ def index() -> str:
             file, text = telling[paper]
             cards.append(f"[![{text}](figures/{paper}/{file})](papers/{paper}.md)\n")
     shown = [f"notebooks/{path.stem}" for path in guides()]
-    contents = "\n".join(["claims", "benchmarks", *(f"papers/{paper}" for paper in finished()), *shown])
+    contents = "\n".join(["claims", "benchmarks", "shared", *(f"papers/{paper}" for paper in finished()), *shown])
     commands = "```sh\nmake reproduce    # every notebook, on two cores\nmake lab          # explore in JupyterLab\n```"
     return "\n".join([f"# Tenfold\n\n{lead}\n\n{commands}\n", *cards, f"```{{toctree}}\n:hidden:\n\n{contents}\n```\n"])
 
@@ -83,23 +86,53 @@ def paper(name: str) -> str:
         _deeper(prose[-1], "Deviations"),
         "## What is not reproduced\n\n" + "\n".join(f"- {line}" for line in record.not_reproduced or ("–",)),
         _run(results),
-        f"## API\n\n```{{eval-rst}}\n.. automodule:: lib.{name}\n   :members:\n   :imported-members:\n```\n",
+        f"## API\n\n{_documented(f'lib.{name}', imported=True)}",
+        *_study(name),
         f"```{{toctree}}\n:hidden:\n\n../notebooks/{paths.notebook_of(name).stem}\n```\n",
     ]  # fmt: skip
     return "\n\n".join(parts)
 
 
+def _study(name: str) -> list[str]:
+    """Section of what only the paper's notebook and benchmark use, module by module, where its room has a study."""
+    modules = [f"lib.{name}.study.{path.stem}" for path in sorted((root() / "lib" / name / "study").glob("[a-z]*.py"))]
+    parts = [f"### `{module}`\n\n{_documented(module)}" for module in modules]
+    said = "## The study\n\nWhat the notebook and the benchmark are made from; the method does not need it."
+    return [said, *parts] if parts else []
+
+
+def shared() -> str:
+    """What several methods use: shared rooms, with all that they hand out."""
+    rooms = ["lib.preference", "lib.zoo"]
+    rooms += [f"lib.core.{path.stem}" for path in sorted((root() / "lib" / "core").glob("[a-z]*.py"))]
+    parts = [f"## `{room}`\n\n{_documented(room, imported=room in ('lib.preference', 'lib.zoo'))}" for room in rooms]
+    return "\n\n".join(["# Shared rooms\n\nWhat several methods use, written once.", *parts])
+
+
+def _documented(room: str, *, imported: bool = False) -> str:
+    """Block that documents a module's public names and, on request, those that a package hands out from its files.
+
+    What it hands out from a shared room is documented there.
+    """
+    options = ["   :members:"]
+    if imported:
+        module = importlib.import_module(room)
+        homes = {name: str(getattr(getattr(module, name), "__module__", room)) for name in module.__all__}
+        elsewhere = [name for name, home in homes.items() if home.startswith("lib.") and not home.startswith(room)]
+        options += ["   :imported-members:", *([f"   :exclude-members: {', '.join(elsewhere)}"] if elsewhere else [])]
+    return "\n".join(["```{eval-rst}", f".. automodule:: {room}", *options, "```"]) + "\n"
+
+
 def _claims_table(results: dict[str, Any]) -> str:
     lines = ["| verdict | the paper says | logged | ours [95 % interval] | holds if |", "|---|---|---|---|---|"]
     for claim in results["claims"]:
-        verdict = f"{report.MARKS[claim['verdict']]} {verdict_in_words(claim)}"
         ours = f"{interval(claim)} ({claim['n']})" if claim["estimate"] is not None else "–"
         if claim.get("planned_count"):
             ours += (
                 f"; planned: {claim['planned_count']}, to find {claim['smallest_effect']:g} {claim['unit']}".rstrip()
             )
         said = f"{claim['quote']} ({claim['place']})"
-        lines.append(_line(verdict, said, claim["measured"], ours, claim["rule"]))
+        lines.append(_line(report.marked(claim), said, claim["measured"], ours, claim["rule"]))
     return "\n".join(lines)
 
 
@@ -121,7 +154,7 @@ def _apart(results: dict[str, Any]) -> list[str]:
 
 
 def _line(*cells: str) -> str:
-    return "| " + " | ".join(cell.replace("|", "\\|").replace("$", "\\$") for cell in cells) + " |"
+    return report.line(*(cell.replace("$", "\\$") for cell in cells))
 
 
 def _figures(name: str, results: dict[str, Any]) -> str:
@@ -183,3 +216,29 @@ def _bench_table(rows) -> str:
 def figure_files(name: str) -> list[Path]:
     """Pictures of the run of a paper or guide."""
     return sorted(paths.results_dir(PROFILE, name).glob("*.png"))
+
+
+# --- docstrings: ours are prose with code in backticks; what reStructuredText would read into it is escaped -----------
+
+
+def as_prose(_app, _what, _name, _object, _options, lines: list[str]) -> None:
+    """Rewrite a docstring's lines in place (signature of Sphinx's event `autodoc-process-docstring`)."""
+    lines[:] = as_rst("\n".join(lines)).split("\n")
+
+
+def as_rst(text: str) -> str:
+    """reStructuredText that shows a docstring as written: paragraphs, indented or bulleted lines kept as they are."""
+    paragraphs = [paragraph for paragraph in re.split(r"\n\s*\n", text) if paragraph.strip()]
+    return "\n\n".join(_paragraph(paragraph.split("\n")) for paragraph in paragraphs) + "\n"
+
+
+def _paragraph(lines: list[str]) -> str:
+    listed = any(re.match(r"\s+\S|\s*([-*]|\d+\.)\s", line) for line in lines)
+    if listed:  # a line block keeps line ends and indents
+        return "\n".join(f"| {_escaped(line)}" for line in lines)
+    return "\n".join(_escaped(line) for line in lines)
+
+
+def _escaped(line: str) -> str:
+    parts = CODE.split(line)
+    return "".join(f"``{p.strip('`')}``" if i % 2 else SPECIAL.sub(r"\\\1", p) for i, p in enumerate(parts))

@@ -1,4 +1,9 @@
-"""Functions of a library with their doctests run: foreign code, so this runs inside the sandbox."""
+"""Records of a library's functions, with examples that ran: foreign code, so this runs inside the sandbox.
+
+A record has the function's place, name, documentation, parameters and examples. Examples are the calls in its doctests;
+where the documentation gives a signature but no doctest that serves, plain numbers are tried in order until some give a
+finite answer, twice the same (what draws at random is no tool).
+"""
 
 import ast
 import contextlib
@@ -6,70 +11,64 @@ import doctest
 import importlib
 import inspect
 import io
+import itertools
 import math
 import pkgutil
+import signal
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
-from .records import is_answer, positional_names, record_of, timed
-from .values import plain
+from .worker import plain
 
+MOST_EXAMPLES = 3
+SECONDS = 3  # of processor time, for one example
 SKIPPED = (
-    "test",
-    "numba",
-    "vectorized",
-    "units",
-    "optional",
-    "benchmark",
-    "plot",
-    "data_reader",
-    "compat",
-    "pytest",
+    "test", "numba", "vectorized", "units", "optional", "benchmark", "plot", "data_reader", "compat", "pytest",
     "printing",
-)
+)  # fmt: skip
 RELATIVE = 1e-6  # a printed result and the value: doctests round in the last digits
 
 
 def modules(package: str) -> list[str]:
-    """Names of a package's modules, the ones that are no tests, wrappers or data."""
+    """List a package's modules, the ones that are no tests, wrappers or data."""
     root = importlib.import_module(package)
-    found = [package]
+    names = [package]
     for info in pkgutil.walk_packages(getattr(root, "__path__", []), package + "."):
         if not any(part.startswith("_") or part.startswith(SKIPPED) for part in info.name.split(".")[1:]):
-            found.append(info.name)
-    return found
+            names.append(info.name)
+    return names
 
 
 def functions(names: list[str]) -> list[dict[str, Any]]:
-    """Records of the documented functions of some modules that have at least one example that runs."""
+    """Record the documented functions of some modules that have at least one example that runs."""
     warnings.simplefilter("ignore")
     return [record for name in names for record in _functions(name)]
 
 
 def _functions(module: str) -> Iterator[dict[str, Any]]:
     try:
-        found = importlib.import_module(module)
+        library = importlib.import_module(module)
     except Exception:
         return
-    for name, function in sorted(vars(found).items()):
+    for name, function in sorted(vars(library).items()):
         home = getattr(function, "__module__", None) or ""
         own = (home == module or home.startswith(module + "._")) and not name.startswith("_")
         if own and function.__doc__ and (inspect.isfunction(function) or _is_sympy_function(function)):
-            record = record_of(f"{module}:{name}", name, function, _doctest_calls(function, name, dict(vars(found))))
+            record = record_of(f"{module}:{name}", name, function, _doctest_calls(function, name, dict(vars(library))))
             if record:
                 yield record
 
 
 def from_source(source: str, name: str) -> dict[str, Any] | None:
-    """Record of a function that a user wrote, with its doctests run; None where none of them runs."""
+    """Record a function that a user wrote, with its doctests run; None where none of them runs."""
     names: dict[str, Any] = {}
     exec(compile(source, "<tool>", "exec"), names)
     return record_of("", name, names[name], _doctest_calls(names[name], name, names))
 
 
-def _is_sympy_function(found: Any) -> bool:
-    return inspect.isclass(found) and any(c.__module__ == "sympy.core.function" for c in found.__mro__[1:])
+def _is_sympy_function(member: Any) -> bool:
+    return inspect.isclass(member) and any(c.__module__ == "sympy.core.function" for c in member.__mro__[1:])
 
 
 def _doctest_calls(function: Any, name: str, names: dict[str, Any]) -> Iterator[dict[str, Any]]:
@@ -153,3 +152,160 @@ def _close(a: Any, b: Any) -> bool:
     if isinstance(a, (int, float)) and isinstance(b, (int, float)):
         return math.isclose(a, b, rel_tol=RELATIVE, abs_tol=1e-12)
     return a == b
+
+
+# --- one record and how its examples are run ---
+
+
+def record_of(
+    place: str, name: str, function: Any, calls: Iterator[dict[str, Any]], *, parameters: list[str] | None = None,
+    doc: str | None = None,
+) -> dict[str, Any] | None:  # fmt: skip
+    """Record a function with the first examples that `calls` gives; None where it gives none."""
+    examples = list(itertools.islice(calls, MOST_EXAMPLES))
+    if not examples:
+        return None
+    named = [{"name": n, "required": True} for n in parameters or ()]
+    return {
+        "place": place, "name": name, "doc": doc or inspect.cleandoc(function.__doc__),
+        "parameters": named if parameters is not None else parameters_of(function),
+        "examples": examples, "positional": not inspect.isfunction(function) and not inspect.ismethod(function),
+    }  # fmt: skip
+
+
+def parameters_of(function: Any) -> list[dict[str, Any]]:
+    """List each parameter's name, whether it is required, and its default."""
+    if inspect.isclass(function):
+        return [{"name": n, "required": True} for n in positional_names(function)]
+    parameters = []
+    for p in inspect.signature(function).parameters.values():
+        if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD):
+            required = p.default is p.empty
+            parameters.append(
+                {"name": p.name, "required": required} | ({} if required else {"default": plain(p.default)})
+            )
+    return parameters
+
+
+def positional_names(function: Any) -> list[str]:
+    """List the arguments of a sympy function, which takes them by position only."""
+    return [p.name for p in inspect.signature(function.eval).parameters.values() if p.kind == p.POSITIONAL_OR_KEYWORD]
+
+
+class Late(Exception):
+    """An example took too long."""
+
+
+def timed(call: Callable[[], Any]) -> tuple[Any, bool]:
+    """Return the value of a call that ends within SECONDS, of processor time, and whether it did."""
+
+    def ring(*_: Any) -> None:
+        raise Late
+
+    signal.signal(signal.SIGPROF, ring)
+    signal.setitimer(signal.ITIMER_PROF, SECONDS)
+    try:
+        return call(), True
+    except Exception:
+        return None, False
+    finally:
+        signal.setitimer(signal.ITIMER_PROF, 0)
+
+
+def is_answer(value: Any) -> bool:
+    """Whether a result is a finite number, a short text or truth value, or a few of them by position or name."""
+    result = plain(value)
+    if isinstance(result, dict):
+        return set(result) != {"repr"} and 0 < len(result) <= 8 and all(map(is_answer, result.values()))
+    if isinstance(result, list):
+        return 0 < len(result) <= 8 and all(map(is_answer, result))
+    if isinstance(result, (bool, str)):
+        return len(str(result)) <= 80
+    return isinstance(result, (int, float)) and math.isfinite(result) and abs(result) < 1e30
+
+
+# --- functions without doctests: called by their signature ---
+
+TRIED = (
+    (0.5,), (2,), (0.5, 1.5), (2, 1.5), (3, 5), (0.5, 1.5, 2.5), (2, 3, 0.5), (0.2, 0.3, 0.4, 0.5), (2, 1, 0.5, 0.3),
+)  # fmt: skip
+
+
+def special_functions(module: str) -> list[dict[str, Any]]:
+    """Record a module's array functions (NumPy ufuncs), called with plain numbers."""
+    import numpy as np
+
+    records = []
+    for name, function in sorted(vars(importlib.import_module(module)).items()):
+        if isinstance(function, np.ufunc) and function.nout == 1 and function.__doc__ and not name.startswith("_"):
+            names = [n.strip() for n in function.__doc__.split("(", 1)[1].split(")", 1)[0].split(",")][: function.nin]
+            calls = _tried_calls(function, names)
+            records.append(record_of(f"{module}:{name}", name, function, calls, parameters=names))
+    return [record for record in records if record]
+
+
+TYPICAL = {
+    "rate": 0.05, "nper": 12, "pmt": -100.0, "pv": 1000.0, "fv": 0.0, "per": 3, "values": [-100.0, 39.0, 59.0, 55.0],
+    "finance_rate": 0.1, "reinvest_rate": 0.12,
+}  # fmt: skip
+
+
+def by_signature(module: str) -> list[dict[str, Any]]:
+    """Record a module's functions all of whose required parameters have a typical value (finance)."""
+    records = []
+    for name, function in sorted(vars(importlib.import_module(module)).items()):
+        if not inspect.isfunction(function) or name.startswith("_") or not function.__doc__:
+            continue
+        names = [p["name"] for p in parameters_of(function) if p["required"]]
+        if names and all(n in TYPICAL for n in names):
+            calls = _tried_calls(function, names, tried=(tuple(TYPICAL[n] for n in names),))
+            records.append(record_of(f"{module}:{name}", name, function, calls))
+    return [record for record in records if record]
+
+
+KINDS = {
+    "pdf": "Probability density at x of",
+    "pmf": "Probability that the value is k of",
+    "cdf": "Probability of a value up to x under",
+    "sf": "Probability of a value above x under",
+    "ppf": "Quantile at probability q of",
+}
+
+
+def distributions(module: str) -> list[dict[str, Any]]:
+    """Record `dist.pdf`, `.cdf`, `.sf` and `.ppf` of a module's probability distributions."""
+    records = []
+    for name, law in sorted(vars(importlib.import_module(module)).items()):
+        if not hasattr(law, "shapes") or not hasattr(law, "ppf") or name.startswith("rv_"):
+            continue
+        shapes = [s.strip() for s in law.shapes.split(",")] if law.shapes else []
+        title = law.__doc__.strip().splitlines()[0].rstrip(".")
+        for kind in ("pdf" if hasattr(law, "pdf") else "pmf", "cdf", "sf", "ppf"):
+            first = {"ppf": "q", "pmf": "k"}.get(kind, "x")
+            doc = f"{KINDS[kind]} {title[0].lower()}{title[1:]}.\n\n{_shape_notes(law, shapes, first)}"
+            names, function = [first, *shapes], getattr(law, kind)
+            calls = _tried_calls(function, names, quantile=kind == "ppf")
+            place, called = f"{module}:{name}.{kind}", f"{name}_{kind}"
+            records.append(record_of(place, called, function, calls, parameters=names, doc=doc))
+    return [record for record in records if record]
+
+
+def _shape_notes(law: Any, shapes: list[str], first: str) -> str:
+    what = {"q": "Probability, between 0 and 1", "k": "Whole number", "x": "Value"}[first]
+    lines = ["Parameters", "----------", f"{first} : float", f"    {what}"]
+    for shape in shapes:
+        lines += [f"{shape} : float", f"    Shape parameter {shape} of the {law.name} distribution"]
+    return "\n".join(lines)
+
+
+def _tried_calls(
+    function: Any, names: list[str], *, quantile: bool = False, tried: tuple[tuple, ...] = TRIED
+) -> Iterator[dict[str, Any]]:
+    for numbers in tried:
+        if len(numbers) != len(names):
+            continue
+        given = (0.3, *numbers[1:]) if quantile else numbers
+        value, ran = timed(lambda given=given: function(*given))
+        again, _ = timed(lambda given=given: function(*given))  # a function that draws at random is no tool
+        if ran and is_answer(value) and plain(value) == plain(again):
+            yield {"arguments": dict(zip(names, given, strict=True)), "value": plain(value), "verified": True}

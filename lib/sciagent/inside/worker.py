@@ -1,131 +1,219 @@
-"""The worker: isolates itself, imports the libraries once, and has programs run in forks of itself.
+"""The worker: isolates itself, imports the libraries once, and runs every program in a fork of itself.
 
-Its pipes to the parent are never held by a process that runs a program: such a process has two pipes of its own, and
+Its pipes to the parent are never held by a process that runs a program: such a process has one pipe of its own, and
 what it writes there is only ever an opaque text for the parent to parse. It can spoil its own answer and no other. The
-worker is process 1 of its namespace, which cannot be signalled from inside, and ends whatever a program left running.
-
-A request marked `reuse` (a program that was checked before) goes to a runner that is kept; any other gets a runner of
-its own. A runner that was late, ended or exceeded a limit is ended and replaced.
+worker is process 1 of its namespace, which cannot be signalled from inside, and ends what a program left running.
 """
 
+import ast
+import builtins
 import contextlib
 import gc
 import importlib
+import io
 import json
+import math
+import operator
 import os
+import resource
 import shutil
 import signal
 import sys
 import time
+import traceback
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
-from . import isolation, messages, runner, seccomp
+from . import Unfinished, isolation, receive, send
 
-KEPT_CALLS = 2000  # programs after which a kept runner is replaced all the same
-
-
-class Runner:
-    """A fork of the worker that runs programs, and the two pipes to it."""
-
-    def __init__(self, limits: dict[str, Any], refusing: seccomp.Filter, private: list[int], *, once: bool) -> None:
-        self.limits, self.calls = limits, 0
-        theirs_in, self.requests = os.pipe()
-        self.replies, theirs_out = os.pipe()
-        self.process = os.fork()
-        if self.process == 0:
-            for descriptor in (*private, self.requests, self.replies):
-                os.close(descriptor)
-            runner.serve(theirs_in, theirs_out, limits, refusing, once=once)
-        os.close(theirs_in)
-        os.close(theirs_out)
-
-    def ask(self, request: dict[str, Any]) -> str:
-        """Text that the program's process answered; raises messages.Unfinished, or OSError where it has ended."""
-        self.calls += 1
-        messages.send(self.requests, json.dumps(request).encode())
-        most, seconds = self.limits["reply_bytes"], self.limits["seconds"]
-        return messages.receive(self.replies, seconds=seconds, most=most).decode("utf8", "replace")
-
-    def end(self) -> int:
-        """End the process and return its exit status (negative: the signal it had died of before)."""
-        os.close(self.requests)
-        os.close(self.replies)
-        code = _status_soon(self.process)
-        if code is None:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(self.process, signal.SIGKILL)
-            code = os.waitstatus_to_exitcode(os.waitpid(self.process, 0)[1])
-        return code
+LONGEST = 400  # characters of what has no plain form
+MOST_ITEMS = 256
 
 
-def _status_soon(process: int) -> int | None:
-    found, status = os.waitpid(process, os.WNOHANG)
-    return os.waitstatus_to_exitcode(status) if found else None
+def plain(value: Any, depth: int = 0) -> Any:
+    """Return a result as plain JSON values: numbers, texts, lists, dicts; `{"repr": …}`, cut, for anything else."""
+    if value is None or isinstance(value, (bool, int, float)):
+        return value
+    if isinstance(value, str):
+        return value[:10_000]
+    if isinstance(value, complex):
+        return {"real": value.real, "imag": value.imag}
+    if depth < 4:
+        if isinstance(value, (set, frozenset)):
+            value = sorted(value, key=repr)
+        if isinstance(value, (list, tuple)):
+            return [plain(item, depth + 1) for item in value[:MOST_ITEMS]]
+        if isinstance(value, dict):
+            items = list(value.items())[:MOST_ITEMS]
+            return {str(key)[:LONGEST]: plain(item, depth + 1) for key, item in items}
+        with contextlib.suppress(Exception):  # NumPy scalars and arrays
+            if hasattr(value, "tolist"):
+                return plain(value.tolist(), depth + 1)
+        if type(value).__module__.startswith("sympy"):
+            with contextlib.suppress(Exception):
+                return int(value) if value.is_Integer else float(value)
+    return {"repr": repr(value)[:LONGEST]}
+
+
+class Exceeded(Exception):
+    """A program printed more than it may."""
+
+
+class Output(io.StringIO):
+    """Standard output of a program: kept up to a limit, then an error."""
+
+    def __init__(self, limit: int) -> None:
+        super().__init__()
+        self.limit = limit
+
+    def write(self, text: str) -> int:
+        """Keep a text, or raise Exceeded."""
+        if self.tell() + len(text) > self.limit:
+            raise Exceeded(f"printed more than {self.limit} characters")
+        return super().write(text)
+
+
+def answer_and_exit(reply: int, request: dict[str, Any], limits: dict[str, Any], refusing: Any) -> NoReturn:
+    """Take the limits for good, answer one request on a pipe, and end this process."""
+    with contextlib.suppress(BaseException):  # nothing may reach the worker's own code
+        take_limits(limits)
+        refusing.install()
+        send(reply, _answer(request, limits))
+    os._exit(0)
+
+
+def take_limits(limits: dict[str, Any]) -> None:
+    """Lower this process's limits, hard ones too: it cannot raise them again."""
+    wanted = {
+        resource.RLIMIT_FSIZE: limits["file_bytes"],
+        resource.RLIMIT_NOFILE: limits["files"],
+        resource.RLIMIT_NPROC: 0,
+        resource.RLIMIT_CORE: 0,
+    }
+    if limits["mapped"]:
+        wanted[resource.RLIMIT_AS] = limits["mapped"] + limits["memory_bytes"]
+    for which, value in wanted.items():
+        resource.setrlimit(which, (value, value))
+    seconds = math.ceil(limits["cpu_seconds"])
+    resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds + 1))  # SIGXCPU, then SIGKILL for who ignores it
+
+
+def _answer(request: dict[str, Any], limits: dict[str, Any]) -> bytes:
+    output = Output(limits["output_characters"])
+    sys.stdout = sys.stderr = output
+    try:
+        reply = {"kind": "ok", "value": _run(request)}
+        json.dumps(reply)  # whether it can be said at all
+    except Exceeded as error:
+        reply = {"kind": "output", "error": str(error)}
+    except MemoryError:
+        reply = {"kind": "memory", "error": "needed more memory than it may"}
+    except SystemExit:
+        reply = {"kind": "error", "error": "SystemExit: a program may not end itself"}
+    except BaseException as error:
+        reply = {"kind": "error", "error": _in_one_line(error)}
+    return json.dumps(reply | {"stdout": output.getvalue()}).encode()
+
+
+def _in_one_line(error: BaseException) -> str:
+    lines = [f.lineno for f in traceback.extract_tb(error.__traceback__) if f.filename == "<program>"]
+    return f"{type(error).__name__}: {error}"[:500] + (f" (line {lines[-1]})" if lines else "")
+
+
+def _run(request: dict[str, Any]) -> Any:
+    """Value of a request: a function of this package called, or a program's."""
+    if "function" in request:
+        module, name = request["function"].split(":")
+        return getattr(importlib.import_module(f".{module}", __package__), name)(**request["arguments"])
+    return plain(_program(request))
+
+
+def _program(request: dict[str, Any]) -> Any:
+    """Value of a program: of its last line where that is an expression, else of its variable `answer`."""
+    names = _names(request)
+    tree = ast.parse(request["program"], "<program>")
+    last = tree.body.pop() if tree.body and isinstance(tree.body[-1], ast.Expr) else None
+    exec(compile(tree, "<program>", "exec"), names)
+    if last is not None:
+        value = eval(compile(ast.Expression(last.value), "<program>", "eval"), names)
+        return value if value is not None else names.get("answer")
+    return names.get("answer")
+
+
+def _names(request: dict[str, Any]) -> dict[str, Any]:
+    """Global names of a program: its tools, and built-ins (all of them for code that is not model-written)."""
+    names: dict[str, Any] = {"__name__": "__main__"}
+    for name, place in request["tools"].items():
+        module, _, attribute = place.partition(":")
+        names[name] = operator.attrgetter(attribute)(importlib.import_module(module))
+    for name, source in request["sources"].items():
+        own: dict[str, Any] = {}
+        exec(compile(source, "<tool>", "exec"), own)
+        names[name] = own[name]
+    if request["builtins"] is not None:
+        names["__builtins__"] = {n: getattr(builtins, n, None) or getattr(math, n) for n in request["builtins"]}
+    return names
 
 
 class Server:
     """Serves the parent's requests one after the other."""
 
-    def __init__(self, pipes: tuple[int, int], scratch: Path, refusing: seccomp.Filter, mapped: int) -> None:
+    def __init__(self, pipes: tuple[int, int], scratch: Path, refusing: Any, mapped: int) -> None:
         self.pipes, self.scratch, self.refusing, self.mapped = pipes, scratch, refusing, mapped
-        self.kept: Runner | None = None
 
     def serve(self) -> None:
         """Answer until the parent closes its pipe, or the scratch folder can no longer be emptied."""
-        with contextlib.suppress(messages.Unfinished):
+        with contextlib.suppress(Unfinished):
             while True:
-                request = json.loads(messages.receive(self.pipes[0]))
+                request = json.loads(receive(self.pipes[0]))
                 began = time.monotonic()
-                text = self._answer(request, request.pop("limits") | {"mapped": self.mapped}, request.pop("reuse"))
+                text = self._answer(request, request.pop("limits") | {"mapped": self.mapped})
                 last = not clean(self.scratch)
                 reply = {"text": text, "seconds": time.monotonic() - began, "last": last}
-                messages.send(self.pipes[1], json.dumps(reply).encode())
+                send(self.pipes[1], json.dumps(reply).encode())
                 if last:
                     return
 
-    def _answer(self, request: dict[str, Any], limits: dict[str, Any], reuse: bool) -> str:
-        which = self._kept_runner(limits) if reuse else Runner(limits, self.refusing, self._private(), once=True)
+    def _answer(self, request: dict[str, Any], limits: dict[str, Any]) -> str:
+        """Text that a fork answers to a request, or how it ended without one."""
+        reply, theirs = os.pipe()
+        process = os.fork()
+        if process == 0:
+            for descriptor in (*self.pipes, reply):
+                os.close(descriptor)
+            answer_and_exit(theirs, request, limits, self.refusing)
+        os.close(theirs)
+        text, why = "", "ended"
         try:
-            text, why = which.ask(request), ""
-        except (messages.Unfinished, OSError) as error:
-            text, why = "", str(error) if isinstance(error, messages.Unfinished) else "ended"
-        if reuse and not why:
-            return text
-        code = which.end()
-        self.kept = None if which is self.kept else self.kept
-        self._end_others()
+            text = receive(reply, seconds=limits["seconds"], most=limits["reply_bytes"]).decode("utf8", "replace")
+        except Unfinished as error:
+            why = str(error)
+        finally:
+            os.close(reply)
+        code = _ended(process)
+        _end_others()
         return text or json.dumps(_how_it_ended(why, code, limits))
 
-    def _kept_runner(self, limits: dict[str, Any]) -> Runner:
-        kept = self.kept
-        if kept is not None and (kept.limits != limits or kept.calls >= KEPT_CALLS or _has_ended(kept)):
-            kept.end()
-            kept = None
-        self.kept = kept or Runner(limits, self.refusing, self._private(), once=False)
-        return self.kept
 
-    def _private(self) -> list[int]:
-        """Descriptors that a new runner must not keep."""
-        return [*self.pipes, *((self.kept.requests, self.kept.replies) if self.kept else ())]
-
-    def _end_others(self) -> None:
-        """End what a program left running: as process 1, all else in our namespace."""
-        if os.getpid() != 1:
-            return
-        if self.kept is not None:
-            self.kept.end()
-            self.kept = None
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.kill(-1, signal.SIGKILL)
-        with contextlib.suppress(ChildProcessError):
-            while True:
-                os.waitpid(-1, 0)
+def _ended(process: int) -> int:
+    """Exit status of a fork, which is killed where it has not ended (negative: the signal that it died of)."""
+    done, status = os.waitpid(process, os.WNOHANG)
+    if not done:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(process, signal.SIGKILL)
+        status = os.waitpid(process, 0)[1]
+    return os.waitstatus_to_exitcode(status)
 
 
-def _has_ended(kept: Runner) -> bool:
-    """Whether a process is gone or a zombie, without reaping it."""
-    return os.waitid(os.P_PID, kept.process, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
+def _end_others() -> None:
+    """End what a program left running: as process 1, all else in our namespace."""
+    if os.getpid() != 1:
+        return
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.kill(-1, signal.SIGKILL)
+    with contextlib.suppress(ChildProcessError):
+        while True:
+            os.waitpid(-1, 0)
 
 
 def _how_it_ended(why: str, code: int, limits: dict[str, Any]) -> dict[str, str]:
@@ -173,12 +261,12 @@ def main() -> None:
     isolation.drop_privileges()
     for name in setup["preload"]:
         importlib.import_module(name)
-    refusing = seccomp.Filter()
+    refusing = isolation.SystemCallFilter()
     given = {"user": ordinary or os.getuid() != 0, "system calls": refusing.available}
     layers += [name for name, there in given.items() if there]
     gc.collect()
     gc.freeze()  # a fork then copies fewer pages
-    messages.send(pipes[1], json.dumps({"ready": layers}).encode())
+    send(pipes[1], json.dumps({"ready": layers}).encode())
     Server(pipes, scratch, refusing, meter.last_reading()).serve()
 
 

@@ -1,0 +1,227 @@
+"""Other ways to choose, the bounds of any way, and what a choice is worth.
+
+APE is the iterative search of Zhou et al. (Algorithm 1 of arXiv:2211.01910): a pool U of candidates is scored on a
+task's demonstrations; the best are kept, a language model writes variants of each ("resampling"), these are scored by
+the same score, and so on. The best ever scored is taken.
+"""
+
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float, Int
+
+from lib.autoinstruct.candidates import Candidate, collect
+from lib.autoinstruct.decoding import answer_groups
+from lib.autoinstruct.labelling import Pair, label
+from lib.autoinstruct.tasks import Demonstration
+from lib.autoinstruct.trainer import LabelTable
+from lib.core.chat import ChatFailed, Decoding
+from lib.zoo.dialogues import prompt_ids
+
+GENERATED = ("meta-prompt", "inducer")
+RESAMPLE = (  # Section 3.3's prompt for a variation that keeps the meaning
+    "Generate a variation of the following instruction while keeping the semantic meaning.\n\n"
+    "Input: {instruction}\n\nOutput:"
+)
+Score = Callable[[int, Sequence[Candidate]], Float[np.ndarray, " candidates"]]
+Paraphraser = Callable[[Sequence[str], int], list[list[str]]]
+
+
+def style_name(candidate: Candidate) -> str:
+    """Name a style as the fixed-style baseline sees it: who made it, and in which style."""
+    return candidate.origin if candidate.origin == candidate.style else f"{candidate.origin}: {candidate.style}"
+
+
+def style_gains(tables: Sequence[LabelTable]) -> dict[str, list[float]]:
+    """Give each style's mean metric less the mean over all candidates, one value a task that has the style."""
+    gains: dict[str, list[float]] = defaultdict(list)
+    for table in tables:
+        columns: dict[str, list[int]] = defaultdict(list)
+        for c, candidate in enumerate(table.candidates):
+            columns[style_name(candidate)].append(c)
+        for style, own in columns.items():
+            gains[style].append(float(table.metric[:, own].mean() - table.metric.mean()))
+    return dict(gains)
+
+
+def best_style(tables: Sequence[LabelTable]) -> str:
+    """Name the style with the highest mean of `style_gains` on the training tasks, of those that half of them have.
+
+    Raises ValueError without a table.
+    """
+    if not tables:
+        raise ValueError("a style is chosen on training tasks: give at least one table")
+    gains = style_gains(tables)
+    everywhere = {style: values for style, values in gains.items() if len(values) >= len(tables) / 2}
+    return max(everywhere or gains, key=lambda style: float(np.mean(gains[style])))
+
+
+def with_style(table: LabelTable, style: str) -> Int[np.ndarray, " examples"]:
+    """Take the first candidate of a style for every example; the human one where the task has none of it."""
+    names = [style_name(candidate) for candidate in table.candidates]
+    index = names.index(style) if style in names else names.index("human")
+    return np.full(len(table.inputs), index)
+
+
+def wins_of_style(gains: dict[str, list[float]], style: str, tasks: int) -> np.ndarray:
+    """Tell for each task whether a style that every task has is (tied-)best there, among the styles every task has."""
+    common = np.array([values for values in gains.values() if len(values) == tasks])
+    return (np.array(gains[style]) >= common.max(0)).astype(float)
+
+
+def transferred_best(metric: Float[np.ndarray, "examples candidates"], reference: int) -> float:
+    """Give what the best candidate of one half of the examples gains over a reference one on the other, both ways.
+
+    Unlike the oracle's, this gain can be zero or negative: where instructions do not matter it is noise around 0.
+    Raises ValueError for fewer than two examples.
+    """
+    if len(metric) < 2:
+        raise ValueError("two halves need at least two examples")
+    halves = metric[::2].mean(0), metric[1::2].mean(0)
+    gains = [other[own.argmax()] - other[reference] for own, other in (halves, halves[::-1])]
+    return float(np.mean(gains))
+
+
+def expected_best_of(
+    scores: Float[np.ndarray, "examples candidates"],
+    metric: Float[np.ndarray, "examples candidates"],
+    *,
+    count: int,
+    rng: np.random.Generator,
+    draws: int = 500,
+) -> float:
+    """Give the mean metric of the best-scored of `count` candidates, over random subsets and examples."""
+    means = []
+    for _ in range(draws):
+        drawn = rng.choice(metric.shape[1], size=count, replace=False)
+        picked = scores[:, drawn].argmax(-1)
+        means.append(np.take_along_axis(metric[:, drawn], picked[:, None], 1).mean())
+    return float(np.mean(means))
+
+
+def cross_validate(
+    model: Any,
+    tokenizer: Any,
+    candidates: Sequence[Candidate],
+    demonstrations: Sequence[Demonstration],
+    *,
+    batch_rows: int = 64,
+    progress: bool = True,
+) -> Float[np.ndarray, " candidates"]:
+    """Give each candidate's mean gold log-probability on the demonstrations, each asked zero-shot (nats per token).
+
+    Deviation: the paper answers one demonstration after the others. Candidates that spell a demonstration out have
+    seen its answer here, as they have there.
+    """
+    pairs = [Pair(c.text, demo.input, (demo.output,)) for c in candidates for demo in demonstrations]
+    labels = label(model, tokenizer, pairs, max_new_tokens=0, batch_rows=batch_rows, progress=progress)
+    return np.array([one.log_prob for one in labels]).reshape(len(candidates), -1).mean(-1)
+
+
+def ask_the_model(
+    model: Any, tokenizer: Any, candidates: Sequence[Candidate], demonstrations: Sequence[Demonstration]
+) -> Float[np.ndarray, " candidates"]:
+    """Ask the model whether each is "a good instruction": how much likelier it says Yes than No, in nats."""
+    shown = "\n".join(f"Input: {demo.input}\nOutput: {demo.output}" for demo in demonstrations)
+    question = "Is this a good instruction for the examples above? Answer Yes or No."
+    prompts = [
+        prompt_ids(tokenizer, f"{shown}\n\nInstruction: {candidate.text}\n\n{question}") for candidate in candidates
+    ]
+    replies = [tokenizer(word, add_special_tokens=False).input_ids[:1] for word in ("Yes", "No")]
+    answers = answer_groups(model, [prompts], replies=[replies] * len(prompts), stops=(), max_new_tokens=0)
+    return np.array([yes - no for yes, no in answers.log_probs])
+
+
+def ape(candidates: Sequence[Candidate], validated: Float[np.ndarray, " candidates"]) -> int:
+    """Take APE's first selection: the generated candidate likeliest on the demonstrations, by `cross_validate`.
+
+    Raises ValueError where no candidate is generated.
+    """
+    own = [c for c, candidate in enumerate(candidates) if candidate.origin in GENERATED]
+    if not own:
+        raise ValueError("APE chooses among generated candidates: there is none")
+    return max(own, key=lambda c: validated[c])
+
+
+@dataclass(frozen=True)
+class Search:
+    """All candidates of a task that were scored, with the round in which each came (0: it was in the pool)."""
+
+    candidates: tuple[Candidate, ...]
+    scores: Float[np.ndarray, " candidates"]
+    born: tuple[int, ...]
+
+    def best(self, after: int | None = None) -> int:
+        """Index of the best candidate, of those that were there after a round (default: the last)."""
+        there = [c for c, born in enumerate(self.born) if after is None or born <= after]
+        return max(there, key=lambda c: self.scores[c])
+
+
+def paraphraser(
+    chat: Any, *, count: int = 2, temperature: float = 1.0, max_tokens: int = 64, seed: int = 0
+) -> Paraphraser:
+    """Make a function (instructions, round) -> `count` variants of each, written by a language model.
+
+    `chat` answers many questions at once by `complete_many`: a `LocalGenerator`, a `ChatClient`.
+    """
+
+    def write(texts: Sequence[str], number: int) -> list[list[str]]:
+        prompts = [RESAMPLE.format(instruction=text) for text in texts]
+        decoding = Decoding(n=count, temperature=temperature, max_tokens=max_tokens, seed=seed + number)
+        replies = chat.complete_many(prompts, decoding)
+        for failed in (reply for reply in replies if isinstance(reply, ChatFailed)):
+            raise failed
+        return [list(reply.texts) for reply in replies]
+
+    return write
+
+
+def search(
+    pools: Sequence[Sequence[Candidate]],
+    demonstrations: Sequence[Sequence[Demonstration]],
+    score: Score,
+    paraphrase: Paraphraser,
+    *,
+    rounds: int,
+    keep: int = 2,
+) -> list[Search]:
+    """Search from each task's pool of candidates as APE does, all tasks in step so that a model can write in batches.
+
+    `score(task, candidates)` is the value of candidates of a task, `keep` how many are varied in each round (the paper
+    keeps a share of the pool). Unusable and repeated variants are left out. Raises ValueError for an empty pool.
+    """
+    if not all(pools):
+        raise ValueError("APE varies candidates: each task's pool needs at least one")
+    searches = [
+        Search(tuple(pool), np.asarray(score(t, pool), dtype=float), (0,) * len(pool)) for t, pool in enumerate(pools)
+    ]
+    for number in range(1, rounds + 1):
+        kept = [np.argsort(-one.scores, kind="stable")[:keep] for one in searches]
+        texts = [one.candidates[c].text for one, best in zip(searches, kept, strict=True) for c in best]
+        written = iter(paraphrase(texts, number))
+        for t, (one, best) in enumerate(zip(searches, kept, strict=True)):
+            variants = [text for _ in best for text in next(written)]
+            searches[t] = _grown(one, variants, number, lambda new, t=t: score(t, new), demonstrations[t])
+    return searches
+
+
+def _grown(
+    one: Search,
+    variants: Sequence[str],
+    number: int,
+    score: Callable[[Sequence[Candidate]], Float[np.ndarray, " candidates"]],
+    demonstrations: Sequence[Demonstration],
+) -> Search:
+    """The search with the usable among a round's variants, scored."""
+    # A model likes to put a label and quotation marks around a variant.
+    texts = [text.strip().removeprefix("Output:").strip().strip('"').strip() for text in variants]
+    made = [Candidate(text, "APE", f"round {number}") for text in texts]
+    everyone = collect([*one.candidates, *made], demonstrations=demonstrations).candidates
+    new = [candidate for candidate in everyone if candidate.origin == "APE" and candidate not in one.candidates]
+    if not new:
+        return one
+    scores = np.concatenate([one.scores, np.asarray(score(new), dtype=float)])
+    return Search((*one.candidates, *new), scores, (*one.born, *(number,) * len(new)))

@@ -1,0 +1,179 @@
+"""Train a ranker on labels, score candidates with it, and choose: for one example, or one for all of a task.
+
+Training rows hold few candidates an example, drawn against popularity, and no ties.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+
+from lib.autoinstruct.candidates import Candidate
+from lib.autoinstruct.modeling import Prepared, Scorer
+from lib.autoinstruct.objectives import OBJECTIVES
+from lib.core.training import train
+
+
+@dataclass(frozen=True)
+class LabelTable:
+    """Labels of one task: `metric[e, c]` of candidate c on the example with input e (higher is better)."""
+
+    task: str
+    inputs: tuple[str, ...]
+    candidates: tuple[Candidate, ...]
+    metric: np.ndarray
+
+    def __post_init__(self) -> None:
+        shape = (len(self.inputs), len(self.candidates))
+        if self.metric.shape != shape:
+            raise ValueError(f"task {self.task!r}: the metric has shape {self.metric.shape}, expected {shape}")
+
+
+@dataclass(frozen=True)
+class Row:
+    """One training row: an input, some of its candidates' texts and their metric."""
+
+    task: str
+    input: str
+    instructions: tuple[str, ...]
+    metric: tuple[float, ...]
+
+
+def popularity(metric: Float[np.ndarray, "examples candidates"]) -> Int[np.ndarray, " candidates"]:
+    """Count on how many examples each candidate is best, ties counted for all of them."""
+    return (metric == metric.max(-1, keepdims=True)).sum(0)
+
+
+def popularity_weights(counts: Int[np.ndarray, " candidates"]) -> Float[np.ndarray, " candidates"]:
+    """Give sampling weights softmax(MinMax(1 / popularity)): the rarely best are drawn more often.
+
+    A candidate that is never best counts like one that is best once (the paper leaves 1/0 open).
+    """
+    inverse = 1.0 / np.maximum(counts, 1)
+    span = inverse.max() - inverse.min()
+    scaled = (inverse - inverse.min()) / span if span > 0 else np.zeros_like(inverse)
+    weights = np.exp(scaled)
+    return weights / weights.sum()
+
+
+def draw_rows(
+    table: LabelTable,
+    rng: np.random.Generator,
+    *,
+    candidates: int = 8,
+    lowest_range: float = 0.1,
+    limit: int = 400,
+) -> list[Row]:
+    """Draw rows of a task: one an example with `candidates` of its instructions, at most `limit`.
+
+    Left out are rows whose metric ties or ranges over less than `lowest_range` (in the metric's unit). Where there are
+    more than `limit`, rows whose best candidate is popular are kept less often.
+    """
+    counts = popularity(table.metric)
+    weights = popularity_weights(counts)
+    size = min(candidates, len(table.candidates))
+    rows, best = [], []
+    for text, metric in zip(table.inputs, table.metric, strict=True):
+        drawn = rng.choice(len(weights), size=size, replace=False, p=weights)
+        span = metric[drawn].max() - metric[drawn].min()
+        if span <= 0 or span < lowest_range:
+            continue
+        texts = tuple(table.candidates[c].text for c in drawn)
+        rows.append(Row(table.task, text, texts, tuple(map(float, metric[drawn]))))
+        best.append(counts[drawn[metric[drawn].argmax()]])
+    if len(rows) <= limit:
+        return rows
+    kept = rng.choice(len(rows), size=limit, replace=False, p=popularity_weights(np.array(best)))
+    return [rows[i] for i in sorted(kept)]
+
+
+def pairs_of(tables: Sequence[LabelTable]) -> list[tuple[str, str]]:
+    """List every (input, instruction) pair of some tables, each once."""
+    return list(dict.fromkeys((text, c.text) for t in tables for text in t.inputs for c in t.candidates))
+
+
+def fit(
+    scorer: Scorer,
+    tables: Sequence[LabelTable],
+    *,
+    objective: str = "listwise",
+    epochs: int = 3,
+    batch_rows: int = 8,
+    candidates: int = 8,
+    lowest_range: float = 0.1,
+    lr: float = 2e-4,
+    weight_decay: float = 0.01,
+    seed: int = 0,
+    prepared: Prepared | None = None,
+    progress: bool = True,
+) -> list[float]:
+    """Train in place with AdamW at a linearly falling rate; rows are drawn anew each epoch. Gives each step's loss.
+
+    Raises ValueError where no row is left to learn from.
+    """
+    if objective not in OBJECTIVES:
+        raise ValueError(f"there is no objective {objective!r}: use one of {', '.join(OBJECTIVES)}")
+    loss_of, rng = OBJECTIVES[objective], np.random.default_rng(seed)
+    prepared = prepared or Prepared(scorer, pairs_of(tables), progress=progress)
+    options = {"candidates": min(candidates, *(len(t.candidates) for t in tables)), "lowest_range": lowest_range}
+    drawn = [[row for table in tables for row in draw_rows(table, rng, **options)] for _ in range(epochs)]
+    if not all(drawn):
+        raise ValueError(f"no row's metric ranges over {lowest_range} or more: lower lowest_range, or label more")
+    return train(
+        scorer, _batches(drawn, rng, batch_rows), lambda rows: loss_of(*_scored(scorer, rows, prepared)),
+        steps=sum(-(-len(rows) // batch_rows) for rows in drawn), learning_rate=lr, weight_decay=weight_decay,
+        label=f"ranker ({objective})", progress=progress,
+    )  # fmt: skip
+
+
+def _batches(drawn: Sequence[Sequence[Row]], rng: np.random.Generator, size: int) -> Iterator[list[Row]]:
+    for rows in drawn:
+        order = rng.permutation(len(rows))
+        for start in range(0, len(rows), size):
+            yield [rows[i] for i in order[start : start + size]]
+
+
+def _scored(scorer: Scorer, rows: Sequence[Row], prepared: Prepared) -> tuple[torch.Tensor, torch.Tensor]:
+    pairs = [(row.input, text) for row in rows for text in row.instructions]
+    scores = scorer(*prepared.take(pairs)).float()
+    metric = torch.tensor([row.metric for row in rows], dtype=torch.float32, device=scores.device)
+    return scores.view(metric.shape), metric
+
+
+@torch.inference_mode()
+def predict(
+    scorer: Scorer, tables: Sequence[LabelTable], *, prepared: Prepared | None = None, batch_size: int = 256
+) -> list[np.ndarray]:
+    """Score all candidates on all examples of each table [examples, candidates], without looking at its metric."""
+    scorer.eval()
+    pairs = pairs_of(tables)
+    prepared = prepared or Prepared(scorer, pairs)
+    scores: dict[tuple[str, str], float] = {}
+    for start in range(0, len(pairs), batch_size):
+        batch = pairs[start : start + batch_size]
+        scores |= dict(zip(batch, scorer(*prepared.take(batch)).float().tolist(), strict=True))
+    return [np.array([[scores[text, c.text] for c in t.candidates] for text in t.inputs]) for t in tables]
+
+
+def choose(scorer: Scorer, inputs: str | Sequence[str], candidates: Sequence[Candidate]) -> Candidate:
+    """Choose the best-scored candidate for one input, or by the mean score over several inputs of a task.
+
+    No answer is needed. Raises ValueError without a candidate or an input.
+    """
+    texts = (inputs,) if isinstance(inputs, str) else tuple(inputs)
+    if not texts or not candidates:
+        raise ValueError("choosing needs at least one input and one candidate")
+    table = LabelTable("", texts, tuple(candidates), np.zeros((len(texts), len(candidates))))
+    return candidates[int(predict(scorer, [table])[0].mean(0).argmax())]
+
+
+def per_example(scores: Float[np.ndarray, "examples candidates"]) -> Int[np.ndarray, " examples"]:
+    """Choose a candidate for each example (the paper's way)."""
+    return scores.argmax(-1)
+
+
+def per_task(scores: Float[np.ndarray, "examples candidates"]) -> Int[np.ndarray, " examples"]:
+    """Choose one candidate for all examples: the one with the highest mean score."""
+    return np.full(len(scores), int(scores.mean(0).argmax()))

@@ -1,0 +1,1 @@
+"""What only the notebook and the benchmark of proxy reward need."""

@@ -1,0 +1,1 @@
+"""SeqBoat's experiments: tasks, recipes, training, what it is compared with, probes and benchmarks."""

@@ -1,0 +1,1 @@
+"""What only TempSpec's notebook and benchmark need: prompts, the drafters trained, costs, peers."""

@@ -1,0 +1,89 @@
+"""The grammar of programs: which values a question holds, which steps are choices, and that every program parses."""
+
+import random
+
+import pytest
+
+from lib.sciagent.grammar import ARITHMETIC, Choice, Free, ProgramGrammar, QuestionValues, choices_of, purpose_line
+from lib.sciagent.program import checked
+
+
+@pytest.mark.parametrize(("question", "numbers"), [
+    ("a speed of 2.5 m/s^2 and 1.9e-05 Pa*s", ["2.5", "1.9e-05"]),
+    ("-5 degC, 1,000 kg and 10% of H2O in 7732-18-5 at 3 m^-1", ["-5", "1000", "10", "3"]),
+    ("on January 13, 2051. The slope is 4.", ["13", "2051", "4"]),
+    ("no number", []),
+])  # fmt: skip
+def test_numbers_of_a_question_are_those_said_not_those_of_units_or_names(question, numbers):
+    assert [value for _, value in QuestionValues(question).numbers] == numbers
+
+
+def test_a_number_comes_with_the_words_that_say_what_it_is():
+    found = QuestionValues(
+        "What is the drag if the speed is 2.5 m/s, the bore is 1,000 mm and the angle, flat, is 3?"
+    ).numbers
+    assert found == [("the speed is 2.5", "2.5"), ("the bore is 1,000", "1000"), ("the angle, flat, is 3", "3")]
+
+
+def test_a_number_serves_once_while_others_are_left():
+    values = QuestionValues("one is 1, two is 2.5 and two is 2.5")
+
+    def left(kind, taken, known=()):
+        return [value for _, value in values.of(kind, taken, known)]
+
+    assert left("number", ["2.5"]) == ["1", "2.5"]
+    assert left("number", ["2.5", "2.5"], ["step1"]) == ["1", "step1"]
+    assert left("number", ["2.5", "2.5", "1"]) == ["1", "2.5"]
+    assert left("integer", []) == ["1"]
+    assert left("boolean", []) == ["True", "False"]
+    assert QuestionValues("no number").of("number", []) == [("nothing", "0")]
+
+
+def test_texts_and_lists_are_copied():
+    assert QuestionValues("colors 'red blue' please").texts[0] == ("red blue", "'red blue'")
+    assert ("methanol", "'methanol'") in QuestionValues("Boiling point of methanol?").texts
+    assert QuestionValues("determinant of [[1, 2], [3, 4]]").lists[0][1] == "[[1, 2], [3, 4]]"
+
+
+def test_a_program_is_parted_into_choices_and_what_follows(tools):
+    grammar = ProgramGrammar(
+        [tools["LMTD"]], "The inlet is 100, the outlet is 60.5, the cold is 30 and the end is 40.2"
+    )
+    found = choices_of("answer = LMTD(Thi=100, Tho=60.5, Tci=30, Tco=40.2)", grammar)
+    chosen = [text for text, options in found if len(options) != 1]
+    said = [f" the {w}\n    {n}={w[w.index(' is ') + 4 :]},\n" for w, n in
+            (("outlet is 60.5", "Tho"), ("cold is 30", "Tci"))]  # fmt: skip
+    assert chosen == [purpose_line(tools["LMTD"]), "answer = ", " the inlet is 100\n    Thi=100,\n", *said, ")\n"]
+    assert "".join(text for text, _ in found).startswith(f"# use {tools['LMTD'].gives()}: LMTD\nanswer = LMTD(\n    # ")
+    free = choices_of("step1 = 2 * 3\nanswer = step1 + 1", grammar)
+    assert [text for text, _ in free] == [ARITHMETIC, "step1 = ", "2 * 3\n", ARITHMETIC, "answer = ", "step1 + 1\n"]
+
+
+@pytest.mark.parametrize("program", [
+    "answer = LMTD(Thi=99, Tho=60.5, Tci=30, Tco=40.2)", "answer = LMTD(Thi=100)", "answer = fv(100)", "x = 3",
+    "answer = 3\nstep2 = 4",
+])  # fmt: skip
+def test_what_the_form_does_not_hold_is_refused(tools, program):
+    with pytest.raises(ValueError, match="cannot be written"):
+        choices_of(program, ProgramGrammar([tools["LMTD"]], "T is 100, 60.5, 30 and 40.2"))
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_whatever_is_chosen_is_a_program_that_calls_shown_functions(tools, seed):
+    draw = random.Random(seed)
+    shown = draw.sample(list(tools), 3)
+    steps = ProgramGrammar(shown, draw.choice(["is 3.5 and 4, 5", "nothing known", "colors 'red blue', 7"])).steps()
+    step, text = next(steps), ""
+    try:
+        while True:
+            if isinstance(step, Choice):
+                assert not any(a != b and b.startswith(a) for a in step.options for b in step.options)
+                picked = draw.choice(step.options)
+            else:
+                assert isinstance(step, Free)
+                picked = next(t for t in ("1 + 2\n", "4,\n") if step.allows(t))
+                assert all(step.allows(picked[:i]) for i in range(1, len(picked) + 1))
+            text += picked
+            step = steps.send(picked)
+    except StopIteration:
+        checked(text, functions=[t.name for t in shown])

@@ -1,0 +1,189 @@
+"""The experiment's tables: annotators against a person, corrected shares of both sides, pools side by side, merging."""
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from lib.core.chat import ChatFailed, Reply
+from lib.usergpt import Conversation, GoldLabel, labelled, share_table
+from lib.usergpt.compare import divergence
+from lib.usergpt.similarity import LabelSpace
+from lib.usergpt.study import comparison
+from lib.usergpt.study.topics import Cluster, Topics
+
+CODES = ("QAN", "SUM", "OTH")
+
+
+class Space(LabelSpace):
+    """Scores that are the embeddings themselves."""
+
+    def __init__(self, codes):
+        self.codes = codes
+
+    def scores(self, embeddings):
+        return torch.as_tensor(embeddings, dtype=torch.float32)
+
+
+SPACES = {"tasks": Space(("QAN", "SUM")), "domains": Space(("TEC", "LAW"))}
+SCORES = torch.tensor([[0.35, 0.05], [0.1, 0.3], [0.05, 0.05], [0.31, 0.1]])
+TRUTH = {
+    "a": GoldLabel("a", "TEC", ("QAN",)), "b": GoldLabel("b", "LAW", ("SUM",)),
+    "c": GoldLabel("c", "OTH", ("OTH",)), "d": GoldLabel("d", "TEC", ("QAN", "SUM")),
+}  # fmt: skip
+
+
+def test_the_best_cuts_label_as_the_person_does():
+    cuts = comparison.best_cuts(TRUTH, SPACES, SCORES, list(TRUTH))
+    found = comparison.zero_shot_labels(SPACES, SCORES, list(TRUTH), cuts)
+    assert [label.tasks for label in found.values()] == [("QAN",), ("SUM",), ("OTH",), ("QAN",)]
+    assert comparison.right(TRUTH, found, "domains") == [1.0] * 4
+    quality = comparison.quality_table(TRUTH, {"cut": found, "one": {"a": TRUTH["a"], "b": TRUTH["a"]}}, seed=0)
+    assert quality["accuracy"].tolist() == [1.0, 1.0, 0.5, 0.5]
+    assert quality["kappa"].tolist()[:2] == [1.0, 1.0]
+
+
+def test_free_form_labels_are_mapped_by_the_finest_task_and_faults_to_none():
+    chat = pd.DataFrame(
+        {"id": ["a", "b"], "domain": ["law", ""], "tasks": ["advice | legal", ""], "fault": ["", "no output"]}
+    )
+    asked = []
+
+    def encode(phrases):
+        asked.append(phrases)
+        return [[0.0, 1.0]] * len(phrases)
+
+    assert comparison.chat_labels(chat, SPACES, encode) == {
+        "a": GoldLabel("a", "LAW", ("SUM",)), "b": GoldLabel("b", "OTH", ("OTH",)),
+    }  # fmt: skip
+    assert asked == [["law"], ["legal"]]
+
+
+def test_corrected_shares_of_all_and_of_a_part():
+    rng = np.random.default_rng(0)
+    gold = [GoldLabel(str(i), "TEC", (CODES[i % 2],)) for i in range(40)]
+    groups, many = [str(i) for i in range(200)], np.eye(3)[rng.integers(0, 2, 200)]
+    correction = comparison.Correction(gold, [f"g{i}" for i in range(40)], groups, seed=0)
+    right = np.eye(3)[np.arange(40) % 2]
+    users = correction.shares("tasks", CODES, many, right)
+    assert users.point[:2] == pytest.approx([(20 + many[:, 0].sum()) / 240, (20 + many[:, 1].sum()) / 240])
+    part = correction.shares("tasks", CODES, many, right, rows=np.arange(100))
+    assert part.n == "40 labelled, 100 predicted conversations"
+    probable, own = correction.calibrated("tasks", CODES, many * 0.3, right * 0.3)
+    assert (probable.argmax(1) == many.argmax(1)).all()
+    assert (own.argmax(1) == right.argmax(1)).all()
+
+
+@pytest.fixture
+def sides():
+    names = [str(i) for i in range(60)]
+    users = labelled(np.eye(3)[np.arange(60) % 3], names, CODES, unit="items")
+    return users, labelled(np.eye(3)[np.zeros(60, dtype=int)], names, CODES, unit="items", seed=1)
+
+
+def test_tables_of_two_sides(sides):
+    table = comparison.two_sides({"both": ["SUM", "OTH"]}, *sides, {"SUM": 0.1, "OTH": 0.2})
+    assert table["share"].tolist() == pytest.approx([2 / 3, 0.0])
+    assert table["paper"].tolist()[0] == pytest.approx(0.3)
+    shares = share_table(*sides, {code: code.lower() for code in CODES}, {})
+    long = comparison.sides_of(shares.assign(users=shares["users"] - 0.5))
+    assert long["side"].value_counts().to_dict() == {"users": 3, "benchmarks": 3}
+    assert long["share"].tolist() == [0.0] * 3 + [1.0, 0.0, 0.0]
+    coarse = comparison.as_groups(sides[0], {"QAN": "g", "SUM": "h", "OTH": "g"})
+    assert coarse.codes == ("g", "h")
+    assert coarse.point == pytest.approx([2 / 3, 1 / 3])
+    one = divergence(*sides)
+    listed = comparison.divergence_table({"x": one, "y": one}, {"x": np.full(100, 0.25)})
+    assert listed["null"].tolist()[0] == 0.25
+    assert np.isnan(listed["null"].tolist()[1])
+
+
+def test_coverage_is_weighted_by_the_label():
+    near, weight = np.array([0.2, 0.4, 0.9, 0.9] * 9), np.array([[1.0, 0], [1.0, 0], [0, 1.0], [0, 0.5]] * 9)
+    threads = [str(i) for i in range(36)]
+    table = comparison.coverage_table(near, weight, ["a", "b"], threads, seed=0).set_index("task")["cosine"]
+    assert table.to_dict() == pytest.approx({"b": 0.9, "a": 0.3})
+
+
+def test_topics_are_listed_by_size_and_can_be_explored():
+    clusters = (Cluster(0, 2, "a & b", 0), Cluster(1, 3, "c", 0))
+    topics = Topics(np.array([0, 0, 1, 1, 1]), clusters, {0: "branch"})
+    table = comparison.topic_table(topics, np.arange(10.0).reshape(5, 2))
+    assert table["cluster"].tolist() == ["c", "a & b"]
+    assert table["x"].tolist() == [6.0, 1.0]
+    page = comparison.explorer(table)
+    assert "<title>a &amp; b: 2</title>" in page
+    assert "<summary>branch (5)</summary>" in page
+
+
+class Labeller:
+    """Labels every input with types that are new in each call."""
+
+    model = "labeller"
+
+    def __init__(self):
+        self.asked = 0
+
+    def complete_many(self, questions, decoding=None, *, attempt=0):
+        self.asked += 1
+        block = "** Output {} **\n[domain] d\n[summary] s\n[task type] t{}\n"
+        return [Reply(("".join(block.format(i, f"{self.asked}{i}") for i in (1, 2, 3)),)) for _ in questions]
+
+
+def test_pools_grow_side_by_side_and_distinct_labels_are_counted():
+    draws = [[Conversation(f"{run}{i}", "t", (f"request {i}",)) for i in range(6)] for run in range(2)]
+    options = {"share": 0.05, "characters": 100, "seed": 0}
+    growth = comparison.pool_runs(Labeller(), draws, ["fixed", "stated"], **options)
+    assert growth.groupby(["rule", "run"])["distinct"].last().tolist() == [6, 6, 6, 6]
+    sizes = growth.groupby("rule")["pool"].max()
+    assert sizes["stated"] == sizes["fixed"] + 6
+    chat = comparison.annotated_by_chat(Labeller(), draws[0], characters=100)
+    assert chat["tasks"].tolist() == ["t11", "t12", "t13"] * 2  # all calls in one batch
+
+
+class Judge:
+    """Says PASS where the answer holds a word, and fails on another."""
+
+    def __init__(self, passes):
+        self.passes, self.model = passes, "judge"
+
+    def complete_many(self, questions, decoding=None, *, attempt=0):
+        return [
+            ChatFailed("u", "time-out") if "lost" in q else Reply(("PASS" if self.passes in q else "FAIL",))
+            for q in questions
+        ]
+
+
+class Echo:
+    """Answers with its own name."""
+
+    def __init__(self, name):
+        self.model = name
+
+    def complete_many(self, questions, decoding=None, *, attempt=0):
+        return [Reply((f"{self.model} says {question}",)) for question in questions]
+
+
+def test_failure_rates_are_of_cases_that_all_have_a_verdict_on():
+    models = {"weaker": Echo("weak"), "stronger": Echo("strong")}
+    rates = comparison.failures(models, Judge("strong says"), {"ADV": ["a", "lost", "b"], "DES": ["c"]})
+    assert rates.to_dict("list") == {
+        "group": ["ADV", "ADV", "DES"], "case": [0, 2, 0], "weaker": [1.0] * 3, "stronger": [0.0] * 3,
+    }  # fmt: skip
+
+
+def test_merging_leaves_groups_of_threads_out_in_turn():
+    phrases = {f"{word}{i}": word for word in ("write poem", "compose poem", "fix code") for i in range(20)}
+    vectors = {"write poem": [1.0, 0.0], "compose poem": [0.99, 0.14], "fix code": [0.0, 1.0]}
+    merges = comparison.Merging(
+        phrases, {i: i for i in phrases}, {k: np.array(v) for k, v in vectors.items()}, groups=4, k=1, rare_below=2
+    )
+    assert merges.at(0.9).counts["neighbours joined"] == 2
+    kept = merges.at(0.9, without=0)
+    assert kept.compression() == 1.5
+    estimate = merges.compression(0.9, "neighbours joined")
+    assert (estimate.value, estimate.low, estimate.high) == (1.5, 1.5, 1.5)
+    assert estimate.n == "60 conversations with a phrase, 4 groups left out in turn"
+    curve = merges.curve([0.9, 0.999], {"write poem0": "CRE", "fix code0": "DBG"})
+    assert curve["compression"].tolist() == [1.5, 1.0]
+    assert curve["purity"].tolist() == [1.0, 1.0]
