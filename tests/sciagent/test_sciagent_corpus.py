@@ -3,11 +3,11 @@
 import random
 
 import pytest
-from lib.sciagent.study import corpus, formulas, questions
-from lib.sciagent.study.evaluation import right
 
 from lib.sciagent import retriever
 from lib.sciagent.program import calls, checked
+from lib.sciagent.study import corpus, formulas, questions
+from lib.sciagent.study.evaluation import right
 
 
 @pytest.fixture(scope="module")

@@ -3,6 +3,7 @@
 import math
 
 import pytest
+
 from lib.sciagent.study import evaluation
 
 

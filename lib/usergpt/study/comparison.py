@@ -134,7 +134,7 @@ class Correction:
         `rows` are those of the many conversations that count (all by default).
         """
         rows = np.arange(len(many)) if rows is None else rows
-        groups, truth = [self.groups[i] for i in rows], each(indicator(self.gold, codes, kind))
+        groups, truth = [self.groups[int(i)] for i in rows], each(indicator(self.gold, codes, kind))
         return rectified(each(many[rows]), groups, truth, each(few), self.gold_groups, codes, seed=self.seed)
 
 
