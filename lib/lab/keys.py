@@ -288,7 +288,8 @@ class Reads:
             made_by_ours = isinstance(inner, types.FunctionType) and module.startswith("lib.")
             return digest_of(name, self._closure(inner)) if made_by_ours else name
         if isinstance(inner, type):
-            body = {n: v for n, v in vars(inner).items() if not n.startswith("__") or inspect.isfunction(v)}
+            named = {n: v for n, v in vars(inner).items() if n != "_abc_impl"}  # an abstract class's own books
+            body = {n: v for n, v in named.items() if not n.startswith("__") or inspect.isfunction(v)}
             return digest_of(inner.__qualname__, self.digest([*inner.__mro__[1:]]), self.digest(body))
         return self.function(inner)
 

@@ -71,6 +71,25 @@ def test_a_change_in_anything_read_gives_another_key(changed):
     assert parts(changed) != parts(BASE)
 
 
+def test_a_class_of_the_notebook_may_be_abstract_or_fill_in_one_that_is():
+    source = """
+    import abc
+
+    class Judge(abc.ABC):
+        @abc.abstractmethod
+        def score(self): ...
+
+    class Known(Judge):
+        def score(self):
+            return alpha
+
+    def compute():
+        return Known().score()
+    """
+    assert parts(source) == parts(source)
+    assert parts(source.replace("return alpha", "return -alpha")) != parts(source)
+
+
 def test_what_is_not_read_does_not_count():
     assert parts(BASE + "\nbeta = 3\ndef unrelated():\n    return beta") == parts(BASE)
 

@@ -126,7 +126,7 @@ class Correction:
         many: np.ndarray,
         few: np.ndarray,
         *,
-        rows: Any = None,
+        rows: np.ndarray | None = None,
         each=distribution,
     ) -> Population:
         """Give users' shares from such probabilities, each conversation's made one vote by `each`.
