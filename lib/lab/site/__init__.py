@@ -40,6 +40,7 @@ def write_sources(source: Path) -> None:
     (source / "_static" / "tenfold.css").write_text(STYLE)
     texts = {"index": pages.index(), "claims": pages.claims(), "benchmarks": pages.benchmarks()}
     texts["shared"] = pages.shared()
+    texts["families"] = pages.families()
     for paper in pages.finished():
         texts[f"papers/{paper}"] = pages.paper(paper)
         executed = paths.results_dir(pages.PROFILE, paper) / paths.notebook_of(paper).name

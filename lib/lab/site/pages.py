@@ -47,7 +47,8 @@ def index() -> str:
             file, text = telling[paper]
             cards.append(f"[![{text}](figures/{paper}/{file})](papers/{paper}.md)\n")
     shown = [f"notebooks/{path.stem}" for path in guides()]
-    contents = "\n".join(["claims", "benchmarks", "shared", *(f"papers/{paper}" for paper in finished()), *shown])
+    whole = ["claims", "benchmarks", "families", "shared"]
+    contents = "\n".join([*whole, *(f"papers/{paper}" for paper in finished()), *shown])
     commands = "```sh\nmake reproduce    # every notebook, on two cores\nmake lab          # explore in JupyterLab\n```"
     return "\n".join([f"# Tenfold\n\n{lead}\n\n{commands}\n", *cards, f"```{{toctree}}\n:hidden:\n\n{contents}\n```\n"])
 
@@ -99,6 +100,11 @@ def _study(name: str) -> list[str]:
     parts = [f"### `{module}`\n\n{_documented(module)}" for module in modules]
     said = "## The study\n\nWhat the notebook and the benchmark are made from; the method does not need it."
     return [said, *parts] if parts else []
+
+
+def families() -> str:
+    """Table of what each method does with each family of models, as the tests keep it."""
+    return (root() / "tests" / "FAMILIES.md").read_text(encoding="utf8")
 
 
 def shared() -> str:
