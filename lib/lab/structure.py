@@ -14,11 +14,6 @@ from lib.lab.paths import GUIDES, NUMBERED
 
 LIMITS = {"longest cell": 25, "median cell": 12, "code cells in a row": 2}  # lines that are not empty, and cells
 LARGEST_ROOM = 14  # Python files of a paper's method, its study apart
-# What does not meet the limits yet, with its present value: an entry may only shrink, and goes when it is met.
-DEBTS: dict[str, dict[str, int | float]] = {
-    "04_proxy_reward": {"median cell": 12.5},
-    "05_selm": {"median cell": 13},
-}
 REQUIRED = ("parameters", "setup", "claims")
 FORBIDDEN = {
     r"sys\.path": "changes sys.path: import from `lib` instead",
@@ -36,7 +31,7 @@ def problems(path: Path) -> list[str]:
     match = NUMBERED.fullmatch(path.name)
     name = match[2] if match else path.stem
     found = [*(_guide(notebook, code) if name in GUIDES else _frame(notebook, code)), *_hygiene(notebook, code)]
-    found += _rhythm(notebook, DEBTS.get(path.stem, {}))
+    found += _rhythm(notebook)
     try:
         found += _parameters(path, name if match else "")
     except TenfoldError as error:
@@ -129,11 +124,11 @@ def rhythm(notebook) -> dict[str, int | float]:
     return {"longest cell": max(lines), "median cell": median(lines), "code cells in a row": max(runs)}
 
 
-def _rhythm(notebook, debts: dict[str, int | float]) -> list[str]:
+def _rhythm(notebook) -> list[str]:
     return [
         f"{name}: {value:g}, where at most {LIMITS[name]} reads well: move code to lib, split cells, write prose"
         for name, value in rhythm(notebook).items()
-        if value > debts.get(name, LIMITS[name])
+        if value > LIMITS[name]
     ]
 
 
