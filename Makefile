@@ -8,6 +8,7 @@ PROFILE ?= cpu
 PAPERS ?=
 PAPER ?=
 NAMES ?=
+MODEL ?= qwen2.5-coder-0.5b-instruct
 SEED ?=
 DRY_RUN ?=
 PORT ?= 8888
@@ -24,7 +25,7 @@ SELECT := --profile="$(PROFILE)" --papers="$(PAPERS)"
 OPTIONS := $(SELECT) $(if $(SEED),--seed="$(SEED)") $(if $(filter-out 0,$(DRY_RUN)),--dry-run)
 PAPER_NAMES := $(patsubst lib/%/paper.toml,%,$(wildcard lib/*/paper.toml))
 
-.PHONY: help env lab assets reproduce $(addprefix reproduce-,$(PAPER_NAMES)) claims doctor record mutants bench sweep new docs test lint format clean clean-cache
+.PHONY: help env lab assets reproduce $(addprefix reproduce-,$(PAPER_NAMES)) claims doctor record mutants serve bench sweep new docs test lint format clean clean-cache
 
 help: ## list the targets and variables
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | awk -F'\t' '{printf "  make %-18s %s\n", $$1, $$2}'
@@ -65,6 +66,10 @@ record: $(STAMP) ## record golden results of the smoke profile (clean commits on
 
 mutants: $(STAMP) ## break each core formula once in a copy, and see that its test fails (some minutes)
 	@$(RUN) mutants --papers="$(PAPERS)"
+
+serve: $(STAMP) ## an OpenAI-compatible server of a model, on this machine: MODEL=qwen2.5-coder-0.5b-instruct (PORT=8000)
+	@$(PY) -m pip install --quiet --disable-pip-version-check -c requirements.lock 'transformers[serving]'
+	@$(RUN) serve "$(MODEL)" --port=$(if $(filter file,$(origin PORT)),8000,$(PORT))
 
 bench: $(STAMP) ## measure the methods against their peers, in turn
 	@$(RUN) bench $(SELECT)

@@ -3,6 +3,7 @@
 import argparse
 import ast
 import os
+import subprocess
 import sys
 
 import lib
@@ -92,6 +93,9 @@ def _parser() -> Parser:
     )
     command = add("assets", assets, "bring models and data", anywhere=True)
     command.add_argument("names", nargs="*", help="short names (default: those of the default runs)")
+    command = add("serve", serve, "an OpenAI-compatible server of a model, on this machine only", anywhere=True)
+    command.add_argument("model", help="a short name, a folder or a hub name")
+    command.add_argument("--port", type=int, default=8000)
     add("claims", claims, "print the verdict table and write it into the README", profile=True)
     add("docs", docs, "build the site from results and docstrings")
     add("doctor", doctor, "what is here, what is missing, how to get it", anywhere=True)
@@ -234,6 +238,25 @@ def assets(options) -> int:
         raise TenfoldError(f"no asset is called {unknown[0]!r}: the short names are {', '.join(ASSETS)}.")
     print("fetched" if zoo.fetch_all(names or None) else "all assets are here")
     return 0
+
+
+def serve(options) -> int:
+    """Hand over to `transformers serve`, with a short-named model's own folder."""
+    from importlib.util import find_spec
+
+    import torch
+
+    from lib.zoo import models
+
+    if not (find_spec("fastapi") and find_spec("uvicorn")):
+        raise TenfoldError(
+            "the server needs fastapi and uvicorn: `make serve` brings them, or `pip install 'transformers[serving]'`."
+        )
+    known = options.model in models.LANGUAGE_MODELS
+    folder = str(models.converted(options.model, torch.bfloat16)) if known else options.model
+    print(f"model {folder!r} at http://127.0.0.1:{options.port}/v1, which any `endpoint` parameter takes", flush=True)
+    command = [os.path.join(os.path.dirname(sys.executable), "transformers"), "serve", folder]
+    return subprocess.call([*command, "--host", "127.0.0.1", "--port", str(options.port), "--dtype", "bfloat16"])
 
 
 def claims(options) -> int:

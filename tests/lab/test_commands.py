@@ -103,7 +103,7 @@ def installed(monkeypatch, tmp_path):
     return tmp_path
 
 
-@pytest.mark.parametrize("command", [c for c in COMMANDS if c not in ("assets", "doctor")])
+@pytest.mark.parametrize("command", [c for c in COMMANDS if c not in ("assets", "doctor", "serve")])
 @pytest.mark.usefixtures("installed")
 def test_an_installed_package_says_what_needs_a_checkout(said, command):
     line = said(command, *(["mine"] if command == "new" else []))
@@ -145,3 +145,21 @@ def test_doctor_says_what_is_wrong_with_each_folder(house, monkeypatch):
     (assets,) = [row for row in doctor.examine(zoo.missing) if row[0] == "assets"]
     assert assets[1].startswith("missing: smollm2-135m-instruct")
     assert assets[2] == "make assets"
+
+
+def test_serving_without_its_packages_says_how_to_get_them(monkeypatch, capsys):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    assert main(["serve", "smollm2-135m-instruct"]) == 2
+    assert "`make serve` brings them" in capsys.readouterr().err
+
+
+def test_a_short_name_is_served_from_its_own_folder(monkeypatch, capsys):
+    called = []
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: name)
+    monkeypatch.setattr("lib.zoo.models.converted", lambda name, dtype: Path("/kept") / name)
+    monkeypatch.setattr("subprocess.call", lambda command: called.append(command[1:3] + command[-4:]) or 0)
+    assert main(["serve", "smollm2-135m-instruct", "--port", "8123"]) == 0
+    assert main(["serve", "owner/model"]) == 0
+    assert called[0] == ["serve", "/kept/smollm2-135m-instruct", "--port", "8123", "--dtype", "bfloat16"]
+    assert called[1][:2] == ["serve", "owner/model"]
+    assert "http://127.0.0.1:8123/v1" in capsys.readouterr().out
