@@ -5,6 +5,7 @@ import ast
 import os
 import subprocess
 import sys
+import tempfile
 
 import lib
 from lib import TenfoldError
@@ -252,11 +253,13 @@ def serve(options) -> int:
         raise TenfoldError(
             "the server needs fastapi and uvicorn: `make serve` brings them, or `pip install 'transformers[serving]'`."
         )
-    known = options.model in models.LANGUAGE_MODELS
-    folder = str(models.converted(options.model, torch.bfloat16)) if known else options.model
-    print(f"model {folder!r} at http://127.0.0.1:{options.port}/v1, which any `endpoint` parameter takes", flush=True)
-    command = [os.path.join(os.path.dirname(sys.executable), "transformers"), "serve", folder]
-    return subprocess.call([*command, "--host", "127.0.0.1", "--port", str(options.port), "--dtype", "bfloat16"])
+    print(f"model {options.model!r} at http://127.0.0.1:{options.port}/v1: what `endpoint` parameters take", flush=True)
+    command = [os.path.join(os.path.dirname(sys.executable), "transformers"), "serve", options.model]
+    command += ["--host", "127.0.0.1", "--port", str(options.port), "--dtype", "bfloat16"]
+    with tempfile.TemporaryDirectory() as place:  # the server answers to the name of a folder where it stands
+        if known := options.model in models.LANGUAGE_MODELS:
+            os.symlink(models.converted(options.model, torch.bfloat16), os.path.join(place, options.model))
+        return subprocess.call(command, cwd=place if known else None)
 
 
 def claims(options) -> int:

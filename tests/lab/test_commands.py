@@ -153,13 +153,20 @@ def test_serving_without_its_packages_says_how_to_get_them(monkeypatch, capsys):
     assert "`make serve` brings them" in capsys.readouterr().err
 
 
-def test_a_short_name_is_served_from_its_own_folder(monkeypatch, capsys):
+def test_a_short_name_is_served_under_that_name(monkeypatch, capsys, tmp_path):
     called = []
+
+    def call(command, cwd):
+        called.append((command[1:3], command[-4:], cwd and (Path(cwd) / command[2]).resolve()))
+        return 0
+
     monkeypatch.setattr("importlib.util.find_spec", lambda name: name)
-    monkeypatch.setattr("lib.zoo.models.converted", lambda name, dtype: Path("/kept") / name)
-    monkeypatch.setattr("subprocess.call", lambda command: called.append(command[1:3] + command[-4:]) or 0)
+    monkeypatch.setattr("lib.zoo.models.converted", lambda name, dtype: tmp_path)
+    monkeypatch.setattr("subprocess.call", call)
     assert main(["serve", "smollm2-135m-instruct", "--port", "8123"]) == 0
     assert main(["serve", "owner/model"]) == 0
-    assert called[0] == ["serve", "/kept/smollm2-135m-instruct", "--port", "8123", "--dtype", "bfloat16"]
-    assert called[1][:2] == ["serve", "owner/model"]
+    known, other = called
+    assert known == (["serve", "smollm2-135m-instruct"], ["--port", "8123", "--dtype", "bfloat16"], tmp_path)
+    assert other[0] == ["serve", "owner/model"]
+    assert other[2] is None
     assert "http://127.0.0.1:8123/v1" in capsys.readouterr().out
