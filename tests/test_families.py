@@ -29,6 +29,19 @@ def test_a_wrong_answer_is_neither(monkeypatch):
     assert made("Llama").config.model_type == "llama"
 
 
+def test_an_error_from_elsewhere_is_no_refusal(monkeypatch):
+    def stub(family):
+        raise NotImplementedError("later")
+
+    def complaint(family):
+        torch.zeros(2).numpy().reshape(3)  # numpy's ValueError
+
+    for made, error in ((stub, NotImplementedError), (complaint, ValueError)):
+        monkeypatch.setitem(families.METHODS, "samples (core)", made)
+        with pytest.raises(error):
+            families.outcome("samples (core)", "Llama")
+
+
 def test_grin_refuses_reentrant_checkpointing_and_is_exact_with_the_other():
     tokens, mask = families.prompts()
     gradients = []
