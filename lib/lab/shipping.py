@@ -29,7 +29,9 @@ def train(paper: str, *, seed: int = 0) -> list[Path]:
     for name, told in facts.items():
         path = folder / f"{name}.safetensors"
         _refuse_large(path)
-        shipped.write_card(path, **_origin(f"make train PAPER={paper} SEED={seed}"), **({"minutes": minutes} | told))
+        shipped.write_card(
+            path, **_origin(f"make train PAPER={paper} SEED={seed}"), **({"minutes": minutes} | dict(told))
+        )
     return [folder / f"{name}.safetensors" for name in facts]
 
 
