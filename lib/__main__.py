@@ -101,6 +101,7 @@ def _parser() -> Parser:
     add("docs", docs, "build the site from results and docstrings")
     add("doctor", doctor, "what is here, what is missing, how to get it", anywhere=True)
     add("record", record, "record golden results from a clean commit", papers=True)
+    add("rehearse", rehearse, "run the gpu profile's notebooks to their last cell on tiny stand-ins", papers=True)
     command = add("train", train, "make a paper's shipped weights again (hours; goes on where it was stopped)")
     command.add_argument("paper", help="its short name")
     command.add_argument("--seed", type=_seed, default=0, help="seed of the training")
@@ -317,6 +318,17 @@ def record(options) -> int:
     _refuse_unwritable()
     golden.record(_papers(options), told=lambda line: print(line, flush=True))
     return 0
+
+
+def rehearse(options) -> int:
+    """Rehearse the gpu profile; exit status 1 where a notebook does not reach its last cell."""
+    from lib.lab.rehearsal import rehearse as rehearsed
+
+    failed = 0
+    for outcome in rehearsed(_papers(options)):
+        failed += bool(outcome.reason)
+        print(f"{outcome.paper}: {outcome.reason or 'to its last cell'} ({outcome.minutes:.1f} min)", flush=True)
+    return int(failed > 0)
 
 
 def train(options) -> int:

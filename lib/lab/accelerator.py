@@ -1,9 +1,9 @@
 """An accelerator that is only pretended, so that a notebook's devices can be checked on a machine without one.
 
-`pretend()` lets this process compute as before, on the CPU, but keep account of which tensors were moved to `cuda`: what
-is made there or computed from such tensors is there too. A tensor that stayed on the CPU and meets one of them raises
-the RuntimeError that a real accelerator would raise, as does `numpy()` before `cpu()`, and a generator of the other
-device. The account is kept at the storage, so views share it.
+`pretend()` lets this process compute as before, on the CPU, but keep account of which tensors were moved to `cuda`:
+what is made there or computed from such tensors is there too. A tensor that stayed on the CPU and meets one of them
+raises the RuntimeError that a real accelerator would raise, as does `numpy()` before `cpu()`, and a generator of the
+other device. The account is kept at the storage, so views share it.
 """
 
 from collections.abc import Iterator
@@ -140,7 +140,7 @@ def _generators() -> None:
 
     class Generator(real):
         def __new__(cls, device: Any = "cpu"):
-            made = super().__new__(cls, device="cpu" if _names_it(device) else device)
+            made: Any = super().__new__(cls)
             made.there = _names_it(device)
             return made
 
