@@ -6,6 +6,7 @@ raises the RuntimeError that a real accelerator would raise, as does `numpy()` b
 other device. The account is kept at the storage, so views share it.
 """
 
+import os
 from collections.abc import Iterator
 from typing import Any
 
@@ -153,9 +154,5 @@ def _generators() -> None:
 
 def _accelerate() -> None:
     """Let Accelerate, and the trainers on it, put their models there."""
-    from accelerate.state import PartialState
-    from transformers import TrainingArguments
-
-    PartialState.default_device = property(lambda _: DEVICE)  # pyright: ignore[reportAttributeAccessIssue]
-    PartialState.set_device = lambda self: setattr(self, "device", DEVICE)
-    TrainingArguments.device = property(lambda _: DEVICE)  # pyright: ignore[reportAttributeAccessIssue]
+    os.environ["ACCELERATE_TORCH_DEVICE"] = DEVICE.type
+    torch.cuda.set_device = lambda device: None

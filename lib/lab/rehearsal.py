@@ -47,7 +47,7 @@ class Rehearsed:
 
 
 def rehearse(papers: list[str], *, echo: bool = False) -> Iterator[Rehearsed]:
-    """Run the notebooks of some papers (all where none is named) on stand-ins; their results lie in `figures/rehearsal`."""
+    """Run the notebooks of some papers (all where none is named) on stand-ins, into `figures/rehearsal`."""
     from lib.lab import profiles, runner
 
     told = script()
