@@ -200,12 +200,13 @@ def _print_plan(jobs) -> None:
     from rich.markup import escape
 
     from lib import zoo
-    from lib.lab import report
+    from lib.lab import report, requirements
 
     title = f"plan, profile {jobs[0].profile} (nothing is run)" if jobs else "no papers"
-    table = report.table(title, "paper", "notebook", "minutes", "memory", "models and data")
+    table = report.table(title, "paper", "notebook", "minutes", "memory", "needs")
     for job in jobs:
-        needs = "\n".join(zoo.describe(name) for name in job.models_and_data())
+        named = [zoo.describe(name) for name in job.models_and_data()]
+        needs = "\n".join([*named, *requirements.in_words(job.requires, job.parameters)])
         state = " (unchanged)" if job.up_to_date() else ""
         minutes, memory = job.cost.get("minutes", "?"), job.cost.get("memory_gib", "?")
         table.add_row(job.paper + state, job.notebook.name, f"{minutes}", f"{memory} GiB", needs)

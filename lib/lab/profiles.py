@@ -1,12 +1,13 @@
 """Profiles: `smoke`, `cpu` and `gpu` differ only in the parameters that they state (`notebooks/profiles/<name>.toml`).
 
-A profile file holds a `description`, and per paper a `[cost.<paper>]` table (minutes, memory_gib) and a
-`[parameters.<paper>]` table with the values of all its parameters. The literals of a notebook are those of `cpu`.
+A profile file holds a `description`, and per paper a `[cost.<paper>]` table (minutes, memory_gib), a
+`[parameters.<paper>]` table with the values of all its parameters, and where it needs more than this machine's two
+cores a `[requires.<paper>]` table (`lib.lab.requirements`). The literals of a notebook are those of `cpu`.
 """
 
 import json
 import tomllib
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ class Profile:
     description: str
     cost: dict[str, dict[str, Any]]
     values: dict[str, dict[str, Any]]
+    requires: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     def parameters(self, paper: str, extra: dict[str, Any] | None = None) -> dict[str, Any]:
         """All parameters of one paper's run, checked: the values that the profile states, then `extra`.
@@ -77,11 +79,12 @@ def load(name: str) -> Profile:
         record = tomllib.loads(path.read_text(encoding="utf8"))
     except tomllib.TOMLDecodeError as error:
         raise TenfoldError(f"{path.name} is not valid TOML ({error}): mend it.") from None
-    allowed = ("description", "cost", "parameters")
+    allowed = ("description", "cost", "parameters", "requires")
     for key in record:
         if key not in allowed:
             raise TenfoldError(f"{path.name}: no key {key!r} in a profile; {did_you_mean(key, allowed)}")
-    for section in ("cost", "parameters"):
+    for section in ("cost", "parameters", "requires"):
         for paper in record.get(section, {}):
             notebook_of(paper)
-    return Profile(name, record.get("description", ""), record.get("cost", {}), record.get("parameters", {}))
+    sections = (record.get(section, {}) for section in ("cost", "parameters", "requires"))
+    return Profile(name, record.get("description", ""), *sections)

@@ -23,7 +23,7 @@ from lib.lab.claims import (
 from lib.lab.figures import figure_style
 from lib.lab.run import RESULTS, relative
 
-BEGIN, END = "<!-- verdicts:begin (made by `make claims`; do not edit) -->", "<!-- verdicts:end -->"
+BEGIN, END = "<!-- {}:begin (made by `make claims`; do not edit) -->", "<!-- {}:end -->"
 # Each verdict's mark, its colour in the terminal and the one of its squares in the picture.
 SHOWN = {
     REPRODUCED: ("✔", "green", "C2"),
@@ -186,13 +186,16 @@ def _findings(records: list[dict[str, Any]]) -> list[str]:
 
 
 def readme_with_table(text: str, profile: str = "cpu") -> str:
-    """Write the part of the README between the markers anew; raises TenfoldError where a marker is missing."""
-    if BEGIN not in text or END not in text:
-        raise TenfoldError(
-            "README.md has lost its verdict markers: put the verdicts:begin and verdicts:end comments back."
-        )
-    head, rest = text.split(BEGIN, 1)
-    return f"{head}{BEGIN}\n{markdown(profile)}\n{END}{rest.split(END, 1)[1]}"
+    """Write the parts of the README between markers anew; raises TenfoldError where a marker is missing."""
+    from lib.lab import requirements
+
+    for name, written in (("verdicts", markdown(profile)), ("gpu", requirements.markdown())):
+        begin, end = BEGIN.format(name), END.format(name)
+        if begin not in text or end not in text:
+            raise TenfoldError(f"README.md has lost its {name} markers: put `{begin}` and `{end}` back.")
+        head, rest = text.split(begin, 1)
+        text = f"{head}{begin}\n{written}\n{end}{rest.split(end, 1)[1]}"
+    return text
 
 
 def update_readme() -> bool:

@@ -3,16 +3,20 @@
 import hashlib
 import json
 import os
+import re
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import lib
 from lib import TenfoldError, root
-from lib.lab import figures, forecast, keys, papers, paths, profiles, runner
+from lib.lab import figures, forecast, keys, papers, paths, profiles, requirements, runner
 from lib.lab import parameters as cell
 from lib.lab.run import RESULTS, write_json
+from lib.zoo.assets import ASSETS
+
+HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+(:[\w.-]+)?")
 
 
 @dataclass(frozen=True)
@@ -25,6 +29,7 @@ class Job:
     parameters: dict[str, Any]
     cost: dict[str, Any]
     sweep: bool = False
+    requires: dict[str, Any] = field(default_factory=dict)
 
     @property
     def results(self) -> Path:
@@ -39,9 +44,16 @@ class Job:
         return f"{self.paper}-seed-{self.parameters['seed']}" if self.sweep else self.paper
 
     def models_and_data(self) -> list[str]:
-        """Names of the models and data sets among the parameters: those whose name ends in `model` or `dataset`."""
-        found = {v for k, v in self.parameters.items() if k.endswith(("model", "dataset")) and isinstance(v, str)}
-        return sorted(found)
+        """Names of the models and data sets among the parameters: short names, and `owner/name` of the hub.
+
+        What a server holds (`served` in the profile's `requires`) and files are none of them.
+        """
+        apart = {*self.requires.get("served", []), *self.requires.get("files", [])}
+        values = [value for name, value in self.parameters.items() if name not in apart]
+        texts = [item for value in values for item in (value if isinstance(value, list) else [value])]
+        return sorted(
+            {text for text in texts if isinstance(text, str) and (text in ASSETS or HUB_NAME.fullmatch(text))}
+        )
 
     def cells(self) -> list[str]:
         """Code cells of the notebook as it is run, the parameters' literals being those of the `cpu` profile."""
@@ -108,7 +120,9 @@ def plan(
     jobs = []
     for paper in names or [*paths.paper_notebooks(), *paths.guide_notebooks()]:
         notebook = paths.notebook_of(paper)
-        jobs.append(Job(paper, notebook, profile_name, profile.parameters(paper, extra), profile.cost.get(paper, {})))
+        costs, requires = profile.cost.get(paper, {}), profile.requires.get(paper, {})
+        parameters = profile.parameters(paper, extra)
+        jobs.append(Job(paper, notebook, profile_name, parameters, costs, requires=requires))
     return jobs
 
 
@@ -136,6 +150,7 @@ def run_job(job: Job, *, echo: bool = True) -> Outcome:
     """Run one job and remember it; a refusal or a failed notebook is an outcome, not an error."""
     began = time.monotonic()
     try:
+        requirements.refuse_missing(job.paper, job.requires, job.parameters)
         made_from = job.made_from()
         runner.run_notebook(job.notebook, job.results, profile=job.profile, parameters=job.parameters, echo=echo)
         job.remember(made_from)

@@ -108,12 +108,13 @@ def test_a_dry_run_prints_the_plan_and_runs_nothing(house, capsys):
 @pytest.mark.usefixtures("papers")
 def test_the_readme_table_is_made_from_results(house):
     reproduce.reproduce(reproduce.plan("smoke", ["one", "three"]))
-    text = report.readme_with_table(f"head\n{report.BEGIN}\nstale row\n{report.END}\ntail", "smoke")
+    marked = [f"{report.BEGIN.format(name)}\nstale row\n{report.END.format(name)}" for name in ("verdicts", "gpu")]
+    text = report.readme_with_table("\n".join(["head", *marked, "tail"]), "smoke")
     assert text.startswith("head\n")
     assert text.endswith("\ntail")
     assert "| **one** (0.2 min) | c | m | 1 [0.5, 1.5] | > 0 | ✔ reproduced |" in text
     assert "stale row" not in text
-    with pytest.raises(TenfoldError, match="lost its verdict markers"):
+    with pytest.raises(TenfoldError, match="lost its verdicts markers"):
         report.readme_with_table("no markers")
 
 
