@@ -15,10 +15,18 @@ import numpy as np
 import pandas as pd
 
 from lib.autoinstruct.labelling import Pair, label
-from lib.autoinstruct.tasks import Task
+from lib.autoinstruct.tasks import Rule, Task
+from lib.zoo.datasets import stream_dataset
 
+# The suite is every task of `evals` that keeps this rule: rows decide, and no model.
+RULE = Rule(longest_input=400, longest_answer=60, longest_instruction=1000, demonstrations=3, screening=4, examples=6)
 SATURATED = -0.1  # mean log-probability of the gold reply above which there is nothing left to win, nats per token
 LIKE = 0.5  # tasks whose instructions share this much of their words (Jaccard) are one family
+
+
+def suite_rows() -> list[dict[str, Any]]:
+    """Read the rows of the suite's tasks."""
+    return [dict(row) for row in stream_dataset("evals", "all")]
 
 
 def screen(
