@@ -1,7 +1,7 @@
 """Auto-Instruct: instructions written by a language model and ranked by a trained model (arXiv:2310.13127).
 
-Candidates come from `generation` (a capable model) or from rules (`candidates`), are tried on examples (`labelling`),
-and a ranker (`modeling`) learns which helps which example (`objectives`, `trainer`).
+Candidates come from a capable model (`generation`), are tried on examples (`labelling`), and a ranker (`modeling`)
+learns which helps which example (`objectives`, `trainer`). `optimise` does it all for one task, `teleprompter` in DSPy.
 """
 
 from lib.autoinstruct.candidates import Candidate, CandidateSet, collect, format_line, variants
@@ -12,11 +12,13 @@ from lib.autoinstruct.generation import (
     WorkedTask,
     generate,
     meta_prompt,
+    meta_prompts,
 )
 from lib.autoinstruct.labelling import Label, LabelledTask, Pair, label, label_task
 from lib.autoinstruct.metrics import exact_match, rouge_l
 from lib.autoinstruct.modeling import CrossEncoder, FrozenHead, Scorer, YesLogit, load_scorer
 from lib.autoinstruct.objectives import binary, listwise_kl, pointwise, target_distribution
+from lib.autoinstruct.optimise import Optimised, optimise
 from lib.autoinstruct.tasks import Demonstration, Example, Rule, Task, make_tasks, read_jsonl
 from lib.autoinstruct.trainer import (
     LabelTable,
@@ -44,6 +46,7 @@ __all__ = [
     "LabelTable",
     "LabelledTask",
     "LocalGenerator",
+    "Optimised",
     "Pair",
     "Row",
     "Rule",
@@ -65,6 +68,8 @@ __all__ = [
     "load_scorer",
     "make_tasks",
     "meta_prompt",
+    "meta_prompts",
+    "optimise",
     "per_example",
     "per_task",
     "pointwise",

@@ -19,8 +19,8 @@ from lib.core.chat import Chat, ChatFailed, Decoding, Messages, Reply, reply_key
 from lib.core.generation import Warping, common_length, decode, draw, read_groups
 
 ASK = (
-    "Now write an instruction for this task, for a new person. {style} Say what is given, what to do and how to answer. "
-    "Write only the instruction."
+    "Now write an instruction for this task, for a new person. {style} Say what is given, what to do and how to "
+    "answer. Write only the instruction."
 )
 STYLES = {
     "one-sentence": "Write one sentence.",

@@ -45,8 +45,8 @@ class Label:
     """Outcome of a pair: the model's answer, its ROUGE-L and exact match, and how likely the gold reply is.
 
     A reply is an answer with its end of turn; `log_prob` is the first accepted answer's, a mean over tokens, in nats,
-    and `other_log_probs` are the others'. `choice` is the gold reply's probability, given that the reply is the gold one
-    or one of the others. Without others it is NaN, and without generation `output` is None and its two scores NaN.
+    and `other_log_probs` are the others'. `choice` is the gold reply's probability, given that the reply is it or one
+    of the others. Without others it is NaN, and without generation `output` is None and its two scores are NaN.
     """
 
     output: str | None

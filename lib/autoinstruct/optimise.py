@@ -1,4 +1,4 @@
-"""One call for a user's task: write instructions, try them, and return the best with what it is worth on new examples."""
+"""One call for a user's task: write instructions, try them, and return the best with its score on new examples."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -58,16 +58,20 @@ def optimise(
     ranker: Scorer | None = None,
     metric: str = "rouge_l",
     samples: int = 3,
+    shown: int = 3,
+    max_tokens: int = 512,
     held_out: float = 0.5,
     max_new_tokens: int = 16,
     seed: int = 0,
 ) -> Optimised:
     """Have `generator` write instructions for a task, choose the best for `model`, and try it on held-out examples.
 
-    `model` follows the instructions: a causal language model with its `tokenizer`, or any `Chat` (an endpoint), of which
-    nothing but replies is seen. A trained `ranker` chooses from the inputs alone; without one every candidate is tried
-    on the examples that are not held out, and the best by `metric` is taken (of equals the human one). The last share
-    `held_out` of the task's examples scores the choice. Instructions that spell a demonstration out are left out.
+    The generator sees the first `shown` demonstrations and writes `samples` instructions of each style.
+
+    `model` follows the instructions: a causal language model with its `tokenizer`, or any `Chat` (an endpoint), of
+    which nothing but replies is seen. A trained `ranker` chooses from the inputs alone; without one every candidate is
+    tried on the examples that are not held out, and the best by `metric` is taken (of equals the human one). The last
+    share `held_out` of the task's examples scores the choice. Instructions that spell a demonstration out are left out.
 
     Raises ValueError for an unknown metric, one that an endpoint cannot give, or too few examples.
     """
@@ -78,14 +82,15 @@ def optimise(
     count = round(len(task.examples) * held_out)
     if not 0 < count < len(task.examples):
         raise ValueError(f"{len(task.examples)} examples cannot be parted at {held_out}: give at least two")
-    written = generate(generator, task.instruction, task.demonstrations, samples=samples, seed=seed)
+    options: dict[str, Any] = {"samples": samples, "max_tokens": max_tokens, "seed": seed}
+    written = generate(generator, task.instruction, task.demonstrations[:shown], **options)
     kept = [c for c in written if c.origin == "human" or not shows(c.text, task.demonstrations)]
     seen, new = task.examples[:-count], task.examples[-count:]
 
     def tried(candidates: Sequence[Candidate], examples: Sequence[Example]) -> pd.Series:
         part = Task(task.name, task.instruction, task.demonstrations, task.screening, tuple(examples), task.labels)
-        options: dict[str, Any] = {"max_new_tokens": max_new_tokens, "progress": False}
-        return label_task(model, tokenizer, part, candidates, **options).groupby("candidate")[metric].mean()
+        settings: dict[str, Any] = {"max_new_tokens": max_new_tokens, "progress": False}
+        return label_task(model, tokenizer, part, candidates, **settings).groupby("candidate")[metric].mean()
 
     if ranker is None:
         chosen_by = tried(kept, seen).tolist()

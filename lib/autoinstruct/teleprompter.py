@@ -15,6 +15,7 @@ from lib.core.chat import Chat, Decoding, Messages, Reply
 
 try:
     import dspy
+    from dspy.teleprompt import Teleprompter
 except ModuleNotFoundError as error:
     raise TenfoldError("DSPy is not installed here: `pip install 'tenfold[peers]'` brings it.") from error
 
@@ -38,7 +39,7 @@ class DspyChat:
         return Reply(tuple(texts))
 
 
-class AutoInstruct(dspy.Teleprompter):
+class AutoInstruct(Teleprompter):
     """Optimise the instruction of every predictor of a program: written by meta-prompts, then chosen.
 
     `generator` writes (the program's own model where none is given). A trained `ranker` chooses from the inputs alone;
