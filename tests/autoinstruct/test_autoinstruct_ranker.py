@@ -77,8 +77,9 @@ def table(metric, name="t", texts=None):
 def test_popularity_counts_ties_and_its_weights_are_softmax_of_minmax_of_the_inverse():
     metric = np.array([[1.0, 1, 0], [0, 1, 0], [0, 1, 0], [0, 1, 0]])
     assert popularity(metric).tolist() == [1, 4, 0]
-    weights = popularity_weights(np.array([1, 4, 0]))  # inverse 1, 1/4, 1 -> 1, 0, 1
-    np.testing.assert_allclose(weights, np.array([math.e, 1, math.e]) / (2 * math.e + 1))
+    weights = popularity_weights(np.array([1, 4, 0]))  # 1 / p: 1, 1/4, and 0 at p = 0 -> MinMax 1, 1/4, 0
+    by_hand = np.exp([1, 0.25, 0])
+    np.testing.assert_allclose(weights, by_hand / by_hand.sum())
     np.testing.assert_allclose(popularity_weights(np.array([3, 3])), [0.5, 0.5])
 
 
@@ -91,11 +92,15 @@ def test_rows_without_a_range_are_dropped_and_a_limit_is_kept():
     assert len(draw_rows(made, np.random.default_rng(0), candidates=2, lowest_range=0.0, limit=1)) == 1
 
 
-def test_popular_candidates_are_drawn_less_often():
-    metric = np.zeros((60, 6))
-    metric[:, 0] = 1.0
-    rows = draw_rows(table(metric), np.random.default_rng(0), candidates=2, lowest_range=0.0)
-    assert len(rows) < 60 * 2 / 6  # less often than evenly; rows without the best one tie and are dropped
+def test_over_the_limit_a_row_weighs_by_the_sum_of_its_candidates_popularity():
+    metric = np.array([[1.0, 0, 0], [1, 0, 0], [1, 0, 0], [0, 1, 0.5]])  # best: 3 x the first, 1 x the second
+    made, kept = table(metric), np.zeros(4)
+    for seed in range(300):
+        rows = draw_rows(made, np.random.default_rng(seed), candidates=2, lowest_range=0.0, limit=1)
+        kept[[int(row.input[1:]) for row in rows]] += 1
+    alone = [draw_rows(made, np.random.default_rng(seed), candidates=2, lowest_range=0.0) for seed in range(300)]
+    there = np.bincount([int(row.input[1:]) for rows in alone for row in rows], minlength=4)
+    assert kept[3] / there[3] > 1.2 * (kept[:3] / there[:3]).mean()  # popular candidates make a row rarer
 
 
 def test_a_table_of_the_wrong_shape_is_refused():

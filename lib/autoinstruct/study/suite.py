@@ -114,7 +114,7 @@ def information(table: np.ndarray, answers: Sequence[str]) -> np.ndarray:
     return np.array([table[i, i] - table[different[:, i], i].mean() for i in rows])
 
 
-def above_chance(screened: pd.DataFrame, *, errors: float = 1.0) -> list[str]:
+def above_chance(screened: pd.DataFrame, *, errors: float | int = 1.0) -> list[str]:
     """Name the tasks above chance by more than `errors` standard errors: those whose generated answers are scored."""
     return list(screened.loc[screened["information"] > errors * screened["error"], "task"])
 
