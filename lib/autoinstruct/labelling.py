@@ -199,7 +199,7 @@ class LabelledTask:
     """
 
     task: Task
-    candidates: tuple[Candidate, ...]
+    candidates: Sequence[Candidate]
     frame: pd.DataFrame
     controls: tuple[str, ...] = ()
 
@@ -217,7 +217,7 @@ class LabelledTask:
     def table(self, name: str) -> LabelTable:
         """Labels as rankers learn from them."""
         inputs = tuple(example.input for example in self.task.examples)
-        return LabelTable(self.task.name, inputs, self.candidates, self.metric(name))
+        return LabelTable(self.task.name, inputs, tuple(self.candidates), self.metric(name))
 
     def value(self, picks: Int[np.ndarray, " examples"], name: str) -> float:
         """Mean metric over the examples of the candidates picked."""

@@ -74,7 +74,8 @@ class Rule:
     """Which tasks are taken: English, short single-line answers, short inputs, an instruction of the task's own.
 
     Lengths are in characters. A task needs `demonstrations + screening + examples` rows that pass. Where these have no
-    more than `most_labels` different answers, the task is a classification.
+    more than `most_labels` different answers, the task is a classification. Of a `curated` data set, whose tasks are
+    known to be English, neither the language is looked at nor whether two tasks share an instruction.
     """
 
     longest_input: int = 160
@@ -84,6 +85,7 @@ class Rule:
     screening: int = 6
     examples: int = 6
     most_labels: int = 6
+    curated: bool = False
 
     @property
     def rows(self) -> int:
@@ -128,7 +130,7 @@ def make_tasks(rows: Iterable[Mapping[str, Any]], rule: Rule | None = None) -> t
     owners = Counter(" ".join(text.split()).rstrip(".").lower() for text in texts.values())
     tasks, left_out = [], Counter()
     for name in sorted(members):
-        own = owners[" ".join(texts[name].split()).rstrip(".").lower()] == 1
+        own = rule.curated or owners[" ".join(texts[name].split()).rstrip(".").lower()] == 1
         kept = [example for example in members[name] if _fits(example, rule)]
         reason = _reason(name, texts[name], own, kept, rule)
         if reason:
@@ -157,7 +159,8 @@ def _fits(example: Example, rule: Rule) -> bool:
 
 def _reason(name: str, instruction: str, own: bool, kept: Sequence[Example], rule: Rule) -> str:
     """Why a task is left out; empty where it is not."""
-    if not instruction.isascii() or OTHER_LANGUAGES.search(f"{name} {instruction}"):
+    english = instruction.isascii() and not OTHER_LANGUAGES.search(f"{name} {instruction}")
+    if not (english or rule.curated):
         return "not English"
     if not own:
         return "instruction shared with another task"

@@ -92,15 +92,25 @@ def test_rows_without_a_range_are_dropped_and_a_limit_is_kept():
     assert len(draw_rows(made, np.random.default_rng(0), candidates=2, lowest_range=0.0, limit=1)) == 1
 
 
+class Scripted(np.random.Generator):
+    """Draws what it is told to, and notes the probabilities."""
+
+    def __init__(self, drawn):
+        super().__init__(np.random.PCG64(0))
+        self.drawn, self.asked = list(drawn), []
+
+    def choice(self, a, size=None, replace=True, p=None, axis=0, shuffle=True):
+        self.asked.append(p)
+        return np.array(self.drawn.pop(0))
+
+
 def test_over_the_limit_a_row_weighs_by_the_sum_of_its_candidates_popularity():
-    metric = np.array([[1.0, 0, 0], [1, 0, 0], [1, 0, 0], [0, 1, 0.5]])  # best: 3 x the first, 1 x the second
-    made, kept = table(metric), np.zeros(4)
-    for seed in range(300):
-        rows = draw_rows(made, np.random.default_rng(seed), candidates=2, lowest_range=0.0, limit=1)
-        kept[[int(row.input[1:]) for row in rows]] += 1
-    alone = [draw_rows(made, np.random.default_rng(seed), candidates=2, lowest_range=0.0) for seed in range(300)]
-    there = np.bincount([int(row.input[1:]) for rows in alone for row in rows], minlength=4)
-    assert kept[3] / there[3] > 1.2 * (kept[:3] / there[:3]).mean()  # popular candidates make a row rarer
+    rng = Scripted([[0, 1], [0, 2], [1, 2], [0]])  # candidates of each row, then the row that is kept
+    rows = draw_rows(table([[1, 0, 0.5], [1, 0, 0.5], [0, 1, 0.5]]), rng, candidates=2, limit=1)
+    assert [row.input for row in rows] == ["x0"]
+    # Best of their rows: the first twice, the second once. Sums 3, 2, 1 -> 1 / p = 1/3, 1/2, 1 -> MinMax 0, 1/4, 1.
+    by_hand = np.exp([0, 0.25, 1])
+    np.testing.assert_allclose(rng.asked[-1], by_hand / by_hand.sum())
 
 
 def test_a_table_of_the_wrong_shape_is_refused():
