@@ -19,7 +19,7 @@ SHOWN = 2  # demonstrations of a task that the generator sees
 SAMPLES = 1  # candidates it writes in each style
 LONGEST = 80  # tokens
 SEED = 0
-TOGETHER = 12  # tasks asked about at once, so that what their prompts begin with is read once
+TOGETHER = 6  # tasks asked about at once, so that what their prompts begin with is read once
 FLY_EXAMPLES = 2  # examples of a task for which an instruction of their own is written
 VARIED_TASKS, VARIANTS = 24, 2  # tasks on which APE searches, and variants of each candidate
 
@@ -89,6 +89,6 @@ def record(client: Any) -> None:
         complete_all(client, part, decoding(n=VARIANTS))
 
 
-def _parts(questions: Sequence[Messages], size: int = 4 * TOGETHER) -> Iterator[Sequence[Messages]]:
+def _parts(questions: Sequence[Messages], size: int = 24) -> Iterator[Sequence[Messages]]:
     for start in range(0, len(questions), size):
         yield questions[start : start + size]
