@@ -28,15 +28,22 @@ class DspyChat:
 
     def complete(self, messages: Messages, decoding: Decoding | None = None, *, attempt: int = 0) -> Reply:
         """Reply to a question or a dialogue; a sampled text is asked for by itself, so that caches give none twice."""
-        decoding = decoding or Decoding()
-        turns = [{"role": "user", "content": messages}] if isinstance(messages, str) else [dict(m) for m in messages]
-        options = {"temperature": decoding.temperature, "max_tokens": decoding.max_tokens}
-        texts = []
+        decoding, lm15 = decoding or Decoding(), dspy.lm15
+        turns = [{"role": "user", "content": messages}] if isinstance(messages, str) else list(messages)
+        system = "\n".join(turn["content"] for turn in turns if turn["role"] == "system")
+        said = tuple(
+            lm15.Message(role=turn["role"], parts=(lm15.TextPart(turn["content"]),))
+            for turn in turns
+            if turn["role"] != "system"
+        )
+        config = lm15.Config(temperature=decoding.temperature, max_tokens=decoding.max_tokens)
+        request = lm15.Request(self.model, messages=said, system=system or None, config=config)
+        texts, ends = [], []
         for index in range(decoding.n):
-            number = (decoding.seed or 0) + 1_000 * attempt + index
-            (given,) = self.lm(messages=turns, rollout_id=number, **options)
-            texts.append(given["text"] if isinstance(given, dict) else given)
-        return Reply(tuple(texts))
+            given = self.lm(request, rollout_id=(decoding.seed or 0) + 1_000 * (attempt + 1) + index)
+            texts.append("".join(getattr(part, "text", "") for part in given.message.parts).strip())
+            ends.append(str(given.finish_reason or ""))
+        return Reply(tuple(texts), tuple(ends))
 
 
 class AutoInstruct(Teleprompter):
