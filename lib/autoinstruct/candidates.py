@@ -4,7 +4,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import overload
+from typing import Any
 
 from lib.autoinstruct.metrics import bare
 from lib.autoinstruct.tasks import Demonstration
@@ -30,11 +30,7 @@ class CandidateSet(Sequence[Candidate]):
     candidates: tuple[Candidate, ...]
     refused: dict[str, int] = field(default_factory=dict)
 
-    @overload
-    def __getitem__(self, index: int) -> Candidate: ...
-    @overload
-    def __getitem__(self, index: slice) -> tuple[Candidate, ...]: ...
-    def __getitem__(self, index: int | slice) -> Candidate | tuple[Candidate, ...]:
+    def __getitem__(self, index: Any) -> Any:
         return self.candidates[index]
 
     def __len__(self) -> int:

@@ -47,7 +47,7 @@ def tasks(monkeypatch):
 def test_a_recording_goes_on_where_it_stopped_and_replays_without_a_model(tasks, tmp_path):
     journal = Journal(tmp_path / "replies.sqlite")
     with pytest.raises(KeyboardInterrupt):
-        replies.record(Recorder(Writer(most=50), journal))
+        replies.record(Recorder(Writer(most=47), journal))
     kept = len(journal)
     assert kept == 24 + 18 + 4  # six tasks of two parts, the seventh's first
     write_replies(tmp_path / "part.gz", journal)
