@@ -87,13 +87,14 @@ def optimise(
     kept = [c for c in written if c.origin == "human" or not shows(c.text, task.demonstrations)]
     seen, new = task.examples[:-count], task.examples[-count:]
 
-    def tried(candidates: Sequence[Candidate], examples: Sequence[Example]) -> pd.Series:
+    def tried(candidates: Sequence[Candidate], examples: Sequence[Example]) -> list[float]:
         part = Task(task.name, task.instruction, task.demonstrations, task.screening, tuple(examples), task.labels)
         settings: dict[str, Any] = {"max_new_tokens": max_new_tokens, "progress": False}
-        return label_task(model, tokenizer, part, candidates, **settings).groupby("candidate")[metric].mean()
+        frame = label_task(model, tokenizer, part, candidates, **settings)
+        return [float(value) for value in frame.groupby("candidate")[metric].mean()]
 
     if ranker is None:
-        chosen_by = tried(kept, seen).tolist()
+        chosen_by = tried(kept, seen)
     else:
         inputs = tuple(example.input for example in seen)
         chosen_by = predict(ranker, [LabelTable.without_labels(task.name, inputs, kept)])[0].mean(0).tolist()
@@ -104,4 +105,4 @@ def optimise(
     table = table.assign(chosen_by=chosen_by, held_out=float("nan"))
     table.loc[[best, human], "held_out"] = [scores[0], scores[1]]
     refused = written.refused | {"shows a demonstration": len(written) - len(kept)}
-    return Optimised(task, kept[best].text, float(scores[0]), float(scores[1]), metric, table, refused)
+    return Optimised(task, kept[best].text, scores[0], scores[1], metric, table, refused)
