@@ -5,16 +5,8 @@ learns which helps which example (`objectives`, `trainer`). `optimise` does it a
 """
 
 from lib.autoinstruct.candidates import Candidate, CandidateSet, collect, format_line, variants
-from lib.autoinstruct.generation import (
-    FEW_SHOT,
-    ZERO_SHOT,
-    LocalGenerator,
-    WorkedTask,
-    generate,
-    meta_prompt,
-    meta_prompts,
-)
-from lib.autoinstruct.labelling import Label, LabelledTask, Pair, label, label_task
+from lib.autoinstruct.generation import FEW_SHOT, ZERO_SHOT, LocalGenerator, WorkedTask, generate, meta_prompts
+from lib.autoinstruct.labelling import LabelledTask, Pair, label, label_task
 from lib.autoinstruct.metrics import exact_match, rouge_l
 from lib.autoinstruct.modeling import CrossEncoder, FrozenHead, Scorer, YesLogit, load_scorer
 from lib.autoinstruct.objectives import binary, listwise_kl, pointwise, target_distribution
@@ -22,12 +14,9 @@ from lib.autoinstruct.optimise import Optimised, optimise
 from lib.autoinstruct.tasks import Demonstration, Example, Rule, Task, make_tasks, read_jsonl
 from lib.autoinstruct.trainer import (
     LabelTable,
-    Row,
     choose,
     draw_rows,
     fit,
-    per_example,
-    per_task,
     popularity,
     popularity_weights,
     predict,
@@ -42,13 +31,11 @@ __all__ = [
     "Demonstration",
     "Example",
     "FrozenHead",
-    "Label",
     "LabelTable",
     "LabelledTask",
     "LocalGenerator",
     "Optimised",
     "Pair",
-    "Row",
     "Rule",
     "Scorer",
     "Task",
@@ -67,11 +54,8 @@ __all__ = [
     "listwise_kl",
     "load_scorer",
     "make_tasks",
-    "meta_prompt",
     "meta_prompts",
     "optimise",
-    "per_example",
-    "per_task",
     "pointwise",
     "popularity",
     "popularity_weights",

@@ -120,10 +120,7 @@ def format_line(demonstrations: Sequence[Demonstration]) -> str:
 
 
 def variants(instruction: str, demonstrations: Sequence[Demonstration]) -> list[Candidate]:
-    """Make a baseline by rule, one a style, from a seed instruction and the form of the demonstrations' answers.
-
-    None spells a demonstration out. The paper has no rules: they are no candidates of its pipeline.
-    """
+    """Make a baseline by rule, one a style: the paper has none, and no candidate of its pipeline is made so."""
     seed, form = instruction.strip(), format_line(demonstrations)
     texts = {
         "format-line": f"{seed} {form}",

@@ -56,9 +56,7 @@ def stop_tokens(tokenizer: Any) -> tuple[int, ...]:
 
 @dataclass(frozen=True)
 class Answers:
-    """Of each prompt: the tokens generated (without the one that stopped it) and each given reply's log-probability,
-    in nats.
-    """
+    """Of each prompt: tokens generated (without the stop), and each given reply's log-probability in nats."""
 
     tokens: list[list[int]]
     log_probs: list[list[float]]

@@ -91,7 +91,8 @@ def optimise(
         part = Task(task.name, task.instruction, task.demonstrations, task.screening, tuple(examples), task.labels)
         settings: dict[str, Any] = {"max_new_tokens": max_new_tokens, "progress": False}
         frame = label_task(model, tokenizer, part, candidates, **settings)
-        return [float(value) for value in frame.groupby("candidate")[metric].mean()]
+        means: Any = frame.groupby("candidate")[metric].mean()
+        return means.tolist()
 
     if ranker is None:
         chosen_by = tried(kept, seen)

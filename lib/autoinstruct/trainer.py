@@ -52,9 +52,7 @@ def popularity(metric: Float[np.ndarray, "examples candidates"]) -> Int[np.ndarr
 
 
 def popularity_weights(counts: Int[np.ndarray, " candidates"]) -> Float[np.ndarray, " candidates"]:
-    """Give sampling weights softmax(MinMax(1 / popularity)), with 0 for 1/0: the rarely best are drawn most often,
-    and what is never best as seldom as what always is.
-    """
+    """Give sampling weights softmax(MinMax(1 / popularity)), 0 for 1/0: what is rarely best is drawn most often."""
     inverse = np.divide(1.0, counts, out=np.zeros(len(counts)), where=counts > 0)
     span = inverse.max() - inverse.min()
     scaled = (inverse - inverse.min()) / span if span > 0 else np.zeros_like(inverse)

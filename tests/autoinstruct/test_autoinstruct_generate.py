@@ -14,12 +14,12 @@ from lib.autoinstruct import (
     collect,
     format_line,
     generate,
-    meta_prompt,
     meta_prompts,
     optimise,
     variants,
 )
 from lib.autoinstruct.candidates import gives_away, shows, stands_in
+from lib.autoinstruct.generation import meta_prompt
 from lib.core.chat import Reply
 
 DEMOS = (Demonstration("2 + 2", "4"), Demonstration("3 + 9", "12"))
