@@ -110,14 +110,20 @@ def multilora(*_):
 
 @prepares
 def autoinstruct(cut, *_):
-    from lib.autoinstruct import Candidate
+    from lib.core.chat import Reply
+
+    class Writer:
+        model = "scripted"
+
+        def complete(self, messages, decoding=None, *, attempt=0):
+            asked = f"{messages[-1]['content'][-40:]} {messages[0]['content'][:20]}"
+            return Reply(tuple(f"Give the sum, way {i}. {asked}" for i in range(decoding.n)))
 
     sums = [(task, n) for task in (1, 2) for n in range(60)]
     asked = [{"task": f"add {t}", "instruction": f"Add, and say {t}.", "input": f"{n} and {n + t}"} for t, n in sums]
     rows = [row | {"answers": str(2 * n + t)} for row, (t, n) in zip(asked, sums, strict=True)]
     Path("rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    candidates = [Candidate("Add.", "short", "test"), Candidate("Give the sum of the numbers.", "long", "test")]
-    return {"path": Path("rows.jsonl"), "model": cut(), "labels": Path("labels.sqlite"), "candidates": candidates}
+    return {"path": Path("rows.jsonl"), "model": cut(), "labels": Path("labels.sqlite"), "chat": Writer()}
 
 
 @prepares

@@ -1,31 +1,22 @@
 """Auto-Instruct: instructions written by a language model and ranked by a trained model (arXiv:2310.13127).
 
-Candidates come from `generation` (a capable model) or from rules (`candidates`), are tried on examples (`labelling`),
-and a ranker (`modeling`) learns which helps which example (`objectives`, `trainer`).
+Candidates come from a capable model (`generation`), are tried on examples (`labelling`), and a ranker (`modeling`)
+learns which helps which example (`objectives`, `trainer`). `optimise` does it all for one task, `teleprompter` in DSPy.
 """
 
 from lib.autoinstruct.candidates import Candidate, CandidateSet, collect, format_line, variants
-from lib.autoinstruct.generation import (
-    FEW_SHOT,
-    ZERO_SHOT,
-    LocalGenerator,
-    WorkedTask,
-    generate,
-    meta_prompt,
-)
-from lib.autoinstruct.labelling import Label, LabelledTask, Pair, label, label_task
+from lib.autoinstruct.generation import FEW_SHOT, ZERO_SHOT, LocalGenerator, WorkedTask, generate, meta_prompts
+from lib.autoinstruct.labelling import LabelledTask, Pair, label, label_task
 from lib.autoinstruct.metrics import exact_match, rouge_l
 from lib.autoinstruct.modeling import CrossEncoder, FrozenHead, Scorer, YesLogit, load_scorer
 from lib.autoinstruct.objectives import binary, listwise_kl, pointwise, target_distribution
+from lib.autoinstruct.optimise import Optimised, optimise
 from lib.autoinstruct.tasks import Demonstration, Example, Rule, Task, make_tasks, read_jsonl
 from lib.autoinstruct.trainer import (
     LabelTable,
-    Row,
     choose,
     draw_rows,
     fit,
-    per_example,
-    per_task,
     popularity,
     popularity_weights,
     predict,
@@ -40,12 +31,11 @@ __all__ = [
     "Demonstration",
     "Example",
     "FrozenHead",
-    "Label",
     "LabelTable",
     "LabelledTask",
     "LocalGenerator",
+    "Optimised",
     "Pair",
-    "Row",
     "Rule",
     "Scorer",
     "Task",
@@ -64,9 +54,8 @@ __all__ = [
     "listwise_kl",
     "load_scorer",
     "make_tasks",
-    "meta_prompt",
-    "per_example",
-    "per_task",
+    "meta_prompts",
+    "optimise",
     "pointwise",
     "popularity",
     "popularity_weights",

@@ -1,13 +1,10 @@
-"""Candidate instructions: what one is, which are unusable, and those that rules make from demonstrations.
-
-Rules write what a capable model would add in each style (a line on the answer's form, steps, examples); a small model
-cannot, so that they stand in for it.
-"""
+"""Candidate instructions: what one is, which are unusable, and rules that stand beside them as a baseline."""
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from lib.autoinstruct.metrics import bare
 from lib.autoinstruct.tasks import Demonstration
@@ -19,7 +16,7 @@ BRACKETS = ("[]", "{}", "()", '""')
 
 @dataclass(frozen=True)
 class Candidate:
-    """An instruction, who made it (`human`, `meta-prompt`, `inducer`, `rule`, `APE`, `dspy`) and in which style."""
+    """An instruction, who made it (`human`, `model`, `rule`, `APE`, `COPRO`) and in which style."""
 
     text: str
     origin: str
@@ -27,42 +24,77 @@ class Candidate:
 
 
 @dataclass(frozen=True)
-class CandidateSet:
+class CandidateSet(Sequence[Candidate]):
     """Candidates in the order in which they came, and how many were refused for each reason."""
 
     candidates: tuple[Candidate, ...]
     refused: dict[str, int] = field(default_factory=dict)
 
+    def __getitem__(self, index: Any) -> Any:
+        return self.candidates[index]
+
     def __len__(self) -> int:
         return len(self.candidates)
 
-    def __iter__(self) -> Iterator[Candidate]:
-        return iter(self.candidates)
+    @property
+    def human(self) -> Candidate:
+        """The seed instruction; raises ValueError where there is none."""
+        found = [candidate for candidate in self.candidates if candidate.origin == "human"]
+        if not found:
+            raise ValueError("these candidates hold no human instruction: collect it with them")
+        return found[0]
 
 
 def collect(
-    candidates: Iterable[Candidate], *, demonstrations: Sequence[Demonstration] = (), longest: int = LONGEST
+    candidates: Iterable[Candidate],
+    *,
+    demonstrations: Sequence[Demonstration] = (),
+    longest: int = LONGEST,
+    refused: Mapping[str, int] | None = None,
 ) -> CandidateSet:
     """Leave out the unusable: `empty`, `copied` (a demonstration's text and nothing else), `too long` (characters),
     `duplicate` (the same words as an earlier one).
+
+    A human instruction stays, however long. `refused` counts what was left out before.
     """
     copies = {bare(text) for demo in demonstrations for text in (demo.input, demo.output)}
     copies |= {bare(f"Input: {demo.input} Output: {demo.output}") for demo in demonstrations}
     kept: dict[str, Candidate] = {}
-    refused: Counter[str] = Counter()
+    counts = Counter(refused or {})
     for candidate in candidates:
-        words = bare(candidate.text)
-        if not words:
-            refused["empty"] += 1
-        elif words in copies:
-            refused["copied"] += 1
-        elif len(candidate.text) > longest:
-            refused["too long"] += 1
-        elif words in kept:
-            refused["duplicate"] += 1
+        words, human = bare(candidate.text), candidate.origin == "human"
+        if words in kept:
+            counts["duplicate"] += 1
+        elif not words and not human:
+            counts["empty"] += 1
+        elif words in copies and not human:
+            counts["copied"] += 1
+        elif len(candidate.text) > longest and not human:
+            counts["too long"] += 1
         else:
             kept[words] = Candidate(candidate.text.strip(), candidate.origin, candidate.style)
-    return CandidateSet(tuple(kept.values()), dict(refused))
+    return CandidateSet(tuple(kept.values()), dict(counts))
+
+
+def stands_in(phrase: str, text: str) -> bool:
+    """Tell whether a text holds a phrase as words of its own; a single letter counts only in its own case."""
+    if len(phrase.strip()) == 1:
+        return bool(re.search(rf"(?<!\w){re.escape(phrase.strip())}(?!\w)", text))
+    words = bare(phrase)
+    return f" {words} " in f" {bare(text)} " if words else phrase.strip() in text
+
+
+def shows(text: str, demonstrations: Sequence[Demonstration]) -> bool:
+    """Tell whether an instruction spells a demonstration out, input and output: then a prompt is not zero-shot."""
+    return any(stands_in(demo.input, text) and stands_in(demo.output, text) for demo in demonstrations)
+
+
+def gives_away(text: str, answer: str, others: Sequence[str]) -> bool:
+    """Tell whether an instruction names an example's answer alone: the answer stands there, and some other does not.
+
+    A list of all labels names every answer and gives none away.
+    """
+    return stands_in(answer, text) and not all(stands_in(other, text) for other in others)
 
 
 def format_line(demonstrations: Sequence[Demonstration]) -> str:
@@ -87,22 +119,16 @@ def format_line(demonstrations: Sequence[Demonstration]) -> str:
     return f"Answer in at most {longest} words, without explanation."
 
 
-def variants(instruction: str, demonstrations: Sequence[Demonstration], *, shown: int = 2) -> list[Candidate]:
-    """Make candidates by rule, one a style, from a seed instruction and demonstrations;
-    `shown` of these are spelled out.
-    """
+def variants(instruction: str, demonstrations: Sequence[Demonstration]) -> list[Candidate]:
+    """Make a baseline by rule, one a style: the paper has none, and no candidate of its pipeline is made so."""
     seed, form = instruction.strip(), format_line(demonstrations)
-    few = demonstrations[:shown]
-    listed = "\n".join(f"{demo.input} -> {demo.output}" for demo in few)
-    explained = " ".join(f'For example, if the input is "{demo.input}", answer "{demo.output}".' for demo in few)
     texts = {
         "format-line": f"{seed} {form}",
         "format-only": form,
-        "use-example": f"{seed} {explained}",
-        "use-example-format": f"{seed} {explained} {form}",
-        "examples-only": f"Answer as in these examples.\n{listed}",
+        "form-first": f"{form} {seed}",
         "step-by-step": f"{seed}\nFirst, read the input. Second, work out the answer. Third, reply. {form}",
         "one-paragraph": f"You are given an input and must do the following task. {seed} Do not repeat the input and "
         f"do not explain your answer. {form}",
+        "answer-only": f"{seed} Do not explain your answer.",
     }
     return [Candidate(text, "rule", style) for style, text in texts.items()]

@@ -27,12 +27,17 @@ def prompt_ids(
         parts = [instruction] if instruction else []
         parts += [f"Input: {demo.input}\nOutput: {demo.output}" for demo in demonstrations]
         return tokenizer("\n\n".join([*parts, f"Input: {example}\nOutput:"])).input_ids
+    messages = messages_of(instruction, example, demonstrations)
+    text = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+    return tokenizer(text, add_special_tokens=False).input_ids
+
+
+def messages_of(instruction: str, example: str, demonstrations: Sequence[Demonstration] = ()) -> list[dict[str, str]]:
+    """Lay out a prompt as a dialogue: instruction, demonstrations, example."""
     messages = [{"role": "system", "content": instruction}]
     for demo in demonstrations:
         messages += [{"role": "user", "content": demo.input}, {"role": "assistant", "content": demo.output}]
-    messages.append({"role": "user", "content": example})
-    text = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
-    return tokenizer(text, add_special_tokens=False).input_ids
+    return [*messages, {"role": "user", "content": example}]
 
 
 def answer_ids(tokenizer: Any, answer: str) -> list[int]:
@@ -51,10 +56,7 @@ def stop_tokens(tokenizer: Any) -> tuple[int, ...]:
 
 @dataclass(frozen=True)
 class Answers:
-    """Of each prompt: the tokens generated (without the one that stopped it) and each given reply's log-probability.
-
-    A reply's log-probability is a mean over its tokens, in nats.
-    """
+    """Of each prompt: tokens generated (without the stop), and each given reply's log-probability in nats."""
 
     tokens: list[list[int]]
     log_probs: list[list[float]]
@@ -93,5 +95,5 @@ def _reply_log_probs(
             context.rollback(present[:, :-1].sum(1))
         values = torch.zeros(ids.shape, device=ids.device)
         values[present] = log_probs(context.model, hidden[present], ids[present])
-        columns.append((values.sum(-1) / present.sum(-1)).tolist())
+        columns.append(values.sum(-1).tolist())
     return [list(row) for row in zip(*columns, strict=True)]

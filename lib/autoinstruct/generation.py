@@ -1,31 +1,34 @@
 """The paper's generator: several samples of every style's meta-prompt from a capable model, the seed instruction first.
 
-A style is a request to that model. Few-shot, the request shows demonstrations; zero-shot it does not, and the style
-that explains examples falls away. Three further requests ask for no style but show complete worked tasks whose
+A style is a request to that model. Few-shot, it has seen demonstrations; zero-shot it has not, and the style that
+explains examples falls away. Three further meta-prompts ask for no style but show complete worked tasks, whose
 instructions are alike in length.
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 from typing import Any
 
+import numpy as np
 import torch
-from tqdm import tqdm
 
 from lib.autoinstruct.candidates import Candidate, CandidateSet, collect
 from lib.autoinstruct.tasks import Demonstration
-from lib.core.chat import Chat, Decoding, Messages, Reply
-from lib.core.scoring import padded
+from lib.core.chat import Chat, ChatFailed, Decoding, Messages, Reply, reply_key
+from lib.core.generation import Warping, common_length, decode, draw, read_groups
 
-REQUESTS = {
-    "one-sentence": "Write the instruction for the following task in a single sentence.",
-    "one-paragraph": "Write the instruction for the following task as one detailed paragraph.",
-    "step-by-step": "Write the instruction for the following task as a list of steps to follow.",
-    "use-example": "Write the instruction for the following task, and explain each of the given examples in it.",
+ASK = (
+    "Now write an instruction for this task, for a new person. {style} Say what is given, what to do and how to "
+    "answer. Write only the instruction."
+)
+STYLES = {
+    "one-sentence": "Write one sentence.",
+    "one-paragraph": "Write one detailed paragraph of at most fifty words.",
+    "step-by-step": "Write at most four short numbered steps.",
+    "use-example": "Explain in it, in at most fifty words, how the examples above lead to their answers.",
 }
-WORKED = ("worked-tasks-1", "worked-tasks-2", "worked-tasks-3")
-FEW_SHOT = (*REQUESTS, *WORKED)
-ZERO_SHOT = tuple(style for style in FEW_SHOT if style != "use-example")
+SYSTEM = "You write instructions for tasks, from a short description and examples."
 
 
 @dataclass(frozen=True)
@@ -37,35 +40,105 @@ class WorkedTask:
     instruction: str
 
 
+WORKED: Mapping[str, Sequence[WorkedTask]] = {  # instructions of about ten, twenty-five and fifty words
+    "worked-tasks-1": (
+        WorkedTask(
+            "Opposites.",
+            (Demonstration("hot", "cold"), Demonstration("early", "late")),
+            "Write the word that means the opposite of the given word.",
+        ),
+        WorkedTask(
+            "Is the number even?",
+            (Demonstration("14", "yes"), Demonstration("9", "no")),
+            "Answer yes if the number is even, no if it is odd.",
+        ),
+    ),
+    "worked-tasks-2": (
+        WorkedTask(
+            "Mood of a message.",
+            (Demonstration("The lamp broke on day one.", "bad"), Demonstration("It fits like a glove!", "good")),
+            "You are given a message about a product. Decide whether its author is content, and answer with one "
+            "word, in lower case: good or bad.",
+        ),
+        WorkedTask(
+            "Largest number.",
+            (Demonstration("4, 17, 9", "17"), Demonstration("-3, -8", "-3")),
+            "The input is a list of numbers with commas between them. Compare all of them and write only the largest "
+            "one, without any explanation.",
+        ),
+    ),
+    "worked-tasks-3": (
+        WorkedTask(
+            "Dates.",
+            (Demonstration("7 March 2019", "2019-03-07"), Demonstration("30 June 1998", "1998-06-30")),
+            "In this task you are given a date as a day, the name of a month and a year. Rewrite it as the year with "
+            "four digits, the month with two and the day with two, in this order, with a hyphen between them. Put a "
+            "zero before numbers below ten, and write nothing but the date.",
+        ),
+        WorkedTask(
+            "Which season?",
+            (Demonstration("Leaves turn red.", "autumn"), Demonstration("Ice on the lake.", "winter")),
+            "You will read a sentence that describes something which happens in nature at one time of the year. Think "
+            "about when it happens in the northern half of the world, choose among spring, summer, autumn and winter, "
+            "and answer with the name of the season, as one word in lower case.",
+        ),
+    ),
+}
+SHARED = 48  # tokens that neighbouring questions begin with for which they are read together
+FEW_SHOT = (*STYLES, *WORKED)
+ZERO_SHOT = tuple(style for style in FEW_SHOT if style != "use-example")
+
+
 def meta_prompt(
     style: str,
     task: str,
     demonstrations: Sequence[Demonstration] = (),
     *,
-    worked: Sequence[WorkedTask] = (),
-) -> str:
-    """Request an instruction in a style, for a task (the seed instruction) with its demonstrations.
+    worked: Mapping[str, Sequence[WorkedTask]] = WORKED,
+) -> list[dict[str, str]]:
+    """Request an instruction in a style, for a task (the seed instruction) with its demonstrations, as a dialogue.
 
-    Raises ValueError for an unknown style, `use-example` without demonstrations, or a worked style without tasks.
+    Demonstrations are turns of their own, since small models copy those that stand in the request itself; so all styles
+    of a task begin alike, and a server's prefix cache reads that once. `worked` holds the tasks to imitate, by style.
+    Raises ValueError for an unknown style, or `use-example` without demonstrations.
     """
-    if style not in FEW_SHOT:
-        raise ValueError(f"there is no style {style!r}: use one of {', '.join(FEW_SHOT)}")
+    if style not in (*STYLES, *worked):
+        raise ValueError(f"there is no style {style!r}: use one of {', '.join((*STYLES, *worked))}")
     if style == "use-example" and not demonstrations:
         raise ValueError("the style 'use-example' explains examples: give demonstrations, or use the zero-shot styles")
-    if style in WORKED:
-        if not worked:
-            raise ValueError(f"the style {style!r} imitates worked tasks: give some")
-        shown = [_block(w.task, w.demonstrations if demonstrations else ()) + f" {w.instruction}" for w in worked]
-        return "\n\n".join([*shown, _block(task, demonstrations)])
-    return f"{REQUESTS[style]}\n\n{_block(task, demonstrations)}"
+    if style in worked:
+        shown = [
+            turn
+            for one in worked[style]
+            for turn in (
+                ("user", _described(one.task, one.demonstrations if demonstrations else ())),
+                ("assistant", one.instruction),
+            )
+        ]
+        turns = [("system", SYSTEM), *shown, ("user", _described(task, demonstrations))]
+    elif demonstrations:
+        shown = [turn for d in demonstrations for turn in (("user", d.input), ("assistant", d.output))]
+        turns = [("system", task), *shown, ("user", ASK.format(style=STYLES[style]))]
+    else:
+        turns = [("system", SYSTEM), ("user", _described(task, ())), ("assistant", "I see.")]
+        turns += [("user", ASK.format(style=STYLES[style]))]
+    return [{"role": role, "content": text} for role, text in turns]
 
 
-def _block(task: str, demonstrations: Sequence[Demonstration]) -> str:
-    lines = [f"Task: {task}"]
-    if demonstrations:
-        lines.append("Examples:")
-        lines += [f"Input: {demo.input}\nOutput: {demo.output}" for demo in demonstrations]
+def _described(task: str, demonstrations: Sequence[Demonstration]) -> str:
+    lines = [f"Task: {task}", *(f"Input: {demo.input}\nOutput: {demo.output}" for demo in demonstrations)]
     return "\n".join([*lines, "Instruction:"])
+
+
+def meta_prompts(
+    instruction: str,
+    demonstrations: Sequence[Demonstration] = (),
+    *,
+    worked: Mapping[str, Sequence[WorkedTask]] = WORKED,
+) -> dict[str, list[dict[str, str]]]:
+    """Give the meta-prompt of every style: all seven few-shot, without `use-example` zero-shot."""
+    styles = [style for style in (*STYLES, *worked) if demonstrations or style != "use-example"]
+    return {style: meta_prompt(style, instruction, demonstrations, worked=worked) for style in styles}
 
 
 def generate(
@@ -73,33 +146,43 @@ def generate(
     instruction: str,
     demonstrations: Sequence[Demonstration] = (),
     *,
-    worked: Mapping[str, Sequence[WorkedTask]] | None = None,
+    worked: Mapping[str, Sequence[WorkedTask]] = WORKED,
     samples: int = 3,
     max_tokens: int = 512,
     seed: int = 0,
-    progress: bool = False,
 ) -> CandidateSet:
     """Write candidates of a task: its own instruction, then `samples` of every style (few-shot with demonstrations).
 
-    `chat` answers the meta-prompts: a `ChatClient`, a `LocalGenerator`, or your own. `worked` holds the tasks to
-    imitate, by style; styles that need them are left out where there are none. With all seven few-shot styles and three
-    samples these are the paper's 22 candidates, zero-shot 19.
+    `chat` answers the meta-prompts: a `ChatClient`, recorded replies, a `LocalGenerator`, or your own. With all seven
+    few-shot styles and three samples these are the paper's 22 candidates, zero-shot 19. A reply that was cut off at
+    `max_tokens` is refused as `unfinished`.
     """
-    worked = worked or {}
+    prompts = meta_prompts(instruction, demonstrations, worked=worked)
     decoding = Decoding(temperature=1.0, top_p=1.0, max_tokens=max_tokens, seed=seed, n=samples)
-    styles = [s for s in (FEW_SHOT if demonstrations else ZERO_SHOT) if s not in WORKED or worked.get(s)]
-    candidates = [Candidate(instruction, "human", "human")]
-    for style in tqdm(styles, desc="meta-prompts", disable=not progress):
-        prompt = meta_prompt(style, instruction, demonstrations, worked=worked.get(style, ()))
-        candidates += [Candidate(text, "meta-prompt", style) for text in chat.complete(prompt, decoding).texts]
-    return collect(candidates, demonstrations=demonstrations)
+    candidates, unfinished = [Candidate(instruction, "human", "human")], 0
+    for style, reply in zip(prompts, complete_all(chat, list(prompts.values()), decoding), strict=True):
+        for text, end in zip_longest(reply.texts, reply.finish[: len(reply.texts)]):
+            unfinished += end == "length"
+            candidates += [Candidate(text, "model", style)] if end != "length" else []
+    return collect(candidates, demonstrations=demonstrations, refused={"unfinished": unfinished} if unfinished else {})
+
+
+def complete_all(chat: Any, questions: Sequence[Messages], decoding: Decoding) -> list[Reply]:
+    """Return a chat's replies in order, asked for together where it can; raises the first failure."""
+    if not hasattr(chat, "complete_many"):
+        return [chat.complete(messages, decoding) for messages in questions]
+    replies = chat.complete_many(questions, decoding)
+    for failed in (reply for reply in replies if isinstance(reply, ChatFailed)):
+        raise failed
+    return replies
 
 
 @dataclass
 class LocalGenerator:
     """A causal language model in its chat template that replies like an endpoint does; `decoding` as in `core.chat`.
 
-    The seed makes replies repeatable and leaves torch's state outside alone.
+    What neighbouring questions begin with is read once. A reply's random numbers come from its question and settings
+    alone, so that it does not depend on what is asked beside it.
     """
 
     network: Any
@@ -120,21 +203,36 @@ class LocalGenerator:
         self, questions: Sequence[Messages], decoding: Decoding | None = None, *, attempt: int = 0
     ) -> list[Reply]:
         """Reply to many questions, at most `batch_rows` texts at once."""
-        decoding = decoding or Decoding()
-        texts: list[str] = []
+        decoding, replies = decoding or Decoding(), []
         each = max(1, self.batch_rows // decoding.n)
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed((decoding.seed or 0) + attempt)
-            for start in range(0, len(questions), each):
-                part = [self._encoded(messages) for messages in questions[start : start + each]]
-                ids, present = padded(part, side="left", device=self.network.device)
-                out = self.network.generate(
-                    ids, attention_mask=present.long(), do_sample=True, temperature=decoding.temperature, top_k=0,
-                    top_p=1.0 if decoding.top_p is None else decoding.top_p, num_return_sequences=decoding.n,
-                    max_new_tokens=decoding.max_tokens or 512, pad_token_id=self.tokenizer.eos_token_id,
-                )  # fmt: skip
-                texts += self.tokenizer.batch_decode(out[:, ids.shape[1] :], skip_special_tokens=True)
-        return [Reply(tuple(texts[i : i + decoding.n])) for i in range(0, len(texts), decoding.n)]
+        for start in range(0, len(questions), each):
+            replies += self._batch(questions[start : start + each], decoding, attempt)
+        return replies
+
+    def _batch(self, questions: Sequence[Messages], decoding: Decoding, attempt: int) -> list[Reply]:
+        longest, device = decoding.max_tokens or 512, self.network.device
+        groups: list[list[list[int]]] = []
+        for ids in map(self._encoded, questions):
+            alike = groups and common_length([groups[-1][0], ids]) >= SHARED
+            groups = groups if alike else [*groups, []]
+            groups[-1] += [ids] * decoding.n
+        keys = [reply_key(self.model, messages, decoding, attempt) for messages in questions]
+        numbers = np.stack([np.random.default_rng(int(key, 16)).random((decoding.n, longest)) for key in keys])
+        uniform = torch.from_numpy(numbers.reshape(-1, longest)).to(device)
+        top_p = 1.0 if decoding.top_p is None else decoding.top_p
+        warping = Warping(decoding.temperature, top_p=top_p)
+
+        def choose(logits: torch.Tensor, rows: torch.Tensor, step: int) -> torch.Tensor:
+            return draw(warping.probs(logits), uniform=uniform[rows, step])
+
+        context, last = read_groups(self.network, groups)
+        made = decode(context, last, max_new_tokens=longest, stops=[self.tokenizer.eos_token_id], choose=choose)
+        texts = [text.strip() for text in self.tokenizer.batch_decode(made.tokens, skip_special_tokens=True)]
+        ends = ["stop" if ended else "length" for ended in made.ended]
+        return [
+            Reply(tuple(texts[i : i + decoding.n]), tuple(ends[i : i + decoding.n]))
+            for i in range(0, len(texts), decoding.n)
+        ]
 
     def _encoded(self, messages: Messages) -> list[int]:
         turns = [{"role": "user", "content": messages}] if isinstance(messages, str) else list(messages)

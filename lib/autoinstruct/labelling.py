@@ -3,6 +3,7 @@
 Every result is written down as soon as its batch is done, so a run that is cut off goes on where it stopped.
 """
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -15,19 +16,21 @@ from tqdm import tqdm
 
 from lib.autoinstruct import metrics
 from lib.autoinstruct.candidates import Candidate
-from lib.autoinstruct.decoding import Answers, answer_groups, answer_ids, prompt_ids, stop_tokens
+from lib.autoinstruct.decoding import Answers, answer_groups, answer_ids, messages_of, prompt_ids, stop_tokens
+from lib.autoinstruct.generation import complete_all
 from lib.autoinstruct.tasks import Demonstration, Task
 from lib.autoinstruct.trainer import LabelTable
+from lib.core.chat import Chat, Decoding
 from lib.core.store import Journal, key_of
 
-METRICS = ("rouge_l", "exact_match", "log_prob")
+METRICS = ("choice", "log_prob", "rouge_l", "exact_match")
 
 
 @dataclass(frozen=True)
 class Pair:
     """An instruction to be tried on an example, whose accepted answers are known.
 
-    `others` are answers to other examples, whose log-probabilities after this prompt are wanted too.
+    `others` are wrong answers, with which the gold one competes.
     """
 
     instruction: str
@@ -39,16 +42,18 @@ class Pair:
 
 @dataclass(frozen=True)
 class Label:
-    """Outcome of a pair: the model's answer, its ROUGE-L and exact match, and the gold reply's log-probability.
+    """Outcome of a pair: the model's answer, its ROUGE-L and exact match, and how likely the gold reply is.
 
-    `log_prob` is the first accepted answer's with its end of turn, a mean over tokens, in nats. Without generation
-    `output` is None and the two scores are NaN.
+    A reply is an answer with its end of turn; `log_prob` is the first accepted answer's, a mean over tokens, in nats,
+    and `other_log_probs` are the others'. `choice` is the gold reply's probability, given that the reply is it or one
+    of the others. Without others it is NaN, and without generation `output` is None and its two scores are NaN.
     """
 
     output: str | None
     rouge_l: float
     exact_match: float
     log_prob: float
+    choice: float = math.nan
     other_log_probs: tuple[float, ...] = ()
 
 
@@ -64,6 +69,7 @@ def label(
 ) -> list[Label]:
     """Label pairs in order, greedily decoded (`max_new_tokens = 0`: log-probabilities only).
 
+    `model` is a causal language model, or a `Chat` (an endpoint; no tokenizer), of which only answers are seen.
     Prompts with one instruction and the same demonstrations share their beginning, which is encoded once. `store` is a
     file of finished labels (a `core.store` journal) that this call continues. Raises ValueError for a pair
     without an answer.
@@ -71,6 +77,8 @@ def label(
     for pair in pairs:
         if not pair.answers:
             raise ValueError(f"the example {pair.input[:40]!r} has no answer: labels need at least one")
+    if isinstance(model, Chat):
+        return _asked(model, pairs, max_new_tokens)
     settings = {"model": model.config.name_or_path, "dtype": str(model.dtype), "max_new_tokens": max_new_tokens}
     keys = [key_of(asdict(pair), settings) for pair in pairs]
     with Journal(store) as journal:
@@ -95,6 +103,17 @@ def label(
                 journal.put_many((key, asdict(done[key])) for key in names)
                 bar.update(len(names))
     return [done[key] for key in keys]
+
+
+def _asked(chat: Chat, pairs: Sequence[Pair], max_tokens: int) -> list[Label]:
+    questions = [messages_of(pair.instruction, pair.input, pair.demonstrations) for pair in pairs]
+    replies = complete_all(chat, questions, Decoding(temperature=0.0, max_tokens=max_tokens))
+    labels = []
+    for pair, reply in zip(pairs, replies, strict=True):
+        output = metrics.first_line(reply.text)
+        exact = float(metrics.exact_match(output, pair.answers))
+        labels.append(Label(output, metrics.rouge_l(output, pair.answers), exact, math.nan))
+    return labels
 
 
 def _prompt(tokenizer: Any, pair: Pair) -> list[int]:
@@ -129,13 +148,15 @@ def _batches(pairs: dict[str, Pair], prompts: dict[str, list[int]], batch_rows: 
 
 def _labels(tokenizer: Any, pairs: Sequence[Pair], answers: Answers, *, generated: bool) -> list[Label]:
     labels = []
-    for pair, tokens, (gold, *others) in zip(pairs, answers.tokens, answers.log_probs, strict=True):
+    for pair, tokens, sums in zip(pairs, answers.tokens, answers.log_probs, strict=True):
+        output, rouge, exact = None, math.nan, math.nan
         if generated:
             output = metrics.first_line(tokenizer.decode(tokens, skip_special_tokens=True))
             rouge, exact = metrics.rouge_l(output, pair.answers), float(metrics.exact_match(output, pair.answers))
-        else:
-            output, rouge, exact = None, float("nan"), float("nan")
-        labels.append(Label(output, rouge, exact, gold, tuple(others)))
+        gold, *others = (total / len(ids) for total, ids in zip(sums, _replies(tokenizer, pair), strict=True))
+        # p(gold | one of the replies), from whole replies: a long answer is less likely, and so is each of its rivals
+        choice = math.exp(sums[0] - np.logaddexp.reduce(sums)) if others else math.nan
+        labels.append(Label(output, rouge, exact, gold, choice, tuple(others)))
     return labels
 
 
@@ -153,7 +174,7 @@ def label_task(
 ) -> pd.DataFrame:
     """Try all candidates on all examples: one row a pair with `candidate`, `example` (indices), `output`, scores."""
     pairs = [
-        Pair(candidate.text, example.input, example.answers, tuple(demonstrations))
+        Pair(candidate.text, example.input, example.answers, tuple(demonstrations), task.others(example))
         for candidate in candidates
         for example in task.examples
     ]
@@ -178,7 +199,7 @@ class LabelledTask:
     """
 
     task: Task
-    candidates: tuple[Candidate, ...]
+    candidates: Sequence[Candidate]
     frame: pd.DataFrame
     controls: tuple[str, ...] = ()
 
@@ -196,7 +217,7 @@ class LabelledTask:
     def table(self, name: str) -> LabelTable:
         """Labels as rankers learn from them."""
         inputs = tuple(example.input for example in self.task.examples)
-        return LabelTable(self.task.name, inputs, self.candidates, self.metric(name))
+        return LabelTable(self.task.name, inputs, tuple(self.candidates), self.metric(name))
 
     def value(self, picks: Int[np.ndarray, " examples"], name: str) -> float:
         """Mean metric over the examples of the candidates picked."""

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from functools import cache
 from typing import Any
 
-PUNCTUATION = re.compile(r"[^\w\s]|_")
+PUNCTUATION = re.compile(r"(?!(?<!\w)-\d)[^\w\s]|_")  # all but the sign of a negative number
 
 
 def first_line(text: str) -> str:
@@ -14,8 +14,8 @@ def first_line(text: str) -> str:
 
 
 def bare(text: str) -> str:
-    """Bring to lower case without punctuation, one space between words: `"[1]."` and `1` are the same answer."""
-    return " ".join(PUNCTUATION.sub(" ", text.lower()).split())
+    """Bring to lower case without punctuation, one space between words: `"[1]."` and `1` are the same, `-1` is not."""
+    return " ".join(PUNCTUATION.sub(" ", text.lower().replace("\u2212", "-")).split())
 
 
 @cache

@@ -20,12 +20,13 @@ COLUMNS = {
     "input": ("input", "inputs"),
     "answers": ("ideals", "answers", "targets", "output", "answer"),
 }
-OTHER_LANGUAGES = re.compile(
-    r"afrikaan|albanian|arabic|belarus|brazil|bulgar|chinese|croatian|dutch|esperanto|finnish|french|german|greek|"
-    r"gujarati|hebrew|hindi|hungar|iceland|indones|irish|italian|japan|kanji|korean|latin|lithuan|macedon|mongol|nepal|"
-    r"norwegian|persian|polish|portug|roman|russ|serbian|sindarin|spanish|swedish|turkish|ukrain|urdu|vietnam",
-    re.IGNORECASE,
+LANGUAGES = (
+    "afrikaans albanian arabic belarusian brazilian bulgarian chinese croatian dutch esperanto finnish french german "
+    "greek gujarati hebrew hindi hungarian icelandic indonesian irish italian japanese kanji korean latin lithuanian "
+    "macedonian mongolian nepali norwegian persian polish portuguese romanian russian serbian sindarin spanish swedish "
+    "turkish ukrainian urdu vietnamese"
 )
+OTHER_LANGUAGES = re.compile(rf"(?<![a-z])({LANGUAGES.replace(' ', '|')})(?![a-z])", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -46,20 +47,35 @@ class Example:
 
 @dataclass(frozen=True)
 class Task:
-    """A task; its demonstrations, screening rows and examples have no input in common."""
+    """A task; its demonstrations, screening rows and examples have no input in common.
+
+    `labels` are all its answers where these are few (a classification), and empty otherwise.
+    """
 
     name: str
     instruction: str
     demonstrations: tuple[Demonstration, ...]
     screening: tuple[Example, ...]
     examples: tuple[Example, ...]
+    labels: tuple[str, ...] = ()
+    category: str = ""
+
+    def others(self, example: Example, *, most: int = 4) -> tuple[str, ...]:
+        """Wrong answers to choose among beside the gold one: the task's labels, or answers to its other rows."""
+        rows = (*self.examples, *self.screening)
+        known = self.labels or (*(row.answers[0] for row in rows), *(d.output for d in self.demonstrations))
+        start = known.index(example.answers[0]) + 1 if example.answers[0] in known else 0
+        turned = dict.fromkeys((*known[start:], *known[:start]))  # so that not all examples get the same ones
+        return tuple(answer for answer in turned if answer not in example.answers)[:most]
 
 
 @dataclass(frozen=True)
 class Rule:
     """Which tasks are taken: English, short single-line answers, short inputs, an instruction of the task's own.
 
-    Lengths are in characters. A task needs `demonstrations + screening + examples` rows that pass.
+    Lengths are in characters. A task needs `demonstrations + screening + examples` rows that pass. Where these have no
+    more than `most_labels` different answers, the task is a classification. Of a `curated` data set, whose tasks are
+    known to be English, neither the language is looked at nor whether two tasks share an instruction.
     """
 
     longest_input: int = 160
@@ -68,6 +84,8 @@ class Rule:
     demonstrations: int = 5
     screening: int = 6
     examples: int = 6
+    most_labels: int = 6
+    curated: bool = False
 
     @property
     def rows(self) -> int:
@@ -95,9 +113,11 @@ def make_tasks(rows: Iterable[Mapping[str, Any]], rule: Rule | None = None) -> t
     """Make the tasks that keep the rule, by name, and how many tasks were left out for each reason.
 
     Rows have a task, an instruction, an input and answers (a text or a list), under any of the names in `COLUMNS`.
-    Raises TenfoldError for a row without one of them, or a task with several instructions.
+    A `category` is kept where rows have one. Raises TenfoldError for a row without one of the columns, or a task with
+    several instructions.
     """
     rule = rule or Rule()
+    categories: dict[str, str] = {}
     texts: dict[str, str] = {}
     members: dict[str, list[Example]] = {}
     for row in rows:
@@ -105,17 +125,18 @@ def make_tasks(rows: Iterable[Mapping[str, Any]], rule: Rule | None = None) -> t
         if texts.setdefault(name, instruction) != instruction:
             raise TenfoldError(f"task {name!r} has several instructions: give each instruction a task of its own.")
         answers = (answers,) if isinstance(answers, str) else tuple(answers)
+        categories.setdefault(name, str(row.get("category", "")))
         members.setdefault(name, []).append(Example(text, tuple(str(a).strip() for a in answers if str(a).strip())))
     owners = Counter(" ".join(text.split()).rstrip(".").lower() for text in texts.values())
     tasks, left_out = [], Counter()
     for name in sorted(members):
-        own = owners[" ".join(texts[name].split()).rstrip(".").lower()] == 1
+        own = rule.curated or owners[" ".join(texts[name].split()).rstrip(".").lower()] == 1
         kept = [example for example in members[name] if _fits(example, rule)]
         reason = _reason(name, texts[name], own, kept, rule)
         if reason:
             left_out[reason] += 1
         else:
-            tasks.append(_task(name, texts[name].strip(), kept, rule))
+            tasks.append(_task(name, texts[name].strip(), kept, rule, categories[name]))
     return tasks, dict(left_out)
 
 
@@ -138,7 +159,8 @@ def _fits(example: Example, rule: Rule) -> bool:
 
 def _reason(name: str, instruction: str, own: bool, kept: Sequence[Example], rule: Rule) -> str:
     """Why a task is left out; empty where it is not."""
-    if not instruction.isascii() or OTHER_LANGUAGES.search(f"{name} {instruction}"):
+    english = instruction.isascii() and not OTHER_LANGUAGES.search(f"{name} {instruction}")
+    if not (english or rule.curated):
         return "not English"
     if not own:
         return "instruction shared with another task"
@@ -151,7 +173,7 @@ def _reason(name: str, instruction: str, own: bool, kept: Sequence[Example], rul
     return ""
 
 
-def _task(name: str, instruction: str, kept: Sequence[Example], rule: Rule) -> Task:
+def _task(name: str, instruction: str, kept: Sequence[Example], rule: Rule, category: str) -> Task:
     """Rows in an order that no seed moves; demonstrations and screening rows cover the answers, examples do not."""
     distinct = list({example.input: example for example in kept}.values())
     distinct.sort(key=lambda example: hashlib.sha256(f"{name}\n{example.input}".encode()).hexdigest())
@@ -159,7 +181,9 @@ def _task(name: str, instruction: str, kept: Sequence[Example], rule: Rule) -> T
     screening = _covering([example for example in distinct if example not in shown], rule.screening)
     rest = [example for example in distinct if example not in shown and example not in screening]
     demonstrations = tuple(Demonstration(example.input, example.answers[0]) for example in shown)
-    return Task(name, instruction, demonstrations, tuple(screening), tuple(rest[: rule.examples]))
+    answers = sorted({example.answers[0] for example in distinct})
+    labels = tuple(answers) if len(answers) <= rule.most_labels else ()
+    return Task(name, instruction, demonstrations, tuple(screening), tuple(rest[: rule.examples]), labels, category)
 
 
 def _covering(rows: Sequence[Example], count: int) -> list[Example]:

@@ -30,6 +30,11 @@ class LabelTable:
         if self.metric.shape != shape:
             raise ValueError(f"task {self.task!r}: the metric has shape {self.metric.shape}, expected {shape}")
 
+    @classmethod
+    def without_labels(cls, task: str, inputs: Sequence[str], candidates: Sequence[Candidate]) -> "LabelTable":
+        """Make a table to predict for: nothing was tried, and no answer is known."""
+        return cls(task, tuple(inputs), tuple(candidates), np.zeros((len(inputs), len(candidates))))
+
 
 @dataclass(frozen=True)
 class Row:
@@ -47,11 +52,8 @@ def popularity(metric: Float[np.ndarray, "examples candidates"]) -> Int[np.ndarr
 
 
 def popularity_weights(counts: Int[np.ndarray, " candidates"]) -> Float[np.ndarray, " candidates"]:
-    """Give sampling weights softmax(MinMax(1 / popularity)): the rarely best are drawn more often.
-
-    A candidate that is never best counts like one that is best once (the paper leaves 1/0 open).
-    """
-    inverse = 1.0 / np.maximum(counts, 1)
+    """Give sampling weights softmax(MinMax(1 / popularity)), 0 for 1/0: what is rarely best is drawn most often."""
+    inverse = np.divide(1.0, counts, out=np.zeros(len(counts)), where=counts > 0)
     span = inverse.max() - inverse.min()
     scaled = (inverse - inverse.min()) / span if span > 0 else np.zeros_like(inverse)
     weights = np.exp(scaled)
@@ -69,24 +71,28 @@ def draw_rows(
     """Draw rows of a task: one an example with `candidates` of its instructions, at most `limit`.
 
     Left out are rows whose metric ties or ranges over less than `lowest_range` (in the metric's unit). Where there are
-    more than `limit`, rows whose best candidate is popular are kept less often.
+    more than `limit`, popularity is counted anew on them, and a row weighs by the sum over its candidates.
     """
-    counts = popularity(table.metric)
-    weights = popularity_weights(counts)
+    weights = popularity_weights(popularity(table.metric))
     size = min(candidates, len(table.candidates))
-    rows, best = [], []
-    for text, metric in zip(table.inputs, table.metric, strict=True):
+    kept = []
+    for e, metric in enumerate(table.metric):
         drawn = rng.choice(len(weights), size=size, replace=False, p=weights)
         span = metric[drawn].max() - metric[drawn].min()
-        if span <= 0 or span < lowest_range:
-            continue
-        texts = tuple(table.candidates[c].text for c in drawn)
-        rows.append(Row(table.task, text, texts, tuple(map(float, metric[drawn]))))
-        best.append(counts[drawn[metric[drawn].argmax()]])
-    if len(rows) <= limit:
-        return rows
-    kept = rng.choice(len(rows), size=limit, replace=False, p=popularity_weights(np.array(best)))
-    return [rows[i] for i in sorted(kept)]
+        if span > 0 and span >= lowest_range:
+            kept.append((e, drawn))
+    if len(kept) > limit:
+        counts = np.zeros(len(weights), dtype=int)
+        for e, drawn in kept:
+            counts[drawn] += table.metric[e, drawn] == table.metric[e, drawn].max()
+        sums = np.array([counts[drawn].sum() for _, drawn in kept])
+        chosen = rng.choice(len(kept), size=limit, replace=False, p=popularity_weights(sums))
+        kept = [kept[i] for i in sorted(chosen)]
+    texts = [candidate.text for candidate in table.candidates]
+    return [
+        Row(table.task, table.inputs[e], tuple(texts[c] for c in drawn), tuple(map(float, table.metric[e, drawn])))
+        for e, drawn in kept
+    ]
 
 
 def pairs_of(tables: Sequence[LabelTable]) -> list[tuple[str, str]]:
@@ -165,7 +171,7 @@ def choose(scorer: Scorer, inputs: str | Sequence[str], candidates: Sequence[Can
     texts = (inputs,) if isinstance(inputs, str) else tuple(inputs)
     if not texts or not candidates:
         raise ValueError("choosing needs at least one input and one candidate")
-    table = LabelTable("", texts, tuple(candidates), np.zeros((len(texts), len(candidates))))
+    table = LabelTable.without_labels("", texts, candidates)
     return candidates[int(predict(scorer, [table])[0].mean(0).argmax())]
 
 

@@ -284,6 +284,21 @@ class Recorder:
 
         return _reply(self.journal.once(reply_key(self.model, messages, decoding, attempt), ask))
 
+    def complete_many(
+        self, questions: Sequence[Messages], decoding: Decoding | None = None, *, attempt: int = 0
+    ) -> list[Reply]:
+        """Return the chat's replies in order; it is asked together for those that are not in the journal."""
+        decoding = decoding or self.decoding
+        keys = [reply_key(self.model, messages, decoding, attempt) for messages in questions]
+        missing = {key: messages for key, messages in zip(keys, questions, strict=True) if key not in self.journal}
+        if missing and (ask := getattr(self.chat, "complete_many", None)) is not None:
+            replies = ask(list(missing.values()), decoding, attempt=attempt)
+            for failed in (reply for reply in replies if isinstance(reply, ChatFailed)):
+                raise failed
+            rows = [{"model": self.model} | asdict(reply) for reply in replies]
+            self.journal.put_many(zip(missing, rows, strict=True))
+        return [self.complete(messages, decoding, attempt=attempt) for messages in questions]
+
 
 def write_replies(path: Path | str, rows: Mapping[str, Any]) -> int:
     """Write replies (a journal, or some of one) as compressed JSON lines; return their number.

@@ -9,7 +9,7 @@ from lib.autoinstruct.tasks import Demonstration
 from lib.core.chat import Chat, Decoding, Reply
 
 DEMOS = (Demonstration("2 + 2", "4"), Demonstration("3 + 9", "12"))
-POOL = [Candidate(text, "inducer", "one-sentence") for text in ("a", "bbb", "cc")]
+POOL = [Candidate(text, "model", "one-sentence") for text in ("a", "bbb", "cc")]
 
 
 def lengths(task, candidates):
@@ -74,9 +74,9 @@ class Quoting:
 
 def test_a_generator_is_asked_for_variations_that_keep_the_meaning():
     write = baselines.paraphraser(Quoting(), count=2, seed=5)
-    assert write(["Add."], 1) == [['Output: "Add. 0 6"', 'Output: "Add. 1 6"']]
+    assert write(["Add."], 1) == [['Output: "Add. 0 5"', 'Output: "Add. 1 5"']]
     (found,) = baselines.search([POOL[:1]], [DEMOS], lengths, write, rounds=1)
-    assert found.candidates[-1].text == "a 1 6"  # without label and quotation marks
+    assert found.candidates[-1].text == "a 1 5"  # without label and quotation marks
 
 
 def test_the_local_model_writes_in_batches_repeatably(lm):

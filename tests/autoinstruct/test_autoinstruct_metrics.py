@@ -18,6 +18,14 @@ def test_punctuation_scores_nothing():
     assert rouge_l("", ["[1]"]) == 0
 
 
+def test_the_sign_of_a_number_is_part_of_it():
+    assert rouge_l("-5", ["5"]) == 0
+    assert rouge_l("\u22125.", ["[-5]"]) == 1
+    assert not exact_match("(1, -2)", ["(1, 2)"])
+    assert exact_match("2020-01-02", ["2020 01 02"])  # a hyphen is no sign
+    assert rouge_l("3 - 5", ["3 5"]) == 1
+
+
 def test_answers_of_signs_only_are_compared_as_they_are():
     assert rouge_l("<=", ["<="]) == 1
     assert rouge_l(">=", ["<="]) == 0

@@ -119,3 +119,46 @@ def test_copro_runs_with_the_local_model(dspy, lm):
     assert found.text
     again = peers.LocalEngine(*lm, inputs=[demo.input for demo in DEMOS], ahead=1)
     assert peers.copro(again, HUMAN, DEMOS, breadth=2, depth=1, proposal_tokens=8, answer_tokens=3) == found
+
+
+def test_auto_instruct_is_an_optimiser_of_dspy(dspy):
+    """A program's own model writes instructions and follows them: only the one that says `sum` makes it add."""
+    from lib.autoinstruct.teleprompter import AutoInstruct
+
+    class Writer(Scripted):
+        def complete(self, request):
+            asked = [part.text for message in request.messages for part in message.parts]
+            if any("Write only the instruction" in text or text.endswith("Instruction:") for text in asked):
+                self.proposals.append(None)
+                request = Request("local", messages=(Message.user("x"),), system="instruction optimizer")
+                self.proposals[0] = "Give the sum." if len(self.requests) == 4 else f"Guess {len(self.requests)}."
+            return super().complete(request)
+
+    from dspy.lm15 import Message, Request
+
+    program = dspy.Predict(dspy.Signature("question -> answer", HUMAN), max_tokens=7)
+    trainset = [dspy.Example(question=d.input, answer=d.output).with_inputs("question") for d in DEMOS]
+    lm = dspy.LM("local", engine=Writer([]), cache=False, num_retries=0)
+    with dspy.context(lm=lm, adapter=peers.plain_adapter(), disable_history=True):
+        best = AutoInstruct(peers.score, samples=1).compile(program, trainset=trainset)
+    assert best.signature.instructions.startswith("Give the sum.")
+    assert program.signature.instructions == HUMAN
+    assert best.candidate_programs[0][0] == 100
+    assert len(best.candidate_programs) == 8
+    with pytest.raises(ValueError, match="at least one"):
+        AutoInstruct(peers.score).compile(program, trainset=[])
+
+
+def test_the_dspy_optimiser_runs_with_the_local_model(dspy, lm):
+    from lib.autoinstruct import LocalGenerator
+    from lib.autoinstruct.teleprompter import AutoInstruct
+
+    engine = peers.LocalEngine(*lm, inputs=[demo.input for demo in DEMOS])
+    program = dspy.Predict(dspy.Signature("question -> answer", HUMAN), max_tokens=3)
+    trainset = [dspy.Example(question=d.input, answer=d.output).with_inputs("question") for d in DEMOS]
+    optimiser = AutoInstruct(peers.score, generator=LocalGenerator(*lm), samples=1, max_tokens=8)
+    lm15 = dspy.LM("local", engine=engine, cache=False, num_retries=0)
+    with dspy.context(lm=lm15, adapter=peers.plain_adapter(), disable_history=True):
+        best = optimiser.compile(program, trainset=trainset)
+    scores = dict((text, score) for score, text in best.candidate_programs)
+    assert scores[best.signature.instructions] == max(scores.values()) >= scores[HUMAN]

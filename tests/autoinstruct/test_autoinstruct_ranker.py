@@ -77,8 +77,9 @@ def table(metric, name="t", texts=None):
 def test_popularity_counts_ties_and_its_weights_are_softmax_of_minmax_of_the_inverse():
     metric = np.array([[1.0, 1, 0], [0, 1, 0], [0, 1, 0], [0, 1, 0]])
     assert popularity(metric).tolist() == [1, 4, 0]
-    weights = popularity_weights(np.array([1, 4, 0]))  # inverse 1, 1/4, 1 -> 1, 0, 1
-    np.testing.assert_allclose(weights, np.array([math.e, 1, math.e]) / (2 * math.e + 1))
+    weights = popularity_weights(np.array([1, 4, 0]))  # 1 / p: 1, 1/4, and 0 at p = 0 -> MinMax 1, 1/4, 0
+    by_hand = np.exp([1, 0.25, 0])
+    np.testing.assert_allclose(weights, by_hand / by_hand.sum())
     np.testing.assert_allclose(popularity_weights(np.array([3, 3])), [0.5, 0.5])
 
 
@@ -91,11 +92,25 @@ def test_rows_without_a_range_are_dropped_and_a_limit_is_kept():
     assert len(draw_rows(made, np.random.default_rng(0), candidates=2, lowest_range=0.0, limit=1)) == 1
 
 
-def test_popular_candidates_are_drawn_less_often():
-    metric = np.zeros((60, 6))
-    metric[:, 0] = 1.0
-    rows = draw_rows(table(metric), np.random.default_rng(0), candidates=2, lowest_range=0.0)
-    assert len(rows) < 60 * 2 / 6  # less often than evenly; rows without the best one tie and are dropped
+class Scripted(np.random.Generator):
+    """Draws what it is told to, and notes the probabilities."""
+
+    def __init__(self, drawn):
+        super().__init__(np.random.PCG64(0))
+        self.drawn, self.asked = list(drawn), []
+
+    def choice(self, a, size=None, replace=True, p=None, axis=0, shuffle=True):
+        self.asked.append(p)
+        return np.array(self.drawn.pop(0))
+
+
+def test_over_the_limit_a_row_weighs_by_the_sum_of_its_candidates_popularity():
+    rng = Scripted([[0, 1], [0, 2], [1, 2], [0]])  # candidates of each row, then the row that is kept
+    rows = draw_rows(table([[1, 0, 0.5], [1, 0, 0.5], [0, 1, 0.5]]), rng, candidates=2, limit=1)
+    assert [row.input for row in rows] == ["x0"]
+    # Best of their rows: the first twice, the second once. Sums 3, 2, 1 -> 1 / p = 1/3, 1/2, 1 -> MinMax 0, 1/4, 1.
+    by_hand = np.exp([0, 0.25, 1])
+    np.testing.assert_allclose(rng.asked[-1], by_hand / by_hand.sum())
 
 
 def test_a_table_of_the_wrong_shape_is_refused():

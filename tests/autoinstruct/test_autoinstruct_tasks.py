@@ -1,5 +1,8 @@
 """Tasks and the suite: what is taken and why not, rows kept apart, splits that share no task and no family."""
 
+import json
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -7,7 +10,7 @@ import pytest
 from lib import TenfoldError
 from lib.autoinstruct.labelling import Label
 from lib.autoinstruct.study import suite
-from lib.autoinstruct.study.suite import families, folds, information, select
+from lib.autoinstruct.study.suite import above_chance, families, folds, held_out, information, tasks_needed
 from lib.autoinstruct.tasks import Rule, make_tasks, read_jsonl
 
 RULE = Rule(demonstrations=2, screening=2, examples=2)
@@ -80,13 +83,58 @@ def test_a_model_that_ignores_the_input_has_no_information_whatever_answers_it_p
     assert len(information(table, ["a"] * 4)) == 0
 
 
-def test_selection_takes_what_is_above_chance_and_not_saturated():
-    frame = pd.DataFrame(
-        [("chance", 0.1, 0.2, -2.0), ("easy", 2.0, 0.1, -0.01), ("good", 0.5, 0.1, -1.0), ("best", 0.5, 0.05, -1.0)],
-        columns=["task", "information", "error", "log_prob"],
-    )
-    assert select(frame) == ["best", "good"]
-    assert select(frame, limit=1) == ["best"]
+def test_above_chance_is_by_standard_errors_and_power_by_the_normal_law():
+    columns = ["task", "information", "error"]
+    frame = pd.DataFrame([("chance", 0.1, 0.2), ("good", 0.5, 0.1), ("best", 0.5, 0.05)], columns=columns)
+    assert above_chance(frame) == ["good", "best"]
+    assert above_chance(frame, errors=6) == ["best"]
+    assert tasks_needed(0.1, 0.028) == 101
+    gains = np.random.default_rng(0).normal(0.028, 0.1, size=(4000, 101))
+    error = gains.std(1, ddof=1) / 101**0.5
+    assert (gains.mean(1) > 1.984 * error).mean() == pytest.approx(0.8, abs=0.02)
+
+
+def test_language_names_are_words_and_calculating_is_english():
+    assert make_tasks(rows(instruction="Add, calculating a romantic sum."), RULE)[0]
+    assert make_tasks(rows(name="sums_in_latin"), RULE)[1] == {"not English": 1}
+
+
+def test_few_answers_are_a_classification_and_its_labels_the_choices():
+    (task,), _ = make_tasks(rows(answer=lambda i: "ab"[i % 2]), RULE)
+    assert task.labels == ("a", "b")
+    assert task.others(task.examples[0]) == tuple({"a", "b"} - {task.examples[0].answers[0]})
+    (task,), _ = make_tasks(rows(), RULE)
+    assert task.labels == ()
+    others = task.others(task.examples[0], most=3)
+    assert len(set(others)) == 3
+    assert task.examples[0].answers[0] not in others
+
+
+def test_big_bench_hard_and_natural_instructions_become_tasks_of_their_own(monkeypatch, tmp_path):
+    asked = []
+
+    def hub(name, split):
+        asked.append(name)
+        return [{"input": f"case {i}", "target": "ab"[i % 2]} for i in range(8)]
+
+    monkeypatch.setattr(suite, "stream_dataset", hub)
+    made, left_out = make_tasks(suite.suite_rows("bbh", "test"), replace(RULE, curated=True))
+    assert len(asked) == len(made) == 27
+    assert not left_out
+    assert all(name.startswith(f"{suite.BBH}:") for name in asked)
+    for number, (category, language) in enumerate([("Word Analogy", "English"), ("Misc.", "English"), ("x", "Hindi")]):
+        instances = [{"input": f"q{i}", "output": [str(i)]} for i in range(8)]
+        task = {"Definition": ["Do", f"it {number}."], "Categories": [category], "Instances": instances}
+        task |= {"Input_language": [language], "Output_language": [language]}
+        (tmp_path / f"task00{number}_x.json").write_text(json.dumps(task))
+    made, _ = make_tasks(suite.suite_rows(str(tmp_path)), RULE)
+    assert [(t.name, t.instruction, t.category) for t in made] == [
+        ("task000_x", "Do it 0.", "Word Analogy"),
+        ("task001_x", "Do it 1.", "Misc."),
+    ]
+    assert held_out(made, suite.TEST_CATEGORIES) == [["task000_x"]]
+    with pytest.raises(ValueError, match="held out"):
+        held_out(made, ["Code to Text"])
 
 
 def several():
@@ -132,7 +180,7 @@ def test_screening_tells_a_task_that_the_model_can_do_from_one_that_it_guesses(m
             return -0.5 if knows else -2.0 - len(answer)
 
         return [
-            Label(None, 0.0, 0.0, log_prob(pair, pair.answers[0]), tuple(log_prob(pair, a) for a in pair.others))
+            Label(None, 0.0, 0.0, log_prob(pair, pair.answers[0]), 0.5, tuple(log_prob(pair, a) for a in pair.others))
             for pair in pairs
         ]
 
@@ -142,4 +190,4 @@ def test_screening_tells_a_task_that_the_model_can_do_from_one_that_it_guesses(m
     assert frame.loc["sums", "information"] == pytest.approx(2.5)
     assert frame.loc["guesses", "information"] == pytest.approx(0)
     assert frame.loc["sums", "log_prob"] == pytest.approx(-0.5)
-    assert select(frame.reset_index()) == ["sums"]
+    assert above_chance(frame.reset_index()) == ["sums"]

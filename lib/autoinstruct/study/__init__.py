@@ -1,1 +1,1 @@
-"""What only the notebook and the benchmark of Auto-Instruct need: the suite of tasks, the inducer, rivals, peers."""
+"""What only the notebook and the benchmark of Auto-Instruct need: tasks, recorded replies, rivals, peers."""

@@ -11,17 +11,17 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Float
 
 from lib.autoinstruct.candidates import Candidate, collect
 from lib.autoinstruct.decoding import answer_groups
+from lib.autoinstruct.generation import complete_all
 from lib.autoinstruct.labelling import Pair, label
-from lib.autoinstruct.tasks import Demonstration
+from lib.autoinstruct.tasks import Demonstration, Example, Task
 from lib.autoinstruct.trainer import LabelTable
-from lib.core.chat import ChatFailed, Decoding
+from lib.core.chat import Decoding
 from lib.zoo.dialogues import prompt_ids
 
-GENERATED = ("meta-prompt", "inducer")
 RESAMPLE = (  # Section 3.3's prompt for a variation that keeps the meaning
     "Generate a variation of the following instruction while keeping the semantic meaning.\n\n"
     "Input: {instruction}\n\nOutput:"
@@ -30,18 +30,13 @@ Score = Callable[[int, Sequence[Candidate]], Float[np.ndarray, " candidates"]]
 Paraphraser = Callable[[Sequence[str], int], list[list[str]]]
 
 
-def style_name(candidate: Candidate) -> str:
-    """Name a style as the fixed-style baseline sees it: who made it, and in which style."""
-    return candidate.origin if candidate.origin == candidate.style else f"{candidate.origin}: {candidate.style}"
-
-
 def style_gains(tables: Sequence[LabelTable]) -> dict[str, list[float]]:
     """Give each style's mean metric less the mean over all candidates, one value a task that has the style."""
     gains: dict[str, list[float]] = defaultdict(list)
     for table in tables:
         columns: dict[str, list[int]] = defaultdict(list)
         for c, candidate in enumerate(table.candidates):
-            columns[style_name(candidate)].append(c)
+            columns[candidate.style].append(c)
         for style, own in columns.items():
             gains[style].append(float(table.metric[:, own].mean() - table.metric.mean()))
     return dict(gains)
@@ -59,17 +54,20 @@ def best_style(tables: Sequence[LabelTable]) -> str:
     return max(everywhere or gains, key=lambda style: float(np.mean(gains[style])))
 
 
-def with_style(table: LabelTable, style: str) -> Int[np.ndarray, " examples"]:
-    """Take the first candidate of a style for every example; the human one where the task has none of it."""
-    names = [style_name(candidate) for candidate in table.candidates]
-    index = names.index(style) if style in names else names.index("human")
-    return np.full(len(table.inputs), index)
+def with_style(candidates: Sequence[Candidate], style: str) -> int:
+    """Index of the first candidate of a style; the human one's where the task has none of it."""
+    names = [candidate.style for candidate in candidates]
+    return names.index(style if style in names else "human")
 
 
-def wins_of_style(gains: dict[str, list[float]], style: str, tasks: int) -> np.ndarray:
-    """Tell for each task whether a style that every task has is (tied-)best there, among the styles every task has."""
-    common = np.array([values for values in gains.values() if len(values) == tasks])
-    return (np.array(gains[style]) >= common.max(0)).astype(float)
+def style_wins(tables: Sequence[LabelTable], style: str) -> Float[np.ndarray, " tasks"]:
+    """Tell for each task that has a style, whether its candidates' mean is (tied-)best among the task's styles."""
+    wins = []
+    for table in tables:
+        gains = style_gains([table])
+        if style in gains:
+            wins.append(float(gains[style][0] >= max(values[0] for values in gains.values())))
+    return np.array(wins)
 
 
 def transferred_best(metric: Float[np.ndarray, "examples candidates"], reference: int) -> float:
@@ -85,40 +83,17 @@ def transferred_best(metric: Float[np.ndarray, "examples candidates"], reference
     return float(np.mean(gains))
 
 
-def expected_best_of(
-    scores: Float[np.ndarray, "examples candidates"],
-    metric: Float[np.ndarray, "examples candidates"],
-    *,
-    count: int,
-    rng: np.random.Generator,
-    draws: int = 500,
-) -> float:
-    """Give the mean metric of the best-scored of `count` candidates, over random subsets and examples."""
-    means = []
-    for _ in range(draws):
-        drawn = rng.choice(metric.shape[1], size=count, replace=False)
-        picked = scores[:, drawn].argmax(-1)
-        means.append(np.take_along_axis(metric[:, drawn], picked[:, None], 1).mean())
-    return float(np.mean(means))
-
-
 def cross_validate(
-    model: Any,
-    tokenizer: Any,
-    candidates: Sequence[Candidate],
-    demonstrations: Sequence[Demonstration],
-    *,
-    batch_rows: int = 64,
-    progress: bool = True,
+    model: Any, tokenizer: Any, task: Task, candidates: Sequence[Candidate], *, shown: int, batch_rows: int = 64
 ) -> Float[np.ndarray, " candidates"]:
-    """Give each candidate's mean gold log-probability on the demonstrations, each asked zero-shot (nats per token).
+    """Give the mean gold `choice` of each candidate on a task's first demonstrations, each asked zero-shot.
 
-    Deviation: the paper answers one demonstration after the others. Candidates that spell a demonstration out have
-    seen its answer here, as they have there.
+    Deviation: the paper answers one demonstration after the others.
     """
-    pairs = [Pair(c.text, demo.input, (demo.output,)) for c in candidates for demo in demonstrations]
-    labels = label(model, tokenizer, pairs, max_new_tokens=0, batch_rows=batch_rows, progress=progress)
-    return np.array([one.log_prob for one in labels]).reshape(len(candidates), -1).mean(-1)
+    few = [Example(demo.input, (demo.output,)) for demo in task.demonstrations[:shown]]
+    pairs = [Pair(c.text, row.input, row.answers, others=task.others(row)) for c in candidates for row in few]
+    labels = label(model, tokenizer, pairs, max_new_tokens=0, batch_rows=batch_rows, progress=False)
+    return np.array([one.choice for one in labels]).reshape(len(candidates), -1).mean(-1)
 
 
 def ask_the_model(
@@ -135,17 +110,6 @@ def ask_the_model(
     return np.array([yes - no for yes, no in answers.log_probs])
 
 
-def ape(candidates: Sequence[Candidate], validated: Float[np.ndarray, " candidates"]) -> int:
-    """Take APE's first selection: the generated candidate likeliest on the demonstrations, by `cross_validate`.
-
-    Raises ValueError where no candidate is generated.
-    """
-    own = [c for c, candidate in enumerate(candidates) if candidate.origin in GENERATED]
-    if not own:
-        raise ValueError("APE chooses among generated candidates: there is none")
-    return max(own, key=lambda c: validated[c])
-
-
 @dataclass(frozen=True)
 class Search:
     """All candidates of a task that were scored, with the round in which each came (0: it was in the pool)."""
@@ -160,21 +124,13 @@ class Search:
         return max(there, key=lambda c: self.scores[c])
 
 
-def paraphraser(
-    chat: Any, *, count: int = 2, temperature: float = 1.0, max_tokens: int = 64, seed: int = 0
-) -> Paraphraser:
-    """Make a function (instructions, round) -> `count` variants of each, written by a language model.
-
-    `chat` answers many questions at once by `complete_many`: a `LocalGenerator`, a `ChatClient`.
-    """
+def paraphraser(chat: Any, *, count: int = 2, max_tokens: int = 64, seed: int = 0) -> Paraphraser:
+    """Make a function (instructions, round) -> `count` variants of each, written by a language model."""
 
     def write(texts: Sequence[str], number: int) -> list[list[str]]:
         prompts = [RESAMPLE.format(instruction=text) for text in texts]
-        decoding = Decoding(n=count, temperature=temperature, max_tokens=max_tokens, seed=seed + number)
-        replies = chat.complete_many(prompts, decoding)
-        for failed in (reply for reply in replies if isinstance(reply, ChatFailed)):
-            raise failed
-        return [list(reply.texts) for reply in replies]
+        decoding = Decoding(n=count, temperature=1.0, top_p=1.0, max_tokens=max_tokens, seed=seed + number - 1)
+        return [list(reply.texts) for reply in complete_all(chat, prompts, decoding)]
 
     return write
 

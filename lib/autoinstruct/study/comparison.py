@@ -1,6 +1,6 @@
 """The experiment: candidates of a suite of tasks, rankers trained across its folds, all ways to choose side by side."""
 
-import re
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
@@ -10,15 +10,12 @@ import pandas as pd
 import torch
 from jaxtyping import Float, Int
 
-from lib.autoinstruct.candidates import Candidate, CandidateSet, collect, variants
-from lib.autoinstruct.generation import WorkedTask, generate, meta_prompt
+from lib.autoinstruct.candidates import Candidate, CandidateSet, gives_away, shows, variants
 from lib.autoinstruct.labelling import METRICS, LabelledTask, Pair, label
 from lib.autoinstruct.modeling import Prepared, Scorer
 from lib.autoinstruct.study import baselines
-from lib.autoinstruct.study.inducer import STYLES, Inducer
-from lib.autoinstruct.tasks import Demonstration, Task
+from lib.autoinstruct.tasks import Example, Task
 from lib.autoinstruct.trainer import LabelTable, fit, per_example, per_task, predict
-from lib.core.chat import Chat, Decoding
 
 Picks = Mapping[str, Int[np.ndarray, " examples"]]  # by method: the candidate picked for each example
 
@@ -35,39 +32,40 @@ def plain_answer(model: Any, prompt: Sequence[int], *, stops: Sequence[int], max
 # --- candidates ---------------------------------------------------------------------------------------------------
 
 
-def induced(inducer: Inducer, tasks: Sequence[Task], *, samples: int, max_new_tokens: int) -> list[list[dict]]:
-    """Have the inducer write `samples` instructions of every style for each task; candidates as plain records."""
-    requests = [(task.demonstrations, style) for task in tasks for style in STYLES for _ in range(samples)]
-    made = [asdict(candidate) for candidate in inducer.sample(requests, max_new_tokens=max_new_tokens)]
-    each = len(STYLES) * samples
-    return [made[start : start + each] for start in range(0, len(made), each)]
+def zero_shot_pool(task: Task, written: CandidateSet) -> CandidateSet:
+    """Leave out of what was written for a task what a zero-shot prompt must not hold.
+
+    That is an explanation of the demonstrations (the style, or both texts of one), and the answer to an example.
+    """
+    kept, refused = [], Counter(written.refused)
+    for candidate in written:
+        if candidate.origin == "human":
+            kept.append(candidate)
+        elif candidate.style == "use-example" or shows(candidate.text, task.demonstrations):
+            refused["shows a demonstration"] += 1
+        elif any(named(candidate.text, task, example) for example in task.examples):
+            refused["gives an answer away"] += 1
+        else:
+            kept.append(candidate)
+    return CandidateSet(tuple(kept), dict(refused))
 
 
-def prompted(
-    chat: Chat, tasks: Sequence[Task], teachers: Sequence[Task], *, samples: int, max_tokens: int, seed: int
-) -> list[list[dict]]:
-    """Have a capable model write instructions by meta-prompts that show `teachers` as worked tasks, alike in length."""
-    ordered = np.array(sorted(teachers, key=lambda task: len(task.instruction)), object)
-    worked = {
-        f"worked-tasks-{number}": [WorkedTask(t.name, t.demonstrations[:3], t.instruction) for t in part[:3]]
-        for number, part in enumerate(np.array_split(ordered, 3), 1)
-    }
-    options: dict[str, Any] = {"worked": worked, "samples": samples, "max_tokens": max_tokens, "seed": seed}
-    made = [generate(chat, t.instruction, t.demonstrations[:3], **options) for t in tasks]
-    return [[asdict(candidate) for candidate in one.candidates[1:]] for one in made]
+def named(text: str, task: Task, example: Example) -> bool:
+    """Tell whether an instruction names an example's gold answer alone, where the human instruction does not."""
+    gold, others = example.answers[0], task.others(example)
+    return gives_away(text, gold, others) and not gives_away(task.instruction, gold, others)
 
 
-def candidates_of(task: Task, written: Iterable[Mapping[str, str]]) -> CandidateSet:
-    """Collect a task's human instruction, what was written for it, and its variants by rule."""
-    own = [Candidate(task.instruction, "human", "human"), *(Candidate(**record) for record in written)]
-    own += variants(task.instruction, task.demonstrations)
-    return collect(own, demonstrations=task.demonstrations)
+CONTROLS = ("empty", "irrelevant", "rule")
 
 
 def controls_of(tasks: Sequence[Task], index: int) -> list[Candidate]:
-    """Make the two controls of a task: an empty instruction, and one of another task."""
-    other = tasks[(index + 1) % len(tasks)].instruction
-    return [Candidate("", "control", "empty"), Candidate(other, "control", "irrelevant")]
+    """Make a task's controls: an empty instruction, another task's, and the human one with a line on the answer's form
+    that a rule reads off the demonstrations.
+    """
+    task = tasks[index]
+    texts = "", tasks[(index + 1) % len(tasks)].instruction, variants(task.instruction, task.demonstrations)[0].text
+    return [Candidate(text, "control", name) for text, name in zip(texts, CONTROLS, strict=True)]
 
 
 def spread(labelled: Sequence[LabelledTask]) -> pd.DataFrame:
@@ -77,7 +75,7 @@ def spread(labelled: Sequence[LabelledTask]) -> pd.DataFrame:
         means = {name: one.metric(name).mean(0) for name in METRICS}
         for c, candidate in enumerate(one.candidates):
             own = {name: values[c] for name, values in means.items()}
-            rows.append({"task": one.task.name, "style": baselines.style_name(candidate), **own})
+            rows.append({"task": one.task.name, "style": candidate.style, **own})
     return pd.DataFrame(rows)
 
 
@@ -120,49 +118,6 @@ def score_tables(frame: pd.DataFrame, tables: Sequence[LabelTable]) -> list[Floa
     return [shaped[table.task] for table in tables]
 
 
-def gain_by_candidates(
-    labelled: Sequence[LabelledTask], scores: Sequence[np.ndarray], counts: Sequence[int], *, seed: int
-) -> pd.DataFrame:
-    """Give the gain over a random candidate of the ranker and of the oracle, choosing from fewer candidates."""
-    rng, rows = np.random.default_rng(seed), []
-    for count in counts:
-        for one, own in zip(labelled, scores, strict=True):
-            metric, size = one.metric("log_prob"), min(count, len(one.candidates))
-            for who, values in {"ranker": own, "oracle": metric}.items():
-                gain = baselines.expected_best_of(values, metric, count=size, rng=rng) - metric.mean()
-                rows.append({"count": count, "who": who, "task": one.task.name, "gain": gain})
-    return pd.DataFrame(rows)
-
-
-def gain_by_training(
-    make: Callable[[], Scorer],
-    tables: Sequence[LabelTable],
-    parts: Sequence[Sequence[str]],
-    prepared: Prepared,
-    jobs: Iterable[tuple[int, int]],
-    *,
-    epochs: int,
-    seed: int,
-    reseed: Callable[[str], None],
-) -> pd.DataFrame:
-    """Give the gain over a random candidate of a ranker trained on fewer tasks; a job is (tasks, number of the run)."""
-    rows = []
-    for count, run in jobs:
-        for part in parts:
-            reseed(f"head {count} {run}")
-            seen = [t for t in tables if t.task not in part]
-            drawn = np.random.default_rng(seed + run).permutation(len(seen))[: min(count, len(seen))]
-            scorer, unseen = make(), [t for t in tables if t.task in part]
-            options: dict[str, Any] = {"prepared": prepared, "epochs": epochs, "lr": 2e-3, "seed": run}
-            fit(scorer, [seen[i] for i in drawn], progress=False, **options)
-            for table, values in zip(unseen, predict(scorer, unseen, prepared=prepared), strict=True):
-                picked = np.take_along_axis(table.metric, per_example(values)[:, None], 1)
-                rows.append(
-                    {"count": count, "run": run, "task": table.task, "gain": picked.mean() - table.metric.mean()}
-                )
-    return pd.DataFrame(rows)
-
-
 # --- other ways to choose, and to write ----------------------------------------------------------------------------
 
 
@@ -170,21 +125,9 @@ def judgements(
     model: Any, tokenizer: Any, task: Task, candidates: Sequence[Candidate], *, shown: int, batch_rows: int
 ) -> pd.DataFrame:
     """Judge candidates without a ranker: `validated` on `shown` demonstrations, and `asked` of the model itself."""
-    few = task.demonstrations[:shown]
-    options: dict[str, Any] = {"batch_rows": batch_rows, "progress": False}
-    validated = baselines.cross_validate(model, tokenizer, candidates, few, **options)
-    asked = baselines.ask_the_model(model, tokenizer, candidates, few)
+    validated = baselines.cross_validate(model, tokenizer, task, candidates, shown=shown, batch_rows=batch_rows)
+    asked = baselines.ask_the_model(model, tokenizer, candidates, task.demonstrations[:shown])
     return pd.DataFrame({"task": task.name, "validated": validated, "asked": asked})
-
-
-def on_the_fly(writer: Inducer | Chat, where: Sequence[tuple[Task, str]], *, max_new_tokens: int) -> list[str]:
-    """Write one instruction for each (task, input), from the task's demonstrations or its own instruction."""
-    if isinstance(writer, Inducer):
-        requests = [((*task.demonstrations[:3], Demonstration(text, "")), STYLES[0]) for task, text in where]
-        return [candidate.text for candidate in writer.sample(requests, max_new_tokens=max_new_tokens)]
-    asked = [meta_prompt("one-sentence", task.instruction, [Demonstration(text, "?")]) for task, text in where]
-    decoding = Decoding(max_tokens=max_new_tokens, seed=0)
-    return [writer.complete(prompt, decoding).text for prompt in asked]
 
 
 def ape_winners(
@@ -202,14 +145,14 @@ def ape_winners(
     """Search by APE from what a model wrote for each task: the best after each round, with its score."""
 
     def score(index: int, candidates: Sequence[Candidate]) -> np.ndarray:
-        few = tasks[index].demonstrations[:shown]
-        return baselines.cross_validate(model, tokenizer, candidates, few, batch_rows=batch_rows, progress=False)
+        options: dict[str, Any] = {"shown": shown, "batch_rows": batch_rows}
+        return baselines.cross_validate(model, tokenizer, tasks[index], candidates, **options)
 
-    pools = [[c for c in own if c.origin in baselines.GENERATED] for own in sets]
+    pools = [[c for c in own if c.origin == "model"] for own in sets]
     demonstrations = [task.demonstrations for task in tasks]
     searches = baselines.search(pools, demonstrations, score, paraphrase, rounds=rounds, keep=keep)
     return pd.DataFrame(
-        {"task": t, "round": number, "score": one.scores[c], **asdict(one.candidates[c])}
+        {"task": tasks[t].name, "round": number, "score": one.scores[c], **asdict(one.candidates[c])}
         for t, one in enumerate(searches)
         for number in range(rounds + 1)
         for c in [one.best(after=number)]
@@ -239,43 +182,41 @@ def picks_of(
 ) -> Picks:
     """Pick a candidate for each example of a task by every method.
 
-    `scores` are the rankers' (by objective, and `frozen head`), `judged` what `judgements` gave, `training` the tables
-    of the tasks on which the fixed style is chosen.
+    `scores` are the rankers' by objective, `judged` what `judgements` gave, `training` the tables of the tasks on which
+    the style is chosen.
     """
-    metric, everywhere = one.metric("log_prob"), np.ones(len(one.task.examples), dtype=int)
-    validated, asked = judged["validated"].to_numpy(), judged["asked"].to_numpy()
+    everywhere = np.ones(len(one.task.examples), dtype=int)
+    style = baselines.with_style(one.candidates, baselines.best_style(training))
     return {
-        "oracle": metric.argmax(-1),
         "ranker": per_example(scores["listwise"]),
         "ranker, per task": per_task(scores["listwise"]),
         "ranker, pointwise": per_example(scores["pointwise"]),
         "ranker, binary": per_example(scores["binary"]),
-        "ranker, frozen head": per_example(scores["frozen head"]),
-        "one style": baselines.with_style(one.table("log_prob"), baselines.best_style(training)),
-        "cross-validation": everywhere * int(validated.argmax()),
-        "APE, no rounds": everywhere * baselines.ape(one.candidates, validated),
-        "asked": everywhere * int(asked.argmax()),
+        "majority style": everywhere * style,
+        "cross-validation": everywhere * int(judged["validated"].to_numpy().argmax()),
+        "asked": everywhere * int(judged["asked"].to_numpy().argmax()),
         "human": everywhere * one.human,
-        "worst": metric.argmin(-1),
     }
 
 
 def outcomes(
     labelled: Sequence[LabelledTask], picks: Sequence[Picks], searched: Mapping[str, pd.DataFrame]
 ) -> pd.DataFrame:
-    """Give what every method reaches in each metric, one row a metric and task; `searched` holds `tried` by method."""
-    frames = []
+    """Give what every method reaches in each metric, one row a metric and task; `searched` holds `tried` by method.
+
+    The oracle and the worst look at the very metric that is shown.
+    """
+    rows = []
     for name in METRICS:
-        searched_means = {method: frame.groupby("task")[name].mean() for method, frame in searched.items()}
-        rows = [
-            {method: one.value(pick, name) for method, pick in own.items()}
-            | {control: one.control(control, name).mean() for control in one.controls}
-            | {method: means.get(index, np.nan) for method, means in searched_means.items()}
-            | {"random": one.metric(name).mean(-1).mean()}
-            for index, (one, own) in enumerate(zip(labelled, picks, strict=True))
-        ]
-        frames.append(pd.DataFrame(rows).assign(metric=name))
-    return pd.concat(frames)
+        means = {method: frame.groupby("task")[name].mean() for method, frame in searched.items()}
+        for one, own in zip(labelled, picks, strict=True):
+            metric = one.metric(name)
+            row = {"metric": name, "task": one.task.name, "random": metric.mean()}
+            row |= {"oracle": metric.max(-1).mean(), "worst": metric.min(-1).mean()}
+            row |= {method: one.value(pick, name) for method, pick in own.items()}
+            row |= {control: one.control(control, name).mean() for control in one.controls}
+            rows.append(row | {method: values.get(one.task.name, np.nan) for method, values in means.items()})
+    return pd.DataFrame(rows)
 
 
 def shot_gains(
@@ -283,44 +224,33 @@ def shot_gains(
 ) -> pd.DataFrame:
     """Give gains over the human instruction on the same examples, zero-shot and few-shot, by the zero-shot choices."""
     rows = []
-    for index, one in enumerate(few_shot):
-        count = len(one.task.examples)
-        for shots, source in {"zero-shot": zero_shot[index], "few-shot": one}.items():
-            metric = source.metric(name)[:count]
+    for whole, few, own in zip(zero_shot, few_shot, picks, strict=False):
+        count = len(few.task.examples)
+        for shots, metric in {"zero-shot": whole.metric(name)[:count], "few-shot": few.metric(name)}.items():
             values = {
-                method: np.take_along_axis(metric, picks[index][method][:count, None], 1).mean()
-                for method in ("ranker", "one style", "asked", "cross-validation")
+                method: np.take_along_axis(metric, own[method][:count, None], 1).mean()
+                for method in ("ranker", "majority style", "asked", "cross-validation")
             }
             values |= {"random": metric.mean(), "oracle": metric.max(-1).mean(), "worst": metric.min(-1).mean()}
-            values["empty"] = source.control("empty", name)[:count].mean()
-            base = metric[:, one.human].mean()
-            rows += [{"task": index, "shots": shots, "method": m, "gain": v - base} for m, v in values.items()]
+            base = metric[:, whole.human].mean()
+            rows += [{"task": few.task.name, "shots": shots, "method": m, "gain": v - base} for m, v in values.items()]
     return pd.DataFrame(rows)
 
 
-def choices(labelled: Sequence[LabelledTask], picks: Sequence[Picks]) -> pd.DataFrame:
-    """List the ranker's choices with their gain over the human instruction, largest first.
-
-    `by a model` tells whether a language model wrote the choice, `given away` whether it spells out an accepted answer
-    that the human instruction does not.
-    """
+def choices(labelled: Sequence[LabelledTask], picks: Sequence[Picks], name: str = "choice") -> pd.DataFrame:
+    """List the ranker's choices with their gain over the human instruction in a metric, largest first."""
     rows = []
     for one, own in zip(labelled, picks, strict=True):
         outputs = one.frame.pivot(index="example", columns="candidate", values="output")
-        human, metric = one.candidates[one.human].text, one.metric("log_prob")
+        metric = one.metric(name)
         for e, (example, c) in enumerate(zip(one.task.examples, own["ranker"], strict=True)):
             chosen = one.candidates[c]
             rows.append(
                 {
                     "task": one.task.name, "input": example.input[:80], "gold": example.answers[0],
-                    "chosen": f"[{baselines.style_name(chosen)}] {chosen.text}", "answer": outputs.iloc[e, c],
-                    "human": one.task.instruction, "answer to human": outputs.iloc[e, one.human],
-                    "gain": metric[e, c] - metric[e, one.human], "by a model": chosen.origin in baselines.GENERATED,
-                    "given away": _stands_in(chosen.text, example.answers) and not _stands_in(human, example.answers),
+                    "origin": chosen.origin, "style": chosen.style, "chosen": chosen.text,
+                    "answer": outputs.iloc[e, c], "human": one.task.instruction,
+                    "answer to human": outputs.iloc[e, one.human], "gain": metric[e, c] - metric[e, one.human],
                 }
             )  # fmt: skip
     return pd.DataFrame(rows).sort_values("gain", ascending=False)
-
-
-def _stands_in(text: str, answers: Sequence[str]) -> bool:
-    return any(re.search(rf"(?<!\w){re.escape(answer)}(?!\w)", text, re.IGNORECASE) for answer in answers)
