@@ -11,6 +11,7 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any, Literal, cast
 
 import torch
@@ -350,15 +351,66 @@ class ParallelGrin:
     @torch.no_grad()
     def gathered(self, what: Literal["weights", "gradients"] = "weights") -> dict[str, Tensor]:
         """Return the whole model's weights or gradients by name, in one process's shapes, on every process."""
-        own = {}
+        named = self.model.named_parameters()
+        return self._whole({name: p if what == "weights" else p.grad for name, p in named})
+
+    def save(self, path: str | Path, optimizer: torch.optim.Optimizer, *, step: int) -> None:
+        """Write weights, optimiser state and the number of steps done, in one process's shapes: any layout may go on.
+
+        Every process calls it; the first one writes, to a temporary name that it renames.
+        """
+        named = list(self.model.named_parameters())
+        state = {key: self._whole({name: optimizer.state[p][key] for name, p in named}) for key in _kept(optimizer)}
+        state["weights"] = self.gathered()
+        if dist.get_rank() == 0:
+            unfinished = Path(f"{path}.part")
+            torch.save({"step": step, "state": state}, unfinished)
+            unfinished.rename(path)
+        dist.barrier()
+
+    @torch.no_grad()
+    def load(self, path: str | Path, optimizer: torch.optim.Optimizer) -> int:
+        """Take weights and optimiser state from a file that `save` wrote, under any layout; return the steps done.
+
+        The optimiser is new, of the same kind, over this model's parameters. Draws depend on seed, step and window, so
+        that the next step is the one that would have followed. Raises ValueError for the weights of another model.
+        """
+        saved = torch.load(path, map_location="cpu", weights_only=True)
+        weights = saved["state"].pop("weights")
         for name, parameter in self.model.named_parameters():
-            value = parameter if what == "weights" else parameter.grad
+            if name not in weights:
+                raise ValueError(f"{path} holds another model: it has no {name}")
+            parameter.copy_(self._own(name, parameter, weights[name]))
+            optimizer.state[parameter] = {
+                key: self._own(name, parameter, values[name]) for key, values in saved["state"].items()
+            }
+        return saved["step"]
+
+    def _whole(self, values: dict[str, Any]) -> dict[str, Tensor]:
+        """Return tensors of this process's parameters, and of all other stages', whole and on the CPU."""
+        own = {}
+        for name, value in values.items():
             if isinstance(value, DTensor):
                 value = value.full_tensor().flatten(1, 2) if name.endswith("gate_up_proj") else value.full_tensor()
             own[name] = value.detach().cpu().clone()
         stages: list[Any] = [None] * self.layout.pipeline
         dist.all_gather_object(stages, own, group=self.stage.group)
         return {name: value for stage in stages for name, value in stage.items()}
+
+    def _own(self, name: str, parameter: Tensor, whole: Tensor) -> Tensor:
+        """Return this process's part of a whole tensor, laid out as its parameter is; numbers have no parts."""
+        if not isinstance(parameter, DTensor) or whole.ndim == 0:
+            return whole if whole.ndim == 0 else whole.to(self.device)
+        whole = whole.unflatten(1, (2, -1)) if name.endswith("gate_up_proj") else whole
+        mesh, placements = parameter.device_mesh, parameter.placements
+        return distribute_tensor(whole.contiguous().to(self.device), mesh, placements, src_data_rank=None)
+
+
+def _kept(optimizer: torch.optim.Optimizer) -> list[str]:
+    """Names of what an optimiser keeps of each parameter; ValueError before its first step."""
+    if not optimizer.state:
+        raise ValueError("the optimiser has taken no step yet: there is no state to save")
+    return list(next(iter(optimizer.state.values())))
 
 
 def _local(value: Tensor) -> Tensor:

@@ -59,7 +59,7 @@ def test_pathfinder_labels_are_balanced_and_images_differ():
     made = generate_pathfinder(20, side=24, seed=1)
     assert made.inputs.shape == (20, 576)
     assert made.labels.sum() == 10
-    assert made.inputs.unique().tolist() == [0.0, 1.0]
+    assert made.inputs.unique().tolist() == [-1.0, 1.0]
     assert len({tuple(row.tolist()) for row in made.inputs}) == 20
 
 
@@ -103,6 +103,21 @@ def test_training_learns_and_measures():
     assert after.losses.mean() < before.losses.mean()
     assert after.rates.shape == (128, 1)
     assert found[30] == pytest.approx(after.losses.mean(), rel=1e-5)
+
+
+def test_a_plan_for_two_devices_accumulates_on_one_what_the_other_would_have_had():
+    few, trained = sequential_digits()[0].select(torch.arange(64)), []
+    for batch, devices in ((8, 2), (16, 1)):
+        torch.manual_seed(0)
+        config = SeqBoatConfig(
+            inputs="values", hidden_size=8, value_size=8, key_size=4, num_hidden_layers=1, window=8, num_labels=10
+        )
+        model = SeqBoatForSequenceClassification(config)
+        plan = TrainingPlan(steps=4, batch_size=batch, learning_rate=0.01, devices=devices)
+        train(model, few, plan, progress=False)
+        trained.append(model.state_dict())
+    for name, weight in trained[1].items():
+        torch.testing.assert_close(trained[0][name], weight, atol=1e-5, rtol=1e-4)
 
 
 def test_bad_arguments():

@@ -98,7 +98,7 @@ def generate_pathfinder(
     seed: int = 0,
     progress: bool = False,
 ) -> Examples:
-    """Return images of `side` × `side` pixels as sequences of values in 0..1, half of each label in random order.
+    """Return images of `side` × `side` pixels as sequences of (value - .5) / .5, half of each label in random order.
 
     `dashes` of a long curve: as many as half the side allows, where none is given; a side of 128 is 16,384 positions.
     Raises ValueError for a side under 16, or where curves of that many dashes find no room.
@@ -111,7 +111,7 @@ def generate_pathfinder(
     rng.shuffle(labels)
     images = [_image(rng, side, long, distractors, label) for label in tqdm(labels, "Pathfinder", disable=not progress)]
     pixels = torch.tensor(np.stack(images)).flatten(1)
-    return Examples.of_one_length(pixels, labels)
+    return Examples.of_one_length((pixels - 0.5) / 0.5, labels)  # as the paper's scripts have it
 
 
 def _image(rng: random.Random, side: int, dashes: int, distractors: int, label: int) -> np.ndarray:
