@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from lib.seqboat import SeqBoatConfig, SeqBoatForSequenceClassification
+from lib.seqboat import SeqBoatConfig, SeqBoatForCausalLM, SeqBoatForSequenceClassification
 from lib.seqboat.study.corpus import byte_authorship, byte_windows, encode_bytes, sequential_digits
-from lib.seqboat.study.generated import OPERATORS, TOKENS, generate_listops, generate_pathfinder
+from lib.seqboat.study.generated import OPERATORS, TOKENS, generate_listops, generate_pathfinder, generate_recall
 from lib.seqboat.study.trainer import TrainingPlan, score, train
 
 ANSWER = {"from": "gpt", "value": "Answer " * 9}
@@ -53,6 +53,37 @@ def test_listops_digit_share_at_the_root_free_depths():
     operators = (made.inputs >= 11) & (made.inputs <= 14)
     assert 0.5 < digits.sum() / made.real.sum() < 0.9
     assert operators.sum() == (made.inputs == 15).sum()
+
+
+def test_recall_asks_for_the_value_that_stood_before_the_key():
+    made = generate_recall(60, lengths=(12, 30), pairs=3, values=8, seed=1)
+    assert made.real.sum(1).tolist() == [12, 30] * 30
+    for row, real, labels in zip(made.inputs, made.real, made.labels, strict=True):
+        end = int(real.sum())
+        asked = (labels != -100).nonzero().flatten()
+        assert asked.tolist() == [end - 5, end - 3, end - 1]
+        assert torch.equal(labels[asked], row[asked])
+        for place in asked.tolist():
+            (first,) = (row[: end - 6] == row[place - 1]).nonzero().flatten().tolist()
+            assert row[first - 1] == row[place]
+    batch = made.batch([0, 2])
+    assert batch["labels"].shape == batch["input_ids"].shape == (2, 12)
+    with pytest.raises(ValueError, match="at least 12 tokens"):
+        generate_recall(1, lengths=(11,), pairs=3, values=8)
+
+
+def test_rows_with_labelled_tokens_are_scored_on_those_alone():
+    torch.manual_seed(0)
+    made = generate_recall(6, lengths=(12, 20), pairs=2, values=4, seed=2)
+    config = SeqBoatConfig(
+        vocab_size=13, hidden_size=16, value_size=16, key_size=8, num_hidden_layers=1, window=8, is_decoder=True,
+        norm="layer", prenorm=True,
+    )  # fmt: skip
+    model = SeqBoatForCausalLM(config)
+    found = score(model, made, batch_size=2)
+    whole = made.batch(torch.arange(6))
+    assert found.losses.mean() == pytest.approx(float(model(**whole).loss), rel=1e-5)
+    assert set(found.right.tolist()) <= {0.0, 0.5, 1.0}
 
 
 def test_pathfinder_labels_are_balanced_and_images_differ():

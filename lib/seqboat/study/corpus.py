@@ -23,12 +23,13 @@ SPEAKERS = {"human": 0, "user": 0, "gpt": 1, "assistant": 1, "chatgpt": 1}
 class Examples:
     """Rows of tokens (integers) or values (numbers), which of their positions are real, and their labels.
 
-    `labels` is one class a row; for language modelling the tokens are their own labels, and `labels` is None.
+    `labels` is one class a row, or for each token what it should have been told to be (-100: nothing is asked); for
+    language modelling the tokens are their own labels, and `labels` is None.
     """
 
     inputs: Tensor
     real: Bool[Tensor, "rows length"]
-    labels: Int[Tensor, "rows"] | None = None
+    labels: Int[Tensor, "rows *length"] | None = None
 
     def __len__(self) -> int:
         return len(self.inputs)
@@ -50,6 +51,7 @@ class Examples:
         inputs, real = self.inputs[rows][:, :longest], real[:, :longest]
         name = "input_values" if inputs.is_floating_point() else "input_ids"
         labels = inputs.masked_fill(~real, -100) if self.labels is None else self.labels[rows]
+        labels = labels if labels.ndim == 1 else labels[:, :longest]
         return {name: inputs, "attention_mask": real, "labels": labels}
 
     def select(self, rows: Any) -> "Examples":
