@@ -72,7 +72,9 @@ def _check_dense(config: Any) -> None:
     if getattr(config, "mlp_bias", False):
         raise ValueError("experts have no biases, but this model's feed-forward layers do (mlp_bias)")
     if len(set(getattr(config, "layer_types", None) or ())) > 1:
-        raise ValueError("a GRIN decoder has one window for all layers, but this model has windows in some of them only")
+        raise ValueError(
+            "a GRIN decoder has one window for all layers, but this model has windows in some of them only"
+        )
     if (kind := config.rope_parameters["rope_type"]) != "default":
         raise ValueError(f"a GRIN decoder has plain rotary positions, but this model scales them ({kind!r})")
 
@@ -102,7 +104,7 @@ def _filled(config: GrinConfig, state: dict[str, Tensor]) -> GrinForCausalLM:
 
 
 class GrinGate:
-    """What `route_by_grin` mixes into a router's class: experts chosen by GRIN, in the answer that its block expects."""
+    """What `route_by_grin` mixes into a router's class: experts chosen by GRIN, in the form that its block expects."""
 
     weight: Tensor
     total: float

@@ -157,7 +157,7 @@ def swiglu(both: Float[Tensor, "*rows both"], activation: Callable[[Tensor], Ten
 
 
 class _SwiGLU(torch.autograd.Function):
-    """silu(gate) x up, whose gradient is written where it belongs: no copy joins the halves, and only `both` is kept."""
+    """silu(gate) x up, whose gradient is written in place: no copy joins the halves, and only `both` is kept."""
 
     @staticmethod
     def forward(ctx: Any, both: Tensor) -> Tensor:
@@ -218,7 +218,9 @@ class _GroupedLinear(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
         rows, weight = ctx.saved_tensors
         given = gradients[0].contiguous()
-        to_rows, to_weight = (torch.empty_like(t) if n else None for t, n in zip((rows, weight), ctx.needs_input_grad))
+        to_rows, to_weight = (
+            torch.empty_like(t) if n else None for t, n in zip((rows, weight), ctx.needs_input_grad[:2], strict=True)
+        )
         for index, group in enumerate(ctx.groups):
             if to_rows is not None:
                 torch.mm(given[group], weight[index], out=to_rows[group])

@@ -202,7 +202,12 @@ def test_a_recipes_rate_warms_up_by_its_power_from_its_first_rate_and_falls_in_a
     assert path.rate(25_000) == 0.01
     assert path.rate(75_000) == pytest.approx(0.005)
     assert (enwik8.rate(0), enwik8.rate(12_000), enwik8.rate(24_000)) == pytest.approx((0.002, 0.0035, 0.005))
-    assert (path.devices, enwik8.devices, recipe("retrieval").plan.devices, recipe("text").plan.devices) == (64, 8, 8, 1)
+    assert (path.devices, enwik8.devices, recipe("retrieval").plan.devices, recipe("text").plan.devices) == (
+        64,
+        8,
+        8,
+        1,
+    )
 
 
 def test_megas_unit_reads_the_moving_average_through_a_silu():

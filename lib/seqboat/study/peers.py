@@ -1,8 +1,8 @@
 """What SeqBoat is compared with: other layers in the same stack, widened until the numbers of parameters agree.
 
-`mega` is MEGA's gated layer (Eq. 6-15 of arXiv:2209.10655; SiLU after the moving average, as in its code), with attention in chunks of w tokens or over everything;
-`transformer` is a pre-norm block with rotary attention by torch's SDPA. Importing this module makes both known to
-`SeqBoatConfig(layer=...)`.
+`mega` is MEGA's gated layer (Eq. 6-15 of arXiv:2209.10655, with a SiLU after the moving average as in its code), with
+attention in chunks of w tokens or over everything; `transformer` is a pre-norm block with rotary attention by torch's
+SDPA. Importing this module makes both known to `SeqBoatConfig(layer=...)`.
 """
 
 import copy

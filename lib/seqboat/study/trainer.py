@@ -2,9 +2,9 @@
 
 Recipes are its hyper-parameters for each task (released scripts, as tabulated; sheet of arXiv:2306.11197);
 `max_position_embeddings` is the task's length. Two sources disagree on Path-X's layers: the script's 4 is taken.
-Training is AdamW with betas (.9, .98), clipped gradients, a warm-up (linear; Path-X: quadratic) and a linear decay to 0.
-Deviation: matrices decay (the moving averages' [width, N] and the scales of queries and keys among them), vectors do not;
-the paper's training decays all parameters alike.
+Training is AdamW with betas (.9, .98), clipped gradients, a warm-up (linear; Path-X: quadratic) and a linear decay to
+0. Deviation: matrices decay (the moving averages' [width, N] and the scales of queries and keys among them), vectors do
+not; the paper's training decays all parameters alike.
 """
 
 import tempfile
@@ -162,8 +162,9 @@ def train(
     with tempfile.TemporaryDirectory() as folder:
         arguments = TrainingArguments(
             output_dir=folder, max_steps=plan.steps, per_device_train_batch_size=plan.batch_size,
-            learning_rate=plan.learning_rate, max_grad_norm=plan.clip, seed=seed, data_seed=seed, dataloader_drop_last=True, remove_unused_columns=False, logging_strategy="no",
-            save_strategy="no", report_to=[], disable_tqdm=not progress, use_cpu=not torch.cuda.is_available(),
+            learning_rate=plan.learning_rate, max_grad_norm=plan.clip, seed=seed, data_seed=seed,
+            dataloader_drop_last=True, remove_unused_columns=False, logging_strategy="no", save_strategy="no",
+            report_to=[], disable_tqdm=not progress, use_cpu=not torch.cuda.is_available(),
         )  # fmt: skip
         at_hand = arguments.world_size * max(1, arguments.n_gpu)
         if plan.devices > 1:  # a plan for one device leaves it to the launcher how many repeat it
