@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from lib.seqboat import SeqBoatConfig, SeqBoatForCausalLM, SeqBoatForSequenceClassification
-from lib.seqboat.study.corpus import byte_authorship, byte_windows, encode_bytes, sequential_digits
+from lib.seqboat.study.corpus import byte_windows, encode_bytes, sequential_digits
 from lib.seqboat.study.generated import OPERATORS, TOKENS, generate_listops, generate_pathfinder, generate_recall
 from lib.seqboat.study.trainer import TrainingPlan, score, train
 
@@ -113,9 +113,6 @@ def test_bytes():
     assert windows.inputs.shape == (10, 50)
     batch = windows.batch([0, 1])
     assert torch.equal(batch["labels"], batch["input_ids"])
-    turns = byte_authorship(RECORDS, length=20, count=8, shortest=5)
-    assert turns.labels.tolist() == [0, 1] * 4
-    assert bytes(b - 1 for b in turns.inputs[1].tolist()).decode() == ("Answer " * 3)[:20]
 
 
 def test_training_learns_and_measures():
@@ -162,8 +159,6 @@ def test_bad_arguments():
         sequential_digits(scale=0)
     with pytest.raises(ValueError, match="read more records"):
         byte_windows(RECORDS, length=1000, count=10)
-    with pytest.raises(ValueError, match="ask for fewer"):
-        byte_authorship(RECORDS, length=20, count=99)
     with pytest.raises(ValueError, match="warm-up shorter"):
         TrainingPlan(steps=5, batch_size=1, learning_rate=0.1, warmup=5)
     with pytest.raises(ValueError, match="do not fill"):
