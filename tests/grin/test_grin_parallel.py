@@ -13,7 +13,7 @@ import torch.multiprocessing as mp
 from lib import grin, root
 from lib.core.training import parameter_groups
 from lib.grin import parallel, trainer
-from lib.grin.parallel import stage_layers
+from lib.grin.sharding import stage_layers
 
 SIZES = {
     "vocab_size": 53, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 3, "num_attention_heads": 4,
