@@ -2,7 +2,7 @@
 
 from lib.grin.balance import RoutingStatistics, balance_loss, dispatch_counts, routing_statistics, z_loss
 from lib.grin.configuration import GrinConfig
-from lib.grin.convert import from_phimoe, upcycle
+from lib.grin.convert import from_phimoe, route_as_before, route_by_grin, upcycle
 from lib.grin.experts import Experts, tokens_per_expert
 from lib.grin.modeling import GrinBlock, GrinForCausalLM, GrinModel
 from lib.grin.routing import (
@@ -31,6 +31,8 @@ __all__ = [
     "dispatch_counts",
     "from_phimoe",
     "gshard",
+    "route_as_before",
+    "route_by_grin",
     "route_named",
     "routing_statistics",
     "sparsemixer",

@@ -3,6 +3,7 @@
 Tokens are sorted by expert, one grouped matrix product runs all experts at once, and the rows go back to their tokens.
 """
 
+import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -12,7 +13,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
-from transformers.activations import ACT2FN
+from transformers.activations import ACT2FN, SiLUActivation
 
 from lib.grin.routing import Routing
 
@@ -149,8 +150,31 @@ def _choices(plan: DispatchPlan, weights: Tensor) -> list[tuple[Tensor, Tensor]]
 
 def swiglu(both: Float[Tensor, "*rows both"], activation: Callable[[Tensor], Tensor]) -> Float[Tensor, "*rows inner"]:
     """Return activation(gate) x up for rows that hold both, one after the other."""
+    if isinstance(activation, nn.SiLU | SiLUActivation):
+        return _SwiGLU.apply(both)
     gate, up = both.chunk(2, dim=-1)
     return activation(gate) * up
+
+
+class _SwiGLU(torch.autograd.Function):
+    """silu(gate) x up, whose gradient is written in place: no copy joins the halves, and only `both` is kept."""
+
+    @staticmethod
+    def forward(ctx: Any, both: Tensor) -> Tensor:
+        ctx.save_for_backward(both)
+        gate, up = both.chunk(2, dim=-1)
+        return F.silu(gate).mul_(up)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        (both,) = ctx.saved_tensors
+        gate, up = both.chunk(2, dim=-1)
+        made = torch.empty_like(both)
+        to_gate, to_up = made.chunk(2, dim=-1)
+        torch.mul(gradients[0], F.silu(gate), out=to_up)
+        torch.ops.aten.silu_backward.grad_input(gradients[0] * up, gate, grad_input=to_gate)
+        return made
 
 
 def tokens_per_expert(indices: Int[Tensor, "tokens k"], experts: int) -> Int[Tensor, "experts"]:
@@ -161,9 +185,45 @@ def tokens_per_expert(indices: Int[Tensor, "tokens k"], experts: int) -> Int[Ten
 def grouped_linear(
     rows: Float[Tensor, "rows in"], weight: Float[Tensor, "groups out in"], ends: Int[Tensor, "groups"]
 ) -> Float[Tensor, "rows out"]:
-    """Return each row times its group's weight transposed; group g holds rows ends[g-1] to ends[g]."""
-    # grouped_mm has no float64, which gradient checks need, and takes rows of a multiple of 16 bytes only.
-    if rows.dtype == torch.float64 or any(size * rows.element_size() % 16 for size in weight.shape[1:]):
-        starts = [0, *ends.tolist()]
-        return torch.cat([F.linear(rows[a:b], w) for a, b, w in zip(starts, starts[1:], weight, strict=False)])
-    return F.grouped_mm(rows, weight.transpose(-2, -1), offs=ends)
+    """Return each row times its group's weight transposed; group g holds rows ends[g-1] to ends[g].
+
+    A GPU runs all groups as one kernel where it has one: bfloat16, and rows of whole 16 bytes. Elsewhere each group is
+    a product of its own: a processor gains nothing from one call, and torch's has no float64 and cannot be compiled.
+    """
+    whole = all(size * rows.element_size() % 16 == 0 for size in weight.shape[1:])
+    if rows.is_cuda and rows.dtype == torch.bfloat16 and whole:
+        return F.grouped_mm(rows, weight.transpose(-2, -1), offs=ends)
+    return _group_by_group(rows, weight, ends)
+
+
+@torch.compiler.disable  # the groups' sizes are read from the data
+def _group_by_group(rows: Tensor, weight: Tensor, ends: Tensor) -> Tensor:
+    return _GroupedLinear.apply(rows, weight, ends)
+
+
+class _GroupedLinear(torch.autograd.Function):
+    """A matrix product for each group, written into its place of one result."""
+
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor, weight: Tensor, ends: Tensor) -> Tensor:
+        ctx.save_for_backward(rows, weight)
+        ctx.groups = [slice(a, b) for a, b in itertools.pairwise([0, *ends.tolist()])]
+        out = rows.new_empty(len(rows), weight.shape[1])
+        for group, own in zip(ctx.groups, weight, strict=True):
+            torch.mm(rows[group], own.T, out=out[group])
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
+        rows, weight = ctx.saved_tensors
+        given = gradients[0].contiguous()
+        to_rows, to_weight = (
+            torch.empty_like(t) if n else None for t, n in zip((rows, weight), ctx.needs_input_grad[:2], strict=True)
+        )
+        for index, group in enumerate(ctx.groups):
+            if to_rows is not None:
+                torch.mm(given[group], weight[index], out=to_rows[group])
+            if to_weight is not None:
+                torch.mm(given[group].T, rows[group], out=to_weight[index])
+        return to_rows, to_weight, None

@@ -160,7 +160,11 @@ class RelativeBias(nn.Module):
 def rotate(
     x: Float[Tensor, "batch tokens z"], positions: Int[Tensor, "batch tokens"], *, base: float = 1e4
 ) -> Float[Tensor, "batch tokens z"]:
-    """Rotate pairs of channels by their position (rotary embeddings, arXiv:2104.09864); z must be even."""
+    """Rotate pairs of channels by their position, counted from 0 (rotary embeddings, arXiv:2104.09864); z must be even.
+
+    Channel i is paired with channel i + z/2, as in Llama; the paper of rotary embeddings pairs neighbours, which is the
+    same up to the order of channels. Angles are position · base^(-2i/z).
+    """
     half = x.shape[-1] // 2
     speeds = base ** (-torch.arange(half, device=x.device, dtype=torch.float32) / half)
     angles = positions.unsqueeze(-1) * speeds

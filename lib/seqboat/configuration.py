@@ -19,7 +19,9 @@ class SeqBoatConfig(PretrainedConfig):
     `layer`: `seqboat`, or a baseline of `lib.seqboat.study.peers`: `mega` (chunks of w tokens), `transformer` (with
     `feed_forward_size`). `always_active` is the dense-activation ablation. `inputs`: `tokens` (also bytes), or
     `values`: one number a position (pixels, audio).
-    Raises ValueError for unknown names and sizes below 1. Defaults: the Text recipe of arXiv:2306.11197.
+
+    Raises ValueError for unknown names, sizes below 1, and batch norm in a causal model, which would leak the future.
+    Defaults: the Text recipe of arXiv:2306.11197.
     """
 
     model_type = "seqboat"
@@ -69,6 +71,11 @@ class SeqBoatConfig(PretrainedConfig):
                 raise ValueError(f"{field} must be at least 1, got {getattr(self, field)}")
         if self.window is not None and self.window < 1:
             raise ValueError(f"window must be at least 1 active token, or None for no limit, got {self.window}")
+        if self.is_decoder and self.norm == "batch":
+            raise ValueError(
+                "batch norm takes statistics over whole texts: a causal model would see the future in training, so "
+                "set norm to 'layer' or 'scale'"
+            )
         super().__post_init__(**kwargs)
 
 

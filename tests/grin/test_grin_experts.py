@@ -1,12 +1,15 @@
 """Dropless dispatch against a loop over experts and against transformers' experts, for any skew."""
 
+import subprocess
+import sys
+
 import pytest
 import torch
 from torch.nn import functional as F
 from transformers import PhimoeConfig
 from transformers.models.phimoe.modeling_phimoe import PhimoeExperts
 
-from lib import grin
+from lib import grin, root
 from lib.grin import experts as experts_module
 from lib.grin.experts import plan_dispatch
 from lib.grin.routing import Routing
@@ -134,3 +137,34 @@ def test_bfloat16_and_one_dense_expert():
     dense, alone = grin.Experts(16, 32, 1), torch.zeros(20, 1).long()
     only = routing_of(alone, torch.ones(20, 1), 1)
     torch.testing.assert_close(dense(hidden, only), slow(dense, hidden, only), atol=1e-5, rtol=1e-4)
+
+
+COMPILED = """
+import torch
+from lib import grin
+torch.manual_seed(0)
+block = grin.GrinBlock(grin.GrinConfig(hidden_size=16, intermediate_size=24, num_local_experts=4)).eval()
+found, hidden = [], torch.randn(1, 30, 16)
+for run in (block, torch.compile(block, backend="eager")):
+    block.zero_grad()
+    given = hidden.clone().requires_grad_()
+    output = run(given)
+    output.square().sum().backward()
+    found.append([output.detach(), given.grad, *(p.grad.clone() for p in block.parameters())])
+for compiled, eager in zip(*found, strict=True):
+    torch.testing.assert_close(compiled, eager)
+"""
+
+
+def test_a_compiled_block_is_the_block_with_its_gradients():
+    # In a process of its own: the checks of shapes that tests run under cannot be traced.
+    done = subprocess.run([sys.executable, "-c", COMPILED], capture_output=True, text=True, cwd=root(), timeout=300)
+    assert done.returncode == 0, done.stderr[-2000:]
+
+
+def test_only_the_products_asked_for_are_differentiated():
+    torch.manual_seed(0)
+    rows, weight = torch.randn(7, 4), torch.randn(3, 5, 4, requires_grad=True)
+    experts_module.grouped_linear(rows, weight, torch.tensor([3, 3, 7])).sum().backward()
+    torch.testing.assert_close(weight.grad[0], rows[:3].sum(0).expand(5, -1))
+    assert torch.equal(weight.grad[1], torch.zeros(5, 4))  # a group without rows

@@ -1,8 +1,23 @@
 """The language model: PhiMoE's logits by name, saving, generating, upcycling, losses, training."""
 
+import copy
+
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, PhimoeConfig, PhimoeForCausalLM
+from transformers import (
+    AutoModelForCausalLM,
+    LlamaConfig,
+    LlamaForCausalLM,
+    MistralConfig,
+    MixtralConfig,
+    OlmoeConfig,
+    PhimoeConfig,
+    PhimoeForCausalLM,
+    Qwen2Config,
+    Qwen2MoeConfig,
+    Qwen3MoeConfig,
+)
+from transformers.models.phimoe.modeling_phimoe import sparsemixer
 
 from lib import grin
 from lib.grin import trainer
@@ -68,16 +83,107 @@ def test_a_saved_model_comes_back_through_auto_classes(tmp_path):
         assert torch.equal(again(tokens()).logits, model(tokens()).logits)
 
 
+DENSE = {
+    "llama": LlamaConfig(**SIZES, tie_word_embeddings=True),
+    "llama with biases": LlamaConfig(**SIZES, attention_bias=True),
+    "mistral with a window": MistralConfig(**SIZES, sliding_window=5),
+    "qwen2": Qwen2Config(**SIZES, tie_word_embeddings=True),
+    "own head size": LlamaConfig(**SIZES, head_dim=12),
+}
+
+
+@pytest.mark.parametrize("family", DENSE)
 @pytest.mark.parametrize("top_k", [1, 2, 3])
-def test_an_upcycled_model_is_the_dense_one_where_one_expert_survives(top_k):
+def test_an_upcycled_model_is_the_dense_one_where_one_expert_survives(family, top_k):
     torch.manual_seed(0)
-    dense = large(LlamaForCausalLM(LlamaConfig(**SIZES, tie_word_embeddings=True))).eval()
+    dense = large(AutoModelForCausalLM.from_config(DENSE[family])).eval()
     moe = grin.upcycle(dense, 4, top_k=top_k, router_jitter_noise=0.0)
     with torch.no_grad():
-        torch.testing.assert_close(moe(tokens()).logits, dense(tokens()).logits, atol=1e-5, rtol=1e-4)
-    feed_forward = 3 * 32 * 48 * SIZES["num_hidden_layers"]
-    extra = moe.num_parameters() - dense.num_parameters()
-    assert extra == 3 * feed_forward + 4 * 32 * SIZES["num_hidden_layers"]
+        wanted = dense(tokens()).logits
+        torch.testing.assert_close(moe(tokens()).logits, wanted, atol=1e-5, rtol=1e-4)
+        for weight in moe.parameters():  # all of its own, none of them left on the meta device
+            weight.add_(1.0)
+        assert torch.equal(dense(tokens()).logits, wanted)
+    feed_forward, layers = 3 * 32 * 48, SIZES["num_hidden_layers"]
+    added = moe.num_parameters() - dense.num_parameters()
+    assert added == layers * (3 * feed_forward + 4 * 32 + (32 if family == "qwen2" else 0))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"mlp_bias": True}, "experts have no biases"),
+        ({"rope_parameters": {"rope_type": "linear", "rope_theta": 1e4, "factor": 2.0}}, "scales them"),
+        ({"layer_types": ["full_attention", "sliding_attention"]}, "windows in some of them only"),
+    ],
+)
+def test_a_dense_model_that_a_grin_decoder_cannot_hold_is_refused(changes, message):
+    config = LlamaConfig(**SIZES)
+    for name, value in changes.items():
+        setattr(config, name, value)
+    with pytest.raises(ValueError, match=message):
+        grin.upcycle(LlamaForCausalLM(config), 4)
+
+
+FEW = {"num_experts": 6, "num_experts_per_tok": 2, "moe_intermediate_size": 40, "output_router_logits": True}
+MIXTURES = {
+    "mixtral": MixtralConfig(**MOE, output_router_logits=True),
+    "olmoe": OlmoeConfig(**SIZES | FEW),
+    "qwen2_moe": Qwen2MoeConfig(**SIZES | FEW, shared_expert_intermediate_size=24),
+    "qwen3_moe": Qwen3MoeConfig(**SIZES | FEW, norm_topk_prob=True, head_dim=8),
+    "phimoe": PhimoeConfig(**MOE, router_jitter_noise=0.1),
+}
+
+
+@pytest.mark.parametrize("family", MIXTURES)
+def test_a_mixture_routed_by_grin_is_transformers_sparsemixer_in_its_own_blocks_and_comes_back(family, tmp_path):
+    torch.manual_seed(0)
+    model, ids = large(AutoModelForCausalLM.from_config(MIXTURES[family])).eval(), tokens()
+    fixed = family in ("mixtral", "qwen3_moe", "phimoe")
+    if not fixed:
+        with pytest.raises(ValueError, match="sum up to no constant"):
+            grin.route_by_grin(model)
+    with torch.no_grad():
+        before = model(ids).logits
+        gates = grin.route_by_grin(model, total=None if fixed else 0.6)
+        routed, seen = model(ids), [gate.routing for gate in gates]
+        whole = {"phimoe": 2.0, "mixtral": 1.0, "qwen3_moe": 1.0}.get(family, 0.6)
+        for gate, logits in zip(gates, routed.router_logits or [r.scores for r in seen], strict=True):
+            weights, indices = sparsemixer(logits, 0.1, False)
+            assert torch.equal(gate.routing.indices, indices)
+            torch.testing.assert_close(gate(torch.randn(1, 3, 32))[1].shape, torch.Size([3, 2]))
+            torch.testing.assert_close(gate.total, whole / 2)
+        assert (family == "phimoe") == torch.equal(routed.logits, before)
+    model.train()
+    out = model(ids, labels=ids)
+    (out.loss + sum(grin.balance_loss(gate.routing) for gate in gates)).backward()
+    assert all(float(gate.weight.grad.abs().max()) > 0 for gate in gates)
+    copied = copy.deepcopy(model).eval()
+    model.eval().save_pretrained(tmp_path)
+    grin.route_as_before(model)
+    with torch.no_grad():
+        assert torch.equal(copied(ids).logits, routed.logits)
+        assert torch.equal(model(ids).logits, before)
+        again = AutoModelForCausalLM.from_pretrained(tmp_path).eval()
+        assert type(again) is type(model)
+        assert torch.equal(again(ids).logits, before)
+
+
+@pytest.mark.parametrize("family", ["mixtral", "qwen3_moe"])
+def test_grins_weights_multiply_the_experts_of_the_family(family):
+    torch.manual_seed(0)
+    model = large(AutoModelForCausalLM.from_config(MIXTURES[family])).eval()
+    hidden = torch.randn(2, 7, 32)
+    block = model.model.layers[0].mlp
+    grin.route_by_grin(model, jitter_eps=0.3)
+    with torch.no_grad():
+        weights, indices = sparsemixer(hidden.flatten(0, 1) @ block.gate.weight.T, 0.3, False)
+        wanted = block.experts(hidden.flatten(0, 1), indices, weights / 2).view_as(hidden)
+        torch.testing.assert_close(block(hidden), wanted, atol=1e-5, rtol=1e-5)
+    with pytest.raises(ValueError, match="routed by GRIN already"):
+        grin.route_by_grin(model)
+    with pytest.raises(ValueError, match="take GRIN's routing"):
+        grin.route_by_grin(LlamaForCausalLM(LlamaConfig(**SIZES)))
 
 
 def test_losses_in_training_and_evaluation():
@@ -164,7 +270,7 @@ def test_counting_first_leaves_the_draws_of_the_training_pass_alone():
         (lambda: grin.GrinConfig(**MOE, num_experts_per_tok=9), "num_experts_per_tok must be"),
         (lambda: grin.GrinForCausalLM(grin.GrinConfig(**MOE)).routings(), "has not routed anything yet"),
         (lambda: grin.from_phimoe(LlamaForCausalLM(LlamaConfig(**SIZES))), "only PhiMoE weights"),
-        (lambda: grin.upcycle(PhimoeForCausalLM(PhimoeConfig(**MOE)), 4), "only llama and mistral"),
+        (lambda: grin.upcycle(PhimoeForCausalLM(PhimoeConfig(**MOE)), 4), "only llama, mistral, qwen2"),
         (lambda: trainer.TrainingPlan(steps=1, batch_size=3, learning_rate=1e-3, accumulation=2), "divide the batch"),
         (
             lambda: trainer.train(

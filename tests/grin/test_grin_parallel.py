@@ -13,7 +13,7 @@ import torch.multiprocessing as mp
 from lib import grin, root
 from lib.core.training import parameter_groups
 from lib.grin import parallel, trainer
-from lib.grin.parallel import stage_layers
+from lib.grin.sharding import stage_layers
 
 SIZES = {
     "vocab_size": 53, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 3, "num_attention_heads": 4,
@@ -38,6 +38,7 @@ LAYOUTS = {
 }
 CASES = [(world, index) for world, layouts in LAYOUTS.items() for index in range(len(layouts))]
 STEPS, SEED = 3, 7
+RESUMED = [(2, 0), (2, 2), (2, 3), (4, 0), (4, 4)]
 RECIPES = {"code": {}, "algorithm": {"expert_gradient": "algorithm"}, "gshard": {"router": "gshard"}}
 
 
@@ -55,14 +56,17 @@ def windows():
     return torch.randint(0, 53, (8, 9), generator=torch.Generator().manual_seed(1))
 
 
-def trained(made, steps=STEPS):
+def trained(made, *, path=None, resume=False):
+    """Train for all steps; with a path, write a checkpoint after the first step, or go on from there."""
     optimizer = torch.optim.AdamW(made.parameter_groups(0.1), lr=1e-2, betas=(0.9, 0.95))
     norms = []
-    for step in range(steps):
+    for step in range(made.load(path, optimizer) if resume else 0, STEPS):
         made.gradients(windows(), step=step)
         norms.append(made.clip(1.0))
         optimizer.step()
         optimizer.zero_grad()
+        if path is not None and step == 0:
+            made.save(path, optimizer, step=1)
     return {"weights": made.gathered(), "norms": norms}
 
 
@@ -80,8 +84,12 @@ def worker(rank, world, folder):
             losses = made.gradients(windows(), step=5)
             found[index, name] = {"losses": losses, "gradients": made.gathered("gradients")}
         made = parallel.ParallelGrin(tiny(), layout, seed=SEED)
-        found[index, "trained"] = trained(made)
+        path = f"{folder}/{world}-{index}.checkpoint"
+        found[index, "trained"] = trained(made, path=path)
         found[index, "names"] = sorted(made.gathered())
+        if (world, index) in RESUMED:  # other weights to begin with, and the file of another layout
+            made = parallel.ParallelGrin(tiny(initializer_range=0.3), layout, seed=SEED)
+            found[index, "resumed"] = trained(made, path=f"{folder}/{world}-0.checkpoint", resume=True)
     with pytest.raises(ValueError, match=f"needs 3 processes, but {world} are running"):
         parallel.ParallelGrin(tiny(), parallel.Layout(data=3))
     torch.save(found, f"{folder}/{world}-{rank}.pt")
@@ -157,6 +165,15 @@ def test_clipped_training_steps_equal_one_process(results, world, index):
             apart = (found["weights"][key] - weight.detach()).abs()
             assert float(apart.mean()) < 1e-5
     assert results[world][0][index, "names"] == sorted(n for n, _ in model.named_parameters())
+
+
+@pytest.mark.parametrize(("world", "index"), RESUMED)
+def test_a_run_resumed_under_any_layout_ends_where_the_uninterrupted_one_does(results, world, index):
+    whole = results[world][0][0, "trained"]
+    for rank in range(world):
+        found = results[world][rank][index, "resumed"]
+        assert found["norms"] == pytest.approx(whole["norms"][1:], rel=1e-4)
+        assert max(float((found["weights"][name] - w).abs().mean()) for name, w in whole["weights"].items()) < 1e-5
 
 
 def accelerated(rank, folder):
@@ -236,28 +253,31 @@ def test_bad_input_is_one_sentence(call, message):
         call()
 
 
-def torchrun(processes, *options):
+def run_parallel(processes, *options):
+    """The entry point under torchrun, or alone."""
     environment = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
-    command += ["-m", "lib.grin.study.parallel", *options]
+    environment.pop("RANK", None)
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
+    command = [sys.executable, *(launcher if processes > 1 else []), "-m", "lib.grin.study.parallel", *options]
     return subprocess.run(command, capture_output=True, text=True, cwd=root(), env=environment, timeout=300)
 
 
-def test_the_entry_point_trains_on_real_text_under_torchrun_and_agrees_with_one_process():
+def test_the_entry_point_trains_under_torchrun_as_one_process_does_and_resumes_under_another_layout(tmp_path):
     sizes = ["--vocabulary", "300", "--width", "32", "--inner", "32", "--window", "32", "--experts", "4"]
-    done = torchrun(2, "--tensor", "2", *sizes)
+    done = run_parallel(2, "--tensor", "2", "--checkpoint", str(tmp_path / "half"), *sizes)
     assert done.returncode == 0, done.stderr[-2000:]
     report = json.loads(done.stdout.strip().splitlines()[-1])
     assert report["layout"]["processes"] == 2
     assert report["loss_difference"] < 1e-5
     assert 0 < report["gradient_difference"] < 1e-5
     assert len(report["next_token_losses"]) == 4
+    alone = run_parallel(1, "--resume", str(tmp_path / "half"), *sizes)
+    assert alone.returncode == 0, alone.stderr[-2000:]
+    resumed = json.loads(alone.stdout.strip().splitlines()[-1])["next_token_losses"]
+    assert resumed == pytest.approx(report["next_token_losses"][2:], abs=1e-5)
 
 
 def test_the_entry_point_says_how_many_processes_a_layout_needs():
-    done = subprocess.run(
-        [sys.executable, "-m", "lib.grin.study.parallel", "--data", "2"], capture_output=True, text=True, cwd=root(),
-        env={k: v for k, v in os.environ.items() if k != "RANK"}, timeout=300,
-    )  # fmt: skip
+    done = run_parallel(1, "--data", "2")
     assert done.returncode == 2
     assert "needs 2 processes, but 1 are running" in done.stderr

@@ -196,6 +196,30 @@ def test_recipes_build_and_run_on_the_meta_device(name):
     assert chosen.plan.warmup < chosen.plan.steps
 
 
+def test_a_recipes_rate_warms_up_by_its_power_from_its_first_rate_and_falls_in_a_line():
+    path, enwik8 = recipe("pathx").plan, recipe("enwik8").plan
+    assert path.rate(12_500) == pytest.approx(0.01 / 4, rel=1e-3)  # half-way up, squared
+    assert path.rate(25_000) == 0.01
+    assert path.rate(75_000) == pytest.approx(0.005)
+    assert (enwik8.rate(0), enwik8.rate(12_000), enwik8.rate(24_000)) == pytest.approx((0.002, 0.0035, 0.005))
+    assert (path.devices, enwik8.devices, recipe("retrieval").plan.devices, recipe("text").plan.devices) == (
+        64,
+        8,
+        8,
+        1,
+    )
+
+
+def test_megas_unit_reads_the_moving_average_through_a_silu():
+    torch.manual_seed(0)
+    mega = SeqBoatModel(SeqBoatConfig(**SMALL, layer="mega", window=4, norm="layer", prenorm=True)).layers[0]
+    x, real, seen = torch.randn(2, 9, SMALL["hidden_size"]), torch.ones(2, 9, dtype=torch.bool), []
+    mega.base.register_forward_pre_hook(lambda _, given: seen.append(given[0]))
+    run(mega, x)
+    average = mega.ema(mega.norm(x, real), real)
+    torch.testing.assert_close(seen[0], torch.nn.functional.silu(average))
+
+
 def test_bfloat16_runs_and_trains():
     torch.manual_seed(0)
     model = SeqBoatForSequenceClassification(SeqBoatConfig(**SMALL, window=4, num_labels=3)).to(torch.bfloat16)
@@ -238,6 +262,7 @@ def test_saved_bytes_counts_what_backward_needs():
         ({"positions": "magic"}, "positions must be one of"),
         ({"norm": "magic"}, "norm must be one of"),
         ({"hidden_size": 0}, "hidden_size must be at least 1"),
+        ({"norm": "batch", "is_decoder": True}, "would see the future in training"),
     ],
 )
 def test_bad_configurations(change, message):

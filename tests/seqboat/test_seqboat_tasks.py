@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from lib.seqboat import SeqBoatConfig, SeqBoatForSequenceClassification
-from lib.seqboat.study.corpus import byte_authorship, byte_windows, encode_bytes, sequential_digits
-from lib.seqboat.study.generated import OPERATORS, TOKENS, generate_listops, generate_pathfinder
+from lib.seqboat import SeqBoatConfig, SeqBoatForCausalLM, SeqBoatForSequenceClassification
+from lib.seqboat.study.corpus import byte_windows, encode_bytes, sequential_digits
+from lib.seqboat.study.generated import OPERATORS, TOKENS, generate_listops, generate_pathfinder, generate_recall
 from lib.seqboat.study.trainer import TrainingPlan, score, train
 
 ANSWER = {"from": "gpt", "value": "Answer " * 9}
@@ -55,11 +55,42 @@ def test_listops_digit_share_at_the_root_free_depths():
     assert operators.sum() == (made.inputs == 15).sum()
 
 
+def test_recall_asks_for_the_value_that_stood_before_the_key():
+    made = generate_recall(60, lengths=(12, 30), pairs=3, values=8, seed=1)
+    assert made.real.sum(1).tolist() == [12, 30] * 30
+    for row, real, labels in zip(made.inputs, made.real, made.labels, strict=True):
+        end = int(real.sum())
+        asked = (labels != -100).nonzero().flatten()
+        assert asked.tolist() == [end - 5, end - 3, end - 1]
+        assert torch.equal(labels[asked], row[asked])
+        for place in asked.tolist():
+            (first,) = (row[: end - 6] == row[place - 1]).nonzero().flatten().tolist()
+            assert row[first - 1] == row[place]
+    batch = made.batch([0, 2])
+    assert batch["labels"].shape == batch["input_ids"].shape == (2, 12)
+    with pytest.raises(ValueError, match="at least 12 tokens"):
+        generate_recall(1, lengths=(11,), pairs=3, values=8)
+
+
+def test_rows_with_labelled_tokens_are_scored_on_those_alone():
+    torch.manual_seed(0)
+    made = generate_recall(6, lengths=(12, 20), pairs=2, values=4, seed=2)
+    config = SeqBoatConfig(
+        vocab_size=13, hidden_size=16, value_size=16, key_size=8, num_hidden_layers=1, window=8, is_decoder=True,
+        norm="layer", prenorm=True,
+    )  # fmt: skip
+    model = SeqBoatForCausalLM(config)
+    found = score(model, made, batch_size=2)
+    whole = made.batch(torch.arange(6))
+    assert found.losses.mean() == pytest.approx(float(model(**whole).loss), rel=1e-5)
+    assert set(found.right.tolist()) <= {0.0, 0.5, 1.0}
+
+
 def test_pathfinder_labels_are_balanced_and_images_differ():
     made = generate_pathfinder(20, side=24, seed=1)
     assert made.inputs.shape == (20, 576)
     assert made.labels.sum() == 10
-    assert made.inputs.unique().tolist() == [0.0, 1.0]
+    assert made.inputs.unique().tolist() == [-1.0, 1.0]
     assert len({tuple(row.tolist()) for row in made.inputs}) == 20
 
 
@@ -82,9 +113,6 @@ def test_bytes():
     assert windows.inputs.shape == (10, 50)
     batch = windows.batch([0, 1])
     assert torch.equal(batch["labels"], batch["input_ids"])
-    turns = byte_authorship(RECORDS, length=20, count=8, shortest=5)
-    assert turns.labels.tolist() == [0, 1] * 4
-    assert bytes(b - 1 for b in turns.inputs[1].tolist()).decode() == ("Answer " * 3)[:20]
 
 
 def test_training_learns_and_measures():
@@ -105,6 +133,21 @@ def test_training_learns_and_measures():
     assert found[30] == pytest.approx(after.losses.mean(), rel=1e-5)
 
 
+def test_a_plan_for_two_devices_accumulates_on_one_what_the_other_would_have_had():
+    few, trained = sequential_digits()[0].select(torch.arange(64)), []
+    for batch, devices in ((8, 2), (16, 1)):
+        torch.manual_seed(0)
+        config = SeqBoatConfig(
+            inputs="values", hidden_size=8, value_size=8, key_size=4, num_hidden_layers=1, window=8, num_labels=10
+        )
+        model = SeqBoatForSequenceClassification(config)
+        plan = TrainingPlan(steps=4, batch_size=batch, learning_rate=0.01, devices=devices)
+        train(model, few, plan, progress=False)
+        trained.append(model.state_dict())
+    for name, weight in trained[1].items():
+        torch.testing.assert_close(trained[0][name], weight, atol=1e-5, rtol=1e-4)
+
+
 def test_bad_arguments():
     with pytest.raises(ValueError, match="no tree has a length"):
         generate_listops(3, length=(10, 11))
@@ -116,8 +159,6 @@ def test_bad_arguments():
         sequential_digits(scale=0)
     with pytest.raises(ValueError, match="read more records"):
         byte_windows(RECORDS, length=1000, count=10)
-    with pytest.raises(ValueError, match="ask for fewer"):
-        byte_authorship(RECORDS, length=20, count=99)
     with pytest.raises(ValueError, match="warm-up shorter"):
         TrainingPlan(steps=5, batch_size=1, learning_rate=0.1, warmup=5)
     with pytest.raises(ValueError, match="do not fill"):

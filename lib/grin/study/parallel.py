@@ -42,6 +42,8 @@ def arguments(given: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--learning-rate", type=float, default=1e-3)
     parser.add_argument("--model", default="smollm2-135m-instruct", help="model whose tokenizer is cut to --vocabulary")
     parser.add_argument("--dataset", default="sharegpt")
+    parser.add_argument("--checkpoint", metavar="FILE", help="written after half of the steps")
+    parser.add_argument("--resume", metavar="FILE", help="go on from it, under any layout, to --steps in all")
     return parser.parse_args(given)
 
 
@@ -108,14 +110,17 @@ def run(options: argparse.Namespace, device: str) -> dict[str, Any]:
     report: dict[str, Any] = {"layout": vars(layout) | {"processes": layout.processes}, "device": device}
     report |= differences(reference, made, steps[0], seed=options.seed)
     optimizer = torch.optim.AdamW(made.parameter_groups(0.1), lr=options.learning_rate, betas=(0.9, 0.95))
+    done = made.load(options.resume, optimizer) if options.resume else 0
     losses, began = [], time.perf_counter()
-    for number, windows in enumerate(steps):
+    for number, windows in list(enumerate(steps))[done:]:
         losses.append(made.gradients(windows, step=number).next_token)
         made.clip(1.0)
         optimizer.step()
         optimizer.zero_grad()
+        if options.checkpoint and number + 1 == len(steps) // 2:
+            made.save(options.checkpoint, optimizer, step=number + 1)
     seconds = time.perf_counter() - began
-    return report | {"next_token_losses": losses, "tokens_per_second": steps.numel() / seconds}
+    return report | {"next_token_losses": losses, "tokens_per_second": steps[done:].numel() / seconds}
 
 
 def main() -> int:

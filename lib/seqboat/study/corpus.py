@@ -16,19 +16,19 @@ from sklearn.model_selection import train_test_split
 from torch import Tensor
 
 BYTES = 257  # 256 bytes after the padding, 0
-SPEAKERS = {"human": 0, "user": 0, "gpt": 1, "assistant": 1, "chatgpt": 1}
 
 
 @dataclass(frozen=True)
 class Examples:
     """Rows of tokens (integers) or values (numbers), which of their positions are real, and their labels.
 
-    `labels` is one class a row; for language modelling the tokens are their own labels, and `labels` is None.
+    `labels` is one class a row, or for each token what it should have been told to be (-100: nothing is asked); for
+    language modelling the tokens are their own labels, and `labels` is None.
     """
 
     inputs: Tensor
     real: Bool[Tensor, "rows length"]
-    labels: Int[Tensor, "rows"] | None = None
+    labels: Int[Tensor, "rows *length"] | None = None
 
     def __len__(self) -> int:
         return len(self.inputs)
@@ -50,6 +50,7 @@ class Examples:
         inputs, real = self.inputs[rows][:, :longest], real[:, :longest]
         name = "input_values" if inputs.is_floating_point() else "input_ids"
         labels = inputs.masked_fill(~real, -100) if self.labels is None else self.labels[rows]
+        labels = labels if labels.ndim == 1 else labels[:, :longest]
         return {name: inputs, "attention_mask": real, "labels": labels}
 
     def select(self, rows: Any) -> "Examples":
@@ -90,31 +91,6 @@ def sequential_digits(*, scale: int = 1, test_share: float = 0.25, seed: int = 0
 def encode_bytes(text: str) -> list[int]:
     """Return the UTF-8 bytes of a text, each one higher, so that 0 is free for padding."""
     return [byte + 1 for byte in text.encode("utf8")]
-
-
-def byte_authorship(records: Iterable[Mapping[str, Any]], *, length: int, count: int, shortest: int = 32) -> Examples:
-    """Return turns of conversations as bytes, cut to `length`: label 0 where a person wrote, 1 where an assistant did.
-
-    As many of the one as of the other, in file order; turns under `shortest` bytes are left out. Raises ValueError
-    where the records hold too few.
-    """
-    kept: dict[int, list[list[int]]] = {0: [], 1: []}
-    wanted = -(-count // 2)
-    for record in records:
-        for turn in record["conversations"]:
-            label = SPEAKERS.get(turn["from"])
-            text = turn["value"].strip()[: 4 * length]
-            row = encode_bytes(text)[:length] if label is not None else []
-            if len(row) >= shortest and label is not None and len(kept[label]) < wanted:
-                kept[label].append(row)
-        if min(map(len, kept.values())) == wanted:
-            break
-    if min(map(len, kept.values())) < wanted:
-        raise ValueError(
-            f"the records hold {len(kept[0])} and {len(kept[1])} turns: read more, or ask for fewer than {count}"
-        )
-    rows = [row for pair in zip(kept[0], kept[1], strict=True) for row in pair][:count]
-    return padded(rows, [i % 2 for i in range(len(rows))])
 
 
 def byte_windows(records: Iterable[Mapping[str, Any]], *, length: int, count: int) -> Examples:

@@ -1,4 +1,11 @@
-"""Tasks that are drawn by rules, so that their length and difficulty can be set: ListOps and Pathfinder.
+"""Tasks that are drawn by rules, so that their length and difficulty can be set: recall, ListOps and Pathfinder.
+
+Recall (multi-query associative recall, arXiv:2312.04927, among tokens that mean nothing): pairs of a value and its key
+stand anywhere in a row of noise, and at the end the keys come once more, in another order, each followed by the value
+that is asked for. A window of consecutive tokens, or a chunk, reaches the pairs in short rows only; one that skips the
+noise reaches them in all. The value stands before its key, so that the key's state holds both: what is looked up is
+then a token of the same kind as what looks it up. In training a small share of the noise is to be told too: a token on
+which the unit's output changes no loss gives the configurator no reason to skip it.
 
 ListOps by the rules of the Long Range Arena (arXiv:2011.04006, section 2.2.1; arXiv:1804.06028). A node is a digit with
 probability ¾ (always at the greatest depth), else an operator over 2 to `max_arguments` nodes: MIN, MAX, MED (the
@@ -12,6 +19,7 @@ ones (label 0). Images are drawn here, after the description, not taken from the
 
 import math
 import random
+from collections.abc import Sequence
 from statistics import median
 
 import numpy as np
@@ -29,8 +37,40 @@ TRIES = 400
 Curve = list[tuple[float, float, float, float]]  # dashes from (x, y) to (x, y)
 
 
+NOISE = 4  # different tokens that mean nothing
+
+
 class _TooLong(Exception):
     pass
+
+
+def generate_recall(
+    count: int, *, lengths: Sequence[int], pairs: int, values: int, noise_asked: float = 0.0, seed: int = 0
+) -> Examples:
+    """Return `count` rows, of each of the lengths in turn, for causal models, with the values asked for as labels.
+
+    `noise_asked` is the share of the tokens before the questions that are labelled besides. Tokens: 0 pads, then noise,
+    `values` keys and as many values. Raises ValueError for lengths that hold no pairs twice
+    or more pairs than keys.
+    """
+    if min(lengths) < 4 * pairs or pairs > values:
+        raise ValueError(f"{pairs} pairs of {values} keys need rows of at least {4 * pairs} tokens, and no more pairs")
+    draw = torch.Generator().manual_seed(seed)
+    inputs, labels = torch.zeros(count, max(lengths), dtype=torch.long), torch.full((count, max(lengths)), -100)
+    ends = torch.tensor([lengths[row % len(lengths)] for row in range(count)])
+    for row, end in enumerate(ends.tolist()):
+        body = end - 2 * pairs
+        inputs[row, :end] = torch.randint(1, 1 + NOISE, (end,), generator=draw)
+        keys = torch.randperm(values, generator=draw)[:pairs] + 1 + NOISE
+        asked = torch.randint(values, (pairs,), generator=draw) + 1 + NOISE + values
+        places = 2 * torch.randperm(body // 2, generator=draw)[:pairs]
+        inputs[row, places], inputs[row, places + 1] = asked, keys
+        order = torch.randperm(pairs, generator=draw)
+        inputs[row, body:end:2], inputs[row, body + 1 : end : 2] = keys[order], asked[order]
+        labels[row, body + 1 : end : 2] = asked[order]
+        told = (torch.rand(body, generator=draw) < noise_asked).nonzero().flatten()
+        labels[row, told] = inputs[row, told]
+    return Examples(inputs, torch.arange(max(lengths)) < ends.unsqueeze(1), labels)
 
 
 def generate_listops(
@@ -98,7 +138,7 @@ def generate_pathfinder(
     seed: int = 0,
     progress: bool = False,
 ) -> Examples:
-    """Return images of `side` × `side` pixels as sequences of values in 0..1, half of each label in random order.
+    """Return images of `side` × `side` pixels as sequences of (value - .5) / .5, half of each label in random order.
 
     `dashes` of a long curve: as many as half the side allows, where none is given; a side of 128 is 16,384 positions.
     Raises ValueError for a side under 16, or where curves of that many dashes find no room.
@@ -111,7 +151,7 @@ def generate_pathfinder(
     rng.shuffle(labels)
     images = [_image(rng, side, long, distractors, label) for label in tqdm(labels, "Pathfinder", disable=not progress)]
     pixels = torch.tensor(np.stack(images)).flatten(1)
-    return Examples.of_one_length(pixels, labels)
+    return Examples.of_one_length((pixels - 0.5) / 0.5, labels)  # as the paper's scripts have it
 
 
 def _image(rng: random.Random, side: int, dashes: int, distractors: int, label: int) -> np.ndarray:

@@ -1,8 +1,8 @@
 """What SeqBoat is compared with: other layers in the same stack, widened until the numbers of parameters agree.
 
-`mega` is MEGA's gated layer (Eq. 6-15 of arXiv:2209.10655), with attention in chunks of w tokens or over everything;
-`transformer` is a pre-norm block with rotary attention by torch's SDPA. Importing this module makes both known to
-`SeqBoatConfig(layer=...)`.
+`mega` is MEGA's gated layer (Eq. 6-15 of arXiv:2209.10655, with a SiLU after the moving average as in its code), with
+attention in chunks of w tokens or over everything; `transformer` is a pre-norm block with rotary attention by torch's
+SDPA. Importing this module makes both known to `SeqBoatConfig(layer=...)`.
 """
 
 import copy
@@ -51,7 +51,7 @@ class MegaLayer(nn.Module):
         if self.config.window is None and x.shape[1] > self.bias.reach:
             raise ValueError(f"{x.shape[1]} tokens are more than max_position_embeddings = {self.bias.reach}: raise it")
         residual, x = x, (self.norm(x, real) if self.config.prenorm else x)
-        hidden = self.dropout(self.ema(x, real))
+        hidden = self.dropout(silu(self.ema(x, real)))
         z, h, width = self.config.key_size, self.config.value_size, self.config.hidden_size
         shared, gate, update, candidate = self.base(hidden).split([z, h, width, width], dim=-1)
         queries, keys = (silu(shared) * self.gamma[i] + self.beta[i] for i in range(2))
