@@ -7,7 +7,7 @@ from lib.sciagent import Sandbox, Toolset
 
 @pytest.fixture(scope="session")
 def warm():
-    with Sandbox(preload=["numpy", "pandas", "fluids", "ht", "numpy_financial"]) as opened:
+    with Sandbox(preload=["numpy", "pandas", "fluids", "ht", "numpy_financial"], allow_weaker=True) as opened:
         yield opened
 
 

@@ -1,5 +1,5 @@
 # ruff: noqa: E501 - programs as one string each
-"""Fifty hostile programs: each tries to leave the sandbox, to block it, or to spoil what comes after.
+"""Hostile programs by class: each tries to leave the sandbox, to block it, or to spoil what comes after.
 
 `CANARY`, `PORT` and `PARENT` are filled in by the test. A program that got what it wanted says ESCAPED.
 """
@@ -89,7 +89,128 @@ SPOILING = {
     "close its pipes": "import os\nos.closerange(0, 256)",
     "answer that is no JSON": "answer = float('nan')\nclass A(dict):\n    def items(self):\n        raise ValueError\nanswer = A()",
 }
-PROGRAMS = READING | WRITING | NETWORK | PROCESSES | BLOCKING | SPOILING
+
+def _call(number, *arguments, fine="found >= 0"):
+    """A program that makes a system call of x86_64 by its number and says whether it was let through."""
+    listed = ", ".join(map(str, (number, *arguments)))
+    return (
+        "import ctypes, os\nlibc = ctypes.CDLL(None, use_errno=True)\nlibc.syscall.restype = ctypes.c_long\n"
+        f"room = ctypes.create_string_buffer(4096)\nfound = libc.syscall({listed})\nprint('ESCAPED' if {fine} else '')"
+    )
+
+
+LET_IN = "found >= 0 or ctypes.get_errno() not in (1, 38)"  # not refused as such: EPERM or ENOSYS
+CALLS = {  # what an allowlist must refuse, also where it would do no harm
+    "unshare": _call(272, 0x10000000), "namespace of another": _call(308, -1, 0, fine=LET_IN),
+    "pivot the root": _call(155, "b'/'", "b'/'", fine=LET_IN), "file in memory": _call(319, "b'x'", 0),
+    "execute from memory": _call(322, -1, "b''", 0, 0, 0x1000, fine=LET_IN), "user faults": _call(323, 0x80001),
+    "performance events": _call(298, "room", 0, -1, -1, 0, fine=LET_IN), "kernel programs": _call(321, 0, "room", 0, fine=LET_IN),
+    "asynchronous ring": _call(425, 8, "room"), "keys": _call(248, "b'user'", "b'k'", "b'v'", 1, -3, fine=LET_IN),
+    "another's memory": _call(310, "os.getppid()", "room", 1, "room", 1, 0, fine=LET_IN),
+    "compare processes": _call(312, "os.getpid()", "os.getppid()", 0, 0, 0), "handle of a process": _call(434, "os.getppid()", 0),
+    "descriptor of another": _call(438, 3, 0, 0, fine=LET_IN), "open beneath": _call(437, -100, "b'.'", "room", 24),
+    "open by handle": _call(304, -100, "room", 0, fine=LET_IN), "watch files": _call(294, 0),
+    "watch the machine": _call(300, 0, 0, fine=LET_IN), "pair of sockets": _call(53, 1, 1, 0, "room"),
+    "clone": _call(56, 17, 0, 0, 0, 0), "clone with a struct": _call(435, "room", 88, fine=LET_IN), "vfork": "import os\nos.posix_spawn('/usr/bin/true', ['true'], {})\nprint('ESCAPED')",
+    "shared memory": _call(29, 0, 4096, 0o1600), "message queue": _call(68, 0, 0o1600), "semaphores": _call(64, 0, 1, 0o1600),
+    "new session": _call(112), "process group": _call(109, 0, 0), "hostname": _call(170, "b'x'", 1, fine=LET_IN),
+    "kernel log": _call(103, 10, 0, 0), "personality": _call(135, 0xFFFFFFFF), "own name": _call(157, 15, "b'x'"),
+    "dumpable again": _call(157, 4, 1, 0, 0, 0), "signal with a value": _call(129, "os.getppid()", 0, "room", fine=LET_IN),
+    "signal to a thread": _call(234, "os.getppid()", "os.getppid()", 0, fine=LET_IN), "capabilities": _call(126, "room", "room", fine=LET_IN),
+    "owner of a file": _call(92, "b'.'", 0, 0), "secret memory": _call(447, 0, fine=LET_IN), "landlock": _call(444, 0, 0, 1, fine=LET_IN),
+}
+OTHERS = {  # the review's: limits, processors and priorities of other processes
+    "limits of the first process": "import resource\nresource.prlimit(1, resource.RLIMIT_NPROC, (0, 0))\nprint('ESCAPED')",
+    "limits of the worker": "import os, resource\nresource.prlimit(os.getppid(), resource.RLIMIT_AS, (1 << 20, 1 << 20))\nprint('ESCAPED')",
+    "read the worker's limits": "import os, resource\nprint('ESCAPED' if resource.prlimit(os.getppid(), resource.RLIMIT_AS) else '')",
+    "processors of the worker": "import os\nos.sched_setaffinity(os.getppid(), {0})\nprint('ESCAPED')",
+    "own processors": "import os\nos.sched_setaffinity(0, os.sched_getaffinity(0))\nprint('ESCAPED')",
+    "see the worker's processors": "import os\nprint('ESCAPED' if os.sched_getaffinity(os.getppid()) else '')",
+    "scheduling": "import os\nos.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))\nprint('ESCAPED')",
+    "priority of the worker": "import os\nos.setpriority(os.PRIO_PROCESS, os.getppid(), 19)\nprint('ESCAPED')",
+    "priority of all": "import os\nos.setpriority(os.PRIO_USER, 0, 19)\nprint('ESCAPED')",
+    "be nice": "import os\nos.nice(1)\nprint('ESCAPED')",
+    "disk priority": _call(251, 1, 0, 0x4007),
+    "own a descriptor": "import fcntl, os\nr, w = os.pipe()\nfcntl.fcntl(r, fcntl.F_SETOWN, os.getppid())\nprint('ESCAPED')",
+    "signal of a descriptor": "import fcntl, os\nr, w = os.pipe()\nfcntl.fcntl(r, fcntl.F_SETSIG, 9)\nprint('ESCAPED')",
+    "lease": "import fcntl\nf = open('x', 'w')\nfcntl.fcntl(f, fcntl.F_NOTIFY if False else 1024, fcntl.F_UNLCK)\nprint('ESCAPED')",
+    "size of a pipe": "import fcntl, os\nr, w = os.pipe()\nfcntl.fcntl(r, 1031, 1 << 18)\nprint('ESCAPED')",
+    "flags of a file": "import fcntl\nf = open('x', 'w')\ntry:\n    fcntl.ioctl(f, 0x80086601, bytes(8))\n    print('ESCAPED')\nexcept OSError as e:\n    print('ESCAPED' if e.errno not in (1, 13) else '')",
+}
+FILES = {
+    "hard link outside": "import os\nos.link('CANARY', 'link')\nprint('ESCAPED')",
+    "move a file outside": "import os\nos.rename('CANARY', 'CANARY.moved')\nos.rename('CANARY.moved', 'CANARY')\nprint('ESCAPED')",
+    "truncate outside": "import os\nos.truncate('CANARY', os.stat('CANARY').st_size)\nprint('ESCAPED')",
+    "mode of a file outside": "import os\nos.chmod('CANARY', 0o666)\nprint('ESCAPED')",
+    "times of a file outside": "import os\nos.utime('CANARY')\nprint('ESCAPED')",
+    "see a file outside": "import os\nprint('ESCAPED' if os.stat('CANARY') else '')",
+    "path without reading": "import os\nprint('ESCAPED' if os.open('CANARY', os.O_PATH) else '')",
+    "the worker's root": "import os\nprint('ESCAPED' if os.listdir(f'/proc/{os.getppid()}') else '')",
+    "memory of the machine": "import os\nprint('ESCAPED' if os.path.exists('/dev/mem') or os.path.exists('/dev/null') else '')",
+    "shared folder in memory": "open('/dev/shm/tenfold-spoiled', 'w').write('x')\nimport os\nos.remove('/dev/shm/tenfold-spoiled')\nprint('ESCAPED')",
+    "another temporary folder": "import os\nos.mkdir('/tmp/tenfold-spoiled')\nos.rmdir('/tmp/tenfold-spoiled')\nprint('ESCAPED')",
+    "write into its own code": "import sys\nm = sys.modules.get('inside.worker') or sys.modules['ast']\nopen(m.__file__, 'a').close()\nprint('ESCAPED')",
+    "hidden files left behind": "import os\nfor i in range(200):\n    open(f'.{i}', 'w').close()\nos.mkdir('.d')\nos.symlink('/', '.d/root')\nos.mkfifo('fifo') if False else None",
+    "folders without end": "import os\nfor i in range(300):\n    os.mkdir('d' * 50)\n    os.chdir('d' * 50)",
+    "names that are no text": "import os\nopen(b'\\xff\\xfe', 'w').close()\nos.mkdir(b'\\xff')\nopen(b'\\xff/\\n', 'w').close()",
+}
+MORE_BLOCKING = {
+    "backtracking": "import re\nre.match('(a+)+$', 'a' * 60 + 'b')",
+    "lock for ever": "import threading\nlock = threading.Lock()\nlock.acquire()\nlock.acquire()",
+    "catches every error": "while True:\n    try:\n        while True:\n            pass\n    except BaseException:\n        pass",
+    "ask for input": "input()",
+    "representation without end": "class A:\n    def __repr__(self):\n        while True:\n            pass\nanswer = A()",
+    "destructor without end": "class A:\n    def __del__(self):\n        while True:\n            pass\na = A()\ndel a",
+    "alarm after alarm": "import signal\nsignal.signal(signal.SIGXCPU, lambda *a: None)\nwhile True:\n    pass",
+    "array without end": "import array\nx = array.array('d', [0.0]) * 10 ** 10",
+    "deep literal": "answer = eval('[' * 90 + ']' * 90)\nx = '(' * 100000 + ')' * 100000\neval(x)",
+}
+ANSWERS = {
+    "half an answer": "import os, struct, time\nfor d in range(3, 64):\n    try:\n        os.write(d, struct.pack('!I', 100) + b'half')\n    except OSError:\n        pass\ntime.sleep(60)",
+    "nested answer": "import os, struct\nt = b'[' * 500000\nfor d in range(3, 64):\n    try:\n        os.write(d, struct.pack('!I', len(t)) + t)\n    except OSError:\n        pass\nos._exit(0)",
+    "answer that is no text": "import os, struct\nt = b'\\xff\\xfe{}'\nfor d in range(3, 64):\n    try:\n        os.write(d, struct.pack('!I', len(t)) + t)\n    except OSError:\n        pass\nos._exit(0)",
+    "answer of another kind": "import os, struct\nt = b'{\"kind\": [1], \"value\": NaN, \"stdout\": 7}'\nfor d in range(3, 64):\n    try:\n        os.write(d, struct.pack('!I', len(t)) + t)\n    except OSError:\n        pass\nos._exit(0)",
+    "number of many digits": "answer = 10 ** 5000",
+    "not a number": "answer = [float('nan'), float('inf'), complex(1, float('nan'))]",
+}
+PROBE = (  # says ESCAPED where an earlier program changed something
+    "import builtins, decimal, json, locale, math, os, random, sys\nimport collections.abc, numbers, string\n"
+    "good = (math.sqrt(16.0) == 4.0 and abs(-1) == 1 and len([1]) == 1 and json.dumps([1]) == '[1]'\n"
+    "        and decimal.getcontext().prec == 28 and sys.getrecursionlimit() == 1000 and 'SPOILED' not in os.environ\n"
+    "        and string.digits == '0123456789' and sys.gettrace() is None and 'spoiled' not in sys.modules\n"
+    "        and not hasattr(builtins, 'spoiled') and not any('spoiled' in p for p in sys.path)\n"
+    "        and os.getcwd().count('spoiled') == 0 and int.__add__(1, 1) == 2)\nprint('' if good else 'ESCAPED')"
+)
+POISONING = {
+    "a function": "import math\nmath.sqrt = lambda x: 666.0", "a builtin": "import builtins\nbuiltins.abs = lambda x: 666",
+    "a constant": "import string\nstring.digits = '666'", "how answers are written": "import json\njson.dumps = lambda *a, **k: '{}'",
+    "precision": "import decimal\ndecimal.getcontext().prec = 3", "recursion": "import sys\nsys.setrecursionlimit(500)",
+    "environment": "import os\nos.environ['SPOILED'] = '1'", "tracing": "import sys\nsys.settrace(lambda *a: None)",
+    "a module": "import sys, types\nsys.modules['spoiled'] = types.ModuleType('spoiled')",
+    "a name for all": "import builtins\nbuiltins.spoiled = 1", "the path": "import sys\nsys.path.insert(0, 'spoiled')",
+    "the worker's code": "import sys, string\nw = sys.modules.get('inside.worker')\nif w:\n    w.plain = w.send = w.take_limits = lambda *a, **k: 666\nstring.digits = ''",
+    "the server": "import gc, string\nfor o in gc.get_objects():\n    if type(o).__name__ == 'Server':\n        o.held = (0, 0)\n        o.mapped = 1\nstring.digits = ''",
+    "frames above": "import sys, string\nf = sys._getframe()\nwhile f:\n    for k, v in list(f.f_locals.items()):\n        if isinstance(v, dict):\n            v.clear() if k in ('limits', 'request', 'reply') else None\n    f = f.f_back\nstring.digits = ''",
+}
+PROGRAMS = (
+    READING | WRITING | NETWORK | PROCESSES | BLOCKING | SPOILING | CALLS | OTHERS | FILES | MORE_BLOCKING | ANSWERS
+)
+CLASSES = {
+    "read files": READING, "write files": WRITING | FILES, "network": NETWORK, "other processes": PROCESSES | OTHERS,
+    "system calls": CALLS, "block": BLOCKING | MORE_BLOCKING, "spoil its answer": SPOILING | ANSWERS,
+}
+# Outside a sandbox these say ESCAPED too, and do no harm there: what refuses them is the sandbox.
+CONTROLS = [
+    "read a file outside", "read passwords", "walk up from here", "read the environment", "list home folders",
+    "symbolic link outside", "one fork", "run a command", "shell", "threads", "open a socket", "connect to this machine",
+    "listen", "open a datagram socket", "socket by system call", "file in memory", "execute from memory",
+    "another's memory", "handle of a process", "descriptor of another", "open beneath", "watch files", "pair of sockets",
+    "clone", "clone with a struct", "vfork", "shared memory", "message queue", "semaphores", "new session", "own name",
+    "process group", "dumpable again", "own processors", "see the worker's processors", "scheduling", "be nice",
+    "disk priority", "signal of a descriptor", "size of a pipe", "flags of a file", "hard link outside",
+    "move a file outside", "truncate outside", "times of a file outside", "see a file outside", "path without reading",
+    "the worker's root", "memory of the machine", "another temporary folder",
+]  # fmt: skip
 
 ESCAPING_THE_SYNTAX = {
     "import": "import os",
