@@ -30,6 +30,7 @@ from . import Unfinished, isolation, receive, send
 
 LONGEST = 400  # characters of what has no plain form
 MOST_ITEMS = 256
+THOUSANDS = re.compile(r"-?\d{1,3}(,\d{3})+(\.\d+)?")
 PRINTED_NUMBER = re.compile(r"-?(?:\d[\d,]*\.?\d*|\.\d+)(?:[eE][-+]?\d+)?")
 
 
@@ -148,6 +149,7 @@ def _program(request: dict[str, Any], output: Output) -> Any:
 def printed_value(text: str) -> Any:
     """Value in the last line printed: a literal, else its last number, else the line; None where nothing is printed."""
     line = (text.strip().splitlines() or [""])[-1].strip()
+    line = line.replace(",", "") if THOUSANDS.fullmatch(line) else line
     with contextlib.suppress(ValueError, SyntaxError, RecursionError, MemoryError):
         return ast.literal_eval(line)
     numbers = PRINTED_NUMBER.findall(line)
