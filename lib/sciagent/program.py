@@ -96,8 +96,12 @@ def _some(functions: Collection[str]) -> str:
     return "one of " + ", ".join(names[:8]) if names else "only builtins here, no function was shown"
 
 
-def calls(tree: ast.Module, functions: Collection[str]) -> list[str]:
-    """List the functions a program calls, in order of writing."""
+def called_in(source: str, functions: Collection[str]) -> tuple[str, ...]:
+    """List the functions that a program calls by name, in order of writing; none in what is no Python."""
+    try:
+        tree = ast.parse(source)
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        return ()
     called = [n for n in ast.walk(tree) if isinstance(n, ast.Call) and isinstance(n.func, ast.Name)]
     called.sort(key=lambda n: (n.lineno, n.col_offset))
-    return [n.func.id for n in called if isinstance(n.func, ast.Name) and n.func.id in functions]
+    return tuple(n.func.id for n in called if isinstance(n.func, ast.Name) and n.func.id in functions)

@@ -25,7 +25,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from importlib import metadata
@@ -186,7 +186,7 @@ class Sandbox:
         if workers < 1:
             raise ValueError(f"workers={workers}: a sandbox needs at least one")
         self.limits, self.preload = limits or Limits(), tuple(preload)
-        shown = tuple(Path(folder).resolve() for folder in folders)
+        shown = self.folders = tuple(Path(folder).resolve() for folder in folders)
         there = layers_of.bubblewrap((Path(inside.__file__).parent, *shown)) if isolation != "namespaces" else ()
         self.isolation: Isolation = isolation or ("bubblewrap" if there else "namespaces")
         if self.isolation == "bubblewrap" and not there:
@@ -213,6 +213,23 @@ class Sandbox:
                 f"this machine does not isolate {', '.join(missing)}: install Bubblewrap, run as root or allow user "
                 "namespaces, or say allow_weaker=True for programs that you would run anyway."
             )
+
+    @property
+    def workers(self) -> int:
+        """Number of worker processes."""
+        return len(self._workers)
+
+    @contextlib.contextmanager
+    def with_preloaded(self, module: str) -> Iterator["Sandbox"]:
+        """Give a sandbox like this one for which a module is imported once: this one, where it is already."""
+        if module in self.preload:
+            yield self
+            return
+        with Sandbox(
+            workers=self.workers, preload=[*self.preload, module], limits=self.limits, folders=self.folders,
+            isolation=self.isolation, allow_weaker=True,
+        ) as warm:  # fmt: skip
+            yield warm
 
     def fingerprint(self) -> list[Any]:
         """Return what results depend on beside the workers' code: modules at hand with versions, and limits."""

@@ -8,7 +8,7 @@ import torch
 
 from lib.sciagent import Execution, Toolset, agent, decoding, retriever, trainer
 from lib.sciagent.grammar import ARITHMETIC, Choice, Free, ProgramGrammar, choices_of
-from lib.sciagent.program import calls, checked
+from lib.sciagent.program import called_in, checked
 from lib.sciagent.study import science_tasks
 
 POSSIBLE = [
@@ -283,4 +283,4 @@ def test_science_tools_answer_science_tasks(warm):
     assert science_tasks.solved(first, wanted)
     assert not science_tasks.solved(first, wanted + 0.2)
     assert not science_tasks.solved(first, None)
-    assert calls(checked("answer = ph_of_acid(molarity=0.1, dissociation=1)", functions=["ph_of_acid"]), ["ph_of_acid"])
+    assert called_in("answer = ph_of_acid(molarity=0.1, dissociation=1)", ["ph_of_acid"])

@@ -20,7 +20,7 @@ from lib import TenfoldError
 from lib.lab import keys
 from lib.sciagent import Limits, ProgramRefused, Sandbox, sandbox
 from lib.sciagent.inside import isolation
-from lib.sciagent.program import calls, checked, program_in
+from lib.sciagent.program import called_in, checked, program_in
 
 LIMITS = Limits(seconds=0.7, cpu_seconds=0.6, memory_mib=128)
 SLACK = 1.5  # seconds for a busy machine, beyond a program's own limit
@@ -172,8 +172,8 @@ def test_the_subset_says_which_functions_there_are():
 
 
 def test_calls_are_found_in_order_of_writing():
-    tree = checked("a = f(1)\nb = g(f(a)) + max(a, 2)\nprint(b)", functions=["f", "g"])
-    assert calls(tree, ["f", "g"]) == ["f", "g", "f"]
+    assert called_in("a = f(1)\nb = g(f(a)) + max(a, 2)\nprint(b)", ["f", "g"]) == ("f", "g", "f")
+    assert called_in("no Python", ["f"]) == ()
 
 
 def test_a_program_of_the_subset_gives_its_last_value_and_its_prints(pool):
