@@ -22,7 +22,7 @@ from dataclasses import dataclass
 
 from lib.sciagent.docstrings import first_clause
 from lib.sciagent.program import BUILTINS, MATHS, ProgramRefused, checked
-from lib.sciagent.quantities import TIMES, converted, leading_number, plain_signs, stated_unit
+from lib.sciagent.quantities import TIMES, in_unit, leading_number, plain_signs, stated_unit
 from lib.sciagent.tools import Parameter, Tool, written
 
 # Not the digits of a name (H2O), of an exponent (m^3) or of a registry number (7732-18-5); units may touch a number.
@@ -135,10 +135,7 @@ class StatedNumber:
 
     def as_in(self, unit: str) -> str:
         """Source of the number in a parameter's unit; a percentage is a share where the parameter has none."""
-        wanted = unit or ("dimensionless" if self.unit in ("%", "percent") else "")
-        if not self.unit or not wanted or wanted == self.unit:
-            return self.source
-        value = converted(float(self.source), self.unit, wanted)
+        value = in_unit(float(self.source), self.unit, unit)
         return self.source if value is None or value == float(self.source) else written(float(f"{value:.12g}"))
 
 

@@ -127,6 +127,11 @@ def converted(value: float, unit: str, wanted: str) -> float | None:
         return None
 
 
+def in_unit(value: float, unit: str, wanted: str) -> float | None:
+    """Convert as `converted` does, and a percentage into a share where no unit is wanted."""
+    return converted(value, unit, wanted or ("dimensionless" if unit in PERCENT else ""))
+
+
 @functools.cache
 def registry() -> Any:
     """Make Pint's registry of units, once."""

@@ -10,7 +10,7 @@ import sys
 import time
 from pathlib import Path
 
-from sciagent_hostile import CLASSES, ESCAPED, POISONING, PROGRAMS
+from lib.sciagent.study.hostile import aimed, CLASSES, ESCAPED, POISONING, PROGRAMS
 
 from lib.sciagent import Limits, Sandbox
 
@@ -42,7 +42,7 @@ def main(programs: int) -> int:
         for number in range(programs):
             if number % 3 == 0:
                 kind, source = draw.choice(hostile)
-                source = source.replace("CANARY", str(canary)).replace("PORT", "9").replace("PARENT", str(os.getpid()))
+                source = aimed(source, canary=str(canary), parent=os.getpid())
                 outcome = pool.run(source, mode="any", limits=HOSTILE)
                 escaped = ESCAPED in outcome.stdout or canary.read_text() != "untouched"
                 outcomes[kind, "ESCAPED" if escaped else outcome.kind] += 1

@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 
 import pytest
-from sciagent_hostile import CONTROLS, ESCAPED, ESCAPING_THE_SYNTAX, POISONING, PROBE, PROGRAMS, BLOCKING, MORE_BLOCKING
+from lib.sciagent.study.hostile import aimed, CONTROLS, ESCAPED, ESCAPING_THE_SYNTAX, POISONING, PROBE, PROGRAMS, BLOCKING, MORE_BLOCKING
 
 from sciagent_scripts import SCRIPTS
 
@@ -71,8 +71,7 @@ def needs_isolation(pool):
 
 
 def told(name, canary, port):
-    source = PROGRAMS[name].replace("CANARY", str(canary)).replace("PORT", str(port))
-    return source.replace("PARENT", str(os.getpid()))
+    return aimed(PROGRAMS[name], canary=str(canary), port=port, parent=os.getpid())
 
 
 def test_there_are_enough():

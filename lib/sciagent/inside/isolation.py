@@ -99,7 +99,8 @@ def bubblewrap(shown: tuple[Path, ...] = ()) -> tuple[str, ...]:
 
 def _places(shown: Sequence[Path]) -> list[Path]:
     """Folders that a worker needs, none within another."""
-    places = {Path(p) for p in ("/usr", sys.base_prefix, sys.prefix)} | {Path(p).resolve() for p in shown}
+    libraries = [p for p in sys.path if p.endswith("site-packages")]
+    places = {Path(p) for p in ("/usr", sys.base_prefix, sys.prefix, *libraries)} | {Path(p).resolve() for p in shown}
     return sorted(place for place in places if not any(other in place.parents for other in places))
 
 

@@ -1,7 +1,8 @@
 # ruff: noqa: E501 - programs as one string each
 """Hostile programs by class: each tries to leave the sandbox, to block it, or to spoil what comes after.
 
-`CANARY`, `PORT` and `PARENT` are filled in by the test. A program that got what it wanted says ESCAPED.
+`CANARY`, `PORT` and `PARENT` are filled in by `aimed`. A program that got what it wanted says ESCAPED. Run them inside a
+sandbox with all its layers only: outside, some do what they say.
 """
 
 ESCAPED = "ESCAPED"
@@ -199,6 +200,13 @@ CLASSES = {
     "read files": READING, "write files": WRITING | FILES, "network": NETWORK, "other processes": PROCESSES | OTHERS,
     "system calls": CALLS, "block": BLOCKING | MORE_BLOCKING, "spoil its answer": SPOILING | ANSWERS,
 }
+
+
+def aimed(source: str, *, canary: str = "/etc/hostname", port: int = 9, parent: int = 1) -> str:
+    """Return a program with its targets filled in: a file outside, a port of this machine, the parent's process."""
+    return source.replace("CANARY", canary).replace("PORT", str(port)).replace("PARENT", str(parent))
+
+
 # Outside a sandbox these say ESCAPED too, and do no harm there: what refuses them is the sandbox.
 CONTROLS = [
     "read a file outside", "read passwords", "walk up from here", "read the environment", "list home folders",
