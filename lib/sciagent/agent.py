@@ -2,8 +2,8 @@
 
 G = M_plan(q);  F_k = topk cos(E(q, G), E(f));  S = M_act(q, F_k);  answer = run(S)
 
-The models are local ones (`model`, `tokenizer`) or anything that chats (`lib.core.chat`: an endpoint, recorded replies).
-Programs are free Python with the functions at hand; a very small model may be held to a grammar instead.
+The models are local ones (`model`, `tokenizer`) or anything that chats (`lib.core.chat`: an endpoint, recorded
+replies). Programs are free Python with the functions at hand; a very small model may be held to a grammar instead.
 """
 
 from collections.abc import Callable, Sequence
@@ -17,7 +17,6 @@ from lib.sciagent.grammar import ProgramGrammar
 from lib.sciagent.program import called_in, program_in
 from lib.sciagent.sandbox import Execution, Mode, Sandbox
 from lib.sciagent.tools import Tool, Toolset
-
 
 TO_PLAN = "In one sentence, say which quantity must be computed, by what method, and from which given quantities."
 TO_ACT = (

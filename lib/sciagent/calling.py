@@ -1,4 +1,4 @@
-"""Calls of tools by name and JSON arguments: what function-calling models, agents of other makes and MCP clients ask for.
+"""Calls of tools by name and JSON arguments, as function-calling models, other agents and MCP clients make them.
 
 `dispatch` checks a call against the tool's schema and runs it in the sandbox; `answer_by_calls` lets a chat model call
 one function after the other until it answers.

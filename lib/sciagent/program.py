@@ -1,8 +1,8 @@
-"""Model-written programs: how they are read out of a reply, and the subset of Python that a very small model is held to.
+"""Model-written programs: how they are read out of a reply, and the subset that a very small model is held to.
 
 The subset is assignments, arithmetic, comparisons, literals, subscripts, comprehensions, f-strings, and calls of shown
-functions and a few builtins. It keeps a small model from mistakes; it is **no security layer**: a function called may do
-anything with its arguments, and a limit on syntax has never held. What isolates a program is `sandbox.Sandbox`.
+functions and a few builtins. It keeps a small model from mistakes; it is **no security layer**: a function called
+may do anything with its arguments, and a limit on syntax has never held. What isolates a program is `sandbox.Sandbox`.
 """
 
 import ast
@@ -39,7 +39,7 @@ class ProgramRefused(TenfoldError):
 
 
 def program_in(reply: str) -> str:
-    """Return the program in a model's reply: its last fenced block (of Python), or all of it where nothing is fenced."""
+    """Return the program in a model's reply: its last fenced block (of Python), or all where nothing is fenced."""
     blocks = FENCED.findall(reply)
     python = [body for language, body in blocks if language.lower() in ("", "py", "python", "python3")]
     return (python or [body for _, body in blocks] or [reply])[-1].strip("\n").rstrip("`").rstrip()

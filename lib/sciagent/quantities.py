@@ -17,7 +17,9 @@ NUMBER = re.compile(rf"([-+]?{MANTISSA})(?:{TIMES})?")
 POWER = re.compile(rf"([-+]?{MANTISSA})\s*(?:\^|\*\*)\s*[({{]?\s*([-+]?\d+(?:\.\d+)?)\s*[)}}]?")
 FRACTION = re.compile(rf"([-+]?{MANTISSA})\s*/\s*({MANTISSA})")
 SUPERSCRIPTS = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁻⁺", "0123456789-+")
-UNIT_AFTER = re.compile(r"\s?(%|per ?cent\b|°?[A-Za-zµμΩ]+(?:(?:\^|\*\*)-?\d|[*/·()]|[A-Za-zµμΩ%]|(?<=[A-Za-z)])-?\d(?!\d))*)")
+UNIT_AFTER = re.compile(
+    r"\s?(%|per ?cent\b|°?[A-Za-zµμΩ]+(?:(?:\^|\*\*)-?\d|[*/·()]|[A-Za-zµμΩ%]|(?<=[A-Za-z)])-?\d(?!\d))*)"
+)
 PERCENT = ("%", "percent", "per cent", "pct")
 SPELLED = {"%": "percent", "per cent": "percent", "pct": "percent", "°C": "degC", "°F": "degF", "°": "degree",
            "degrees": "degree", "Ω": "ohm", "$": "", "dollars": "", "-": "", "unitless": ""}  # fmt: skip

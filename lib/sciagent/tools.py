@@ -85,9 +85,8 @@ class Tool:
     """A function that programs may call by `name`.
 
     `place` is where the sandbox finds it (`module:attribute`), or "" for a user's function, whose code is `source`.
-    `positional` functions take their arguments by position only, `literal` ones evaluate texts as code and so are called
-    with numbers only. `family` is the library's module: functions of one
-    family resemble each other, so splits keep families together.
+    `positional` functions take their arguments by position only, `literal` ones evaluate texts as code and so are
+    called with numbers only. `family` is the library's module: functions of one family resemble each other, so splits keep families together.
     """
 
     name: str
@@ -418,7 +417,9 @@ def _of_user(function: Callable, sandbox: Sandbox, domain: str) -> Tool:
     except (OSError, TypeError, SyntaxError, ValueError):
         definition = None
     if not isinstance(definition, ast.FunctionDef):
-        raise TypeError(f"the source of {function!r} cannot be read as a function: write it with `def` in a file or cell")
+        raise TypeError(
+            f"the source of {function!r} cannot be read as a function: write it with `def` in a file or cell"
+        )
     definition.decorator_list = []
     source = "\n".join([*_from_outside(function), ast.unparse(definition)])
     record = _call(sandbox, "harvest:from_source", source=source, name=definition.name)

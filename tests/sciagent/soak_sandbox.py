@@ -1,6 +1,6 @@
 """Soak of the sandbox: `python tests/sciagent/soak_sandbox.py 20000` runs so many programs, a third of them hostile.
 
-Every honest program must give its right answer, no hostile one what it wants; it ends with the counts, and fails on any.
+Every honest program must give its right answer, no hostile one what it wants; it ends with the counts.
 """
 
 import collections
@@ -10,9 +10,8 @@ import sys
 import time
 from pathlib import Path
 
-from lib.sciagent.study.hostile import aimed, CLASSES, ESCAPED, POISONING, PROGRAMS
-
 from lib.sciagent import Limits, Sandbox
+from lib.sciagent.study.hostile import CLASSES, ESCAPED, POISONING, PROGRAMS, aimed
 
 HONEST, HOSTILE = Limits(seconds=30.0, cpu_seconds=10.0), Limits(seconds=0.4, cpu_seconds=0.4, memory_mib=128)
 TOOLS = {"Reynolds": "fluids.core:Reynolds", "LMTD": "ht.core:LMTD"}
@@ -54,7 +53,11 @@ def main(programs: int) -> int:
                 outcomes["honest", "right" if right else f"wrong: {outcome}"] += 1
                 failures += not right
             if number % 2000 == 1999:
-                print(number + 1, f"{time.monotonic() - began:.0f} s, replaced {pool.replaced}, failures {failures}", flush=True)
+                print(
+                    number + 1,
+                    f"{time.monotonic() - began:.0f} s, replaced {pool.replaced}, failures {failures}",
+                    flush=True,
+                )
     for (kind, what), count in sorted(outcomes.items()):
         print(f"{kind:20} {what:10} {count}")
     canary.unlink()

@@ -225,7 +225,14 @@ def new_agent(tools, warm, constrained=True):
     return agent.SciAgent(agent.Planner(None, None), action, tools, warm, words_index)
 
 
-FREE = "Here it is:\n```python\nimport math\ntotal = 0\nfor i in range(3):\n    total += LMTD(100, 60, 30, 40.2)\nprint(total / 3)\n```"
+FREE = """Here it is:
+```python
+import math
+total = 0
+for i in range(3):
+    total += LMTD(100, 60, 30, 40.2)
+print(total / 3)
+```"""
 
 
 def test_a_free_program_is_taken_from_its_fences_and_may_loop_import_and_print(monkeypatch, tools, warm):
@@ -253,9 +260,7 @@ class Chat:
 
 def test_any_chat_model_plans_and_acts(tools, warm):
     chat = Chat("Use the log mean difference.", FREE)
-    told = agent.SciAgent(
-        agent.Planner(chat, instruction=agent.TO_PLAN), agent.Action(chat), tools, warm, words_index
-    )
+    told = agent.SciAgent(agent.Planner(chat, instruction=agent.TO_PLAN), agent.Action(chat), tools, warm, words_index)
     assert told.solve("Log mean temperature difference?").answer == pytest.approx(43.200409294131525)
     assert chat.asked[0][0].startswith(agent.TO_PLAN)
     assert chat.asked[1][0].startswith(agent.TO_ACT)

@@ -73,7 +73,9 @@ def test_what_a_server_offers_without_its_protocol(tools, warm):
     found, failed = own.call("find_functions", {"query": "log mean temperature difference", "number": 3})
     assert not failed
     assert "LMTD" in [f["name"] for f in json.loads(found)]
-    assert own.call("run_program", {"program": "x = LMTD(100, 60, 30, 40.2)\nprint(x)", "functions": ["LMTD"]})[1] is False
+    assert (
+        own.call("run_program", {"program": "x = LMTD(100, 60, 30, 40.2)\nprint(x)", "functions": ["LMTD"]})[1] is False
+    )
     assert own.call("run_program", {"program": "import os"})[1]
     assert own.call("call_function", {"name": "LMTD"}) == (
         "call_function needs 'arguments', or there is no function of that name.", True

@@ -76,9 +76,7 @@ def test_cross_retrieval_never_shows_a_questions_own_function(built, seed):
     for sample in samples:
         assert own.get(sample.question.text) not in sample.shown
         assert set(sample.question.functions) <= set(sample.shown)
-        assert set(called_in(sample.program, sample.shown)) == set(
-            sample.question.functions
-        )
+        assert set(called_in(sample.program, sample.shown)) == set(sample.question.functions)
     others = {name for s in samples for name in s.shown} & set(own.values())
     assert others, "ad-hoc functions of other questions are distractors"
 

@@ -12,8 +12,6 @@ import time
 from pathlib import Path
 
 import pytest
-from lib.sciagent.study.hostile import aimed, CONTROLS, ESCAPED, ESCAPING_THE_SYNTAX, POISONING, PROBE, PROGRAMS, BLOCKING, MORE_BLOCKING
-
 from sciagent_scripts import SCRIPTS
 
 from lib import TenfoldError
@@ -21,6 +19,17 @@ from lib.lab import keys
 from lib.sciagent import Limits, ProgramRefused, Sandbox, sandbox
 from lib.sciagent.inside import isolation
 from lib.sciagent.program import called_in, checked, program_in
+from lib.sciagent.study.hostile import (
+    BLOCKING,
+    CONTROLS,
+    ESCAPED,
+    ESCAPING_THE_SYNTAX,
+    MORE_BLOCKING,
+    POISONING,
+    PROBE,
+    PROGRAMS,
+    aimed,
+)
 
 LIMITS = Limits(seconds=0.7, cpu_seconds=0.6, memory_mib=128)
 SLACK = 1.5  # seconds for a busy machine, beyond a program's own limit

@@ -1,7 +1,7 @@
 """Evaluation: whether answers are right, calls correct, and functions found (a SciToolBench-like benchmark).
 
-Numbers follow SciBench's habit of a few per cent (`lib.sciagent.quantities.right`). Beside the answer is kept whether the calls are correct (the right functions with the right arguments), whether the gold function was called at
-all, and how many calls were made.
+Answers are compared as `lib.sciagent.quantities.right` has it. Beside the answer is kept whether the calls are correct
+(the right functions with the right arguments), whether the gold function was called, and how many calls were made.
 """
 
 import ast
@@ -28,6 +28,14 @@ def ranks(searched: Sequence[Sequence[str]], wanted: Sequence[Sequence[str]]) ->
         place = {name: i + 1 for i, name in enumerate(names)}
         worst.append(max(place.get(name, np.inf) for name in needed))
     return np.array(worst)
+
+
+def any_rank(searched: Sequence[Sequence[str]], serving: Sequence[Sequence[str]]) -> np.ndarray:
+    """Return the rank (from 1) of the best-placed function that serves each query; infinity where none was found."""
+    rows = zip(searched, serving, strict=True)
+    return np.array(
+        [min((i + 1 for i, name in enumerate(names) if name in good), default=np.inf) for names, good in rows]
+    )
 
 
 def hit_at(rank: np.ndarray, k: int) -> np.ndarray:

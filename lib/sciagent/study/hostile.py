@@ -91,6 +91,7 @@ SPOILING = {
     "answer that is no JSON": "answer = float('nan')\nclass A(dict):\n    def items(self):\n        raise ValueError\nanswer = A()",
 }
 
+
 def _call(number, *arguments, fine="found >= 0"):
     """A program that makes a system call of x86_64 by its number and says whether it was let through."""
     listed = ", ".join(map(str, (number, *arguments)))
@@ -102,23 +103,44 @@ def _call(number, *arguments, fine="found >= 0"):
 
 LET_IN = "found >= 0 or ctypes.get_errno() not in (1, 38)"  # not refused as such: EPERM or ENOSYS
 CALLS = {  # what an allowlist must refuse, also where it would do no harm
-    "unshare": _call(272, 0x10000000), "namespace of another": _call(308, -1, 0, fine=LET_IN),
-    "pivot the root": _call(155, "b'/'", "b'/'", fine=LET_IN), "file in memory": _call(319, "b'x'", 0),
-    "execute from memory": _call(322, -1, "b''", 0, 0, 0x1000, fine=LET_IN), "user faults": _call(323, 0x80001),
-    "performance events": _call(298, "room", 0, -1, -1, 0, fine=LET_IN), "kernel programs": _call(321, 0, "room", 0, fine=LET_IN),
-    "asynchronous ring": _call(425, 8, "room"), "keys": _call(248, "b'user'", "b'k'", "b'v'", 1, -3, fine=LET_IN),
+    "unshare": _call(272, 0x10000000),
+    "namespace of another": _call(308, -1, 0, fine=LET_IN),
+    "pivot the root": _call(155, "b'/'", "b'/'", fine=LET_IN),
+    "file in memory": _call(319, "b'x'", 0),
+    "execute from memory": _call(322, -1, "b''", 0, 0, 0x1000, fine=LET_IN),
+    "user faults": _call(323, 0x80001),
+    "performance events": _call(298, "room", 0, -1, -1, 0, fine=LET_IN),
+    "kernel programs": _call(321, 0, "room", 0, fine=LET_IN),
+    "asynchronous ring": _call(425, 8, "room"),
+    "keys": _call(248, "b'user'", "b'k'", "b'v'", 1, -3, fine=LET_IN),
     "another's memory": _call(310, "os.getppid()", "room", 1, "room", 1, 0, fine=LET_IN),
-    "compare processes": _call(312, "os.getpid()", "os.getppid()", 0, 0, 0), "handle of a process": _call(434, "os.getppid()", 0),
-    "descriptor of another": _call(438, 3, 0, 0, fine=LET_IN), "open beneath": _call(437, -100, "b'.'", "room", 24),
-    "open by handle": _call(304, -100, "room", 0, fine=LET_IN), "watch files": _call(294, 0),
-    "watch the machine": _call(300, 0, 0, fine=LET_IN), "pair of sockets": _call(53, 1, 1, 0, "room"),
-    "clone": _call(56, 17, 0, 0, 0, 0), "clone with a struct": _call(435, "room", 88, fine=LET_IN), "vfork": "import os\nos.posix_spawn('/usr/bin/true', ['true'], {})\nprint('ESCAPED')",
-    "shared memory": _call(29, 0, 4096, 0o1600), "message queue": _call(68, 0, 0o1600), "semaphores": _call(64, 0, 1, 0o1600),
-    "new session": _call(112), "process group": _call(109, 0, 0), "hostname": _call(170, "b'x'", 1, fine=LET_IN),
-    "kernel log": _call(103, 10, 0, 0), "personality": _call(135, 0xFFFFFFFF), "own name": _call(157, 15, "b'x'"),
-    "dumpable again": _call(157, 4, 1, 0, 0, 0), "signal with a value": _call(129, "os.getppid()", 0, "room", fine=LET_IN),
-    "signal to a thread": _call(234, "os.getppid()", "os.getppid()", 0, fine=LET_IN), "capabilities": _call(126, "room", "room", fine=LET_IN),
-    "owner of a file": _call(92, "b'.'", 0, 0), "secret memory": _call(447, 0, fine=LET_IN), "landlock": _call(444, 0, 0, 1, fine=LET_IN),
+    "compare processes": _call(312, "os.getpid()", "os.getppid()", 0, 0, 0),
+    "handle of a process": _call(434, "os.getppid()", 0),
+    "descriptor of another": _call(438, 3, 0, 0, fine=LET_IN),
+    "open beneath": _call(437, -100, "b'.'", "room", 24),
+    "open by handle": _call(304, -100, "room", 0, fine=LET_IN),
+    "watch files": _call(294, 0),
+    "watch the machine": _call(300, 0, 0, fine=LET_IN),
+    "pair of sockets": _call(53, 1, 1, 0, "room"),
+    "clone": _call(56, 17, 0, 0, 0, 0),
+    "clone with a struct": _call(435, "room", 88, fine=LET_IN),
+    "vfork": "import os\nos.posix_spawn('/usr/bin/true', ['true'], {})\nprint('ESCAPED')",
+    "shared memory": _call(29, 0, 4096, 0o1600),
+    "message queue": _call(68, 0, 0o1600),
+    "semaphores": _call(64, 0, 1, 0o1600),
+    "new session": _call(112),
+    "process group": _call(109, 0, 0),
+    "hostname": _call(170, "b'x'", 1, fine=LET_IN),
+    "kernel log": _call(103, 10, 0, 0),
+    "personality": _call(135, 0xFFFFFFFF),
+    "own name": _call(157, 15, "b'x'"),
+    "dumpable again": _call(157, 4, 1, 0, 0, 0),
+    "signal with a value": _call(129, "os.getppid()", 0, "room", fine=LET_IN),
+    "signal to a thread": _call(234, "os.getppid()", "os.getppid()", 0, fine=LET_IN),
+    "capabilities": _call(126, "room", "room", fine=LET_IN),
+    "owner of a file": _call(92, "b'.'", 0, 0),
+    "secret memory": _call(447, 0, fine=LET_IN),
+    "landlock": _call(444, 0, 0, 1, fine=LET_IN),
 }
 OTHERS = {  # the review's: limits, processors and priorities of other processes
     "limits of the first process": "import resource\nresource.prlimit(1, resource.RLIMIT_NPROC, (0, 0))\nprint('ESCAPED')",
@@ -170,7 +192,7 @@ ANSWERS = {
     "half an answer": "import os, struct, time\nfor d in range(3, 64):\n    try:\n        os.write(d, struct.pack('!I', 100) + b'half')\n    except OSError:\n        pass\ntime.sleep(60)",
     "nested answer": "import os, struct\nt = b'[' * 500000\nfor d in range(3, 64):\n    try:\n        os.write(d, struct.pack('!I', len(t)) + t)\n    except OSError:\n        pass\nos._exit(0)",
     "answer that is no text": "import os, struct\nt = b'\\xff\\xfe{}'\nfor d in range(3, 64):\n    try:\n        os.write(d, struct.pack('!I', len(t)) + t)\n    except OSError:\n        pass\nos._exit(0)",
-    "answer of another kind": "import os, struct\nt = b'{\"kind\": [1], \"value\": NaN, \"stdout\": 7}'\nfor d in range(3, 64):\n    try:\n        os.write(d, struct.pack('!I', len(t)) + t)\n    except OSError:\n        pass\nos._exit(0)",
+    "answer of another kind": 'import os, struct\nt = b\'{"kind": [1], "value": NaN, "stdout": 7}\'\nfor d in range(3, 64):\n    try:\n        os.write(d, struct.pack(\'!I\', len(t)) + t)\n    except OSError:\n        pass\nos._exit(0)',
     "number of many digits": "answer = 10 ** 5000",
     "not a number": "answer = [float('nan'), float('inf'), complex(1, float('nan'))]",
 }
@@ -183,12 +205,17 @@ PROBE = (  # says ESCAPED where an earlier program changed something
     "        and os.getcwd().count('spoiled') == 0 and int.__add__(1, 1) == 2)\nprint('' if good else 'ESCAPED')"
 )
 POISONING = {
-    "a function": "import math\nmath.sqrt = lambda x: 666.0", "a builtin": "import builtins\nbuiltins.abs = lambda x: 666",
-    "a constant": "import string\nstring.digits = '666'", "how answers are written": "import json\njson.dumps = lambda *a, **k: '{}'",
-    "precision": "import decimal\ndecimal.getcontext().prec = 3", "recursion": "import sys\nsys.setrecursionlimit(500)",
-    "environment": "import os\nos.environ['SPOILED'] = '1'", "tracing": "import sys\nsys.settrace(lambda *a: None)",
+    "a function": "import math\nmath.sqrt = lambda x: 666.0",
+    "a builtin": "import builtins\nbuiltins.abs = lambda x: 666",
+    "a constant": "import string\nstring.digits = '666'",
+    "how answers are written": "import json\njson.dumps = lambda *a, **k: '{}'",
+    "precision": "import decimal\ndecimal.getcontext().prec = 3",
+    "recursion": "import sys\nsys.setrecursionlimit(500)",
+    "environment": "import os\nos.environ['SPOILED'] = '1'",
+    "tracing": "import sys\nsys.settrace(lambda *a: None)",
     "a module": "import sys, types\nsys.modules['spoiled'] = types.ModuleType('spoiled')",
-    "a name for all": "import builtins\nbuiltins.spoiled = 1", "the path": "import sys\nsys.path.insert(0, 'spoiled')",
+    "a name for all": "import builtins\nbuiltins.spoiled = 1",
+    "the path": "import sys\nsys.path.insert(0, 'spoiled')",
     "the worker's code": "import sys, string\nw = sys.modules.get('inside.worker')\nif w:\n    w.plain = w.send = w.take_limits = lambda *a, **k: 666\nstring.digits = ''",
     "the server": "import gc, string\nfor o in gc.get_objects():\n    if type(o).__name__ == 'Server':\n        o.held = (0, 0)\n        o.mapped = 1\nstring.digits = ''",
     "frames above": "import sys, string\nf = sys._getframe()\nwhile f:\n    for k, v in list(f.f_locals.items()):\n        if isinstance(v, dict):\n            v.clear() if k in ('limits', 'request', 'reply') else None\n    f = f.f_back\nstring.digits = ''",
@@ -197,8 +224,13 @@ PROGRAMS = (
     READING | WRITING | NETWORK | PROCESSES | BLOCKING | SPOILING | CALLS | OTHERS | FILES | MORE_BLOCKING | ANSWERS
 )
 CLASSES = {
-    "read files": READING, "write files": WRITING | FILES, "network": NETWORK, "other processes": PROCESSES | OTHERS,
-    "system calls": CALLS, "block": BLOCKING | MORE_BLOCKING, "spoil its answer": SPOILING | ANSWERS,
+    "read files": READING,
+    "write files": WRITING | FILES,
+    "network": NETWORK,
+    "other processes": PROCESSES | OTHERS,
+    "system calls": CALLS,
+    "block": BLOCKING | MORE_BLOCKING,
+    "spoil its answer": SPOILING | ANSWERS,
 }
 
 
