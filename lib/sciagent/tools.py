@@ -86,7 +86,8 @@ class Tool:
 
     `place` is where the sandbox finds it (`module:attribute`), or "" for a user's function, whose code is `source`.
     `positional` functions take their arguments by position only, `literal` ones evaluate texts as code and so are
-    called with numbers only. `family` is the library's module: functions of one family resemble each other, so splits keep families together.
+    called with numbers only. `family` is the library's module: functions of one family resemble each other, so splits
+    keep families together.
     """
 
     name: str
