@@ -137,9 +137,10 @@ class Action:
         prompts, grammars = [], []
         for i, (question, names) in enumerate(zip(questions, shown, strict=True)):
             listed = [tools[name] for name in names]
-            error = {"error": failed[i].failed, "program": failed[i].program} if failed else {}
-            told = {"instruction": self.instruction, "whole": not self.constrained}
-            prompts.append(action_prompt(question, listed, **told, **error))
+            error: dict[str, Any] = {"error": failed[i].failed, "program": failed[i].program} if failed else {}
+            prompts.append(
+                action_prompt(question, listed, instruction=self.instruction, whole=not self.constrained, **error)
+            )
             grammars.append(ProgramGrammar(listed, question))
         if self.constrained:
             programs = decoding.generate(self.model, self.tokenizer, prompts, grammars=grammars, progress=progress)

@@ -436,7 +436,7 @@ def _from_outside(function: Callable) -> list[str]:
     """Lines that define the modules and constants that a function uses from around it."""
     outside = inspect.getclosurevars(inspect.unwrap(function))
     lines = []
-    for name, value in (outside.globals | outside.nonlocals).items():
+    for name, value in {**outside.globals, **outside.nonlocals}.items():
         if inspect.ismodule(value):
             lines.append(f"import {value.__name__} as {name}")
         elif isinstance(value, (bool, int, float, str)):
@@ -448,7 +448,7 @@ def _from_outside(function: Callable) -> list[str]:
 
 def _from_dict(record: dict[str, Any]) -> Tool:
     def parameter(p: dict[str, Any]) -> Parameter:
-        return Parameter(**p | {"options": tuple(p["options"])})
+        return replace(Parameter(**p), options=tuple(p["options"]))
 
     return Tool(**record | {
         "parameters": tuple(map(parameter, record["parameters"])),

@@ -9,16 +9,16 @@ from pathlib import Path
 import pytest
 
 from lib.core.chat import Reply
-from lib.sciagent import calling, serve
+from lib.sciagent import serve
 
 LMTD = {"Thi": 100, "Tho": 60, "Tci": 30, "Tco": 40.2}
 
 
 def test_a_call_runs_with_json_arguments_or_their_text(tools, warm):
-    assert calling.dispatch(tools, warm, "LMTD", LMTD).value == pytest.approx(43.200409294131525)
-    assert calling.dispatch(tools, warm, "LMTD", json.dumps(LMTD)).value == pytest.approx(43.200409294131525)
+    assert serve.dispatch(tools, warm, "LMTD", LMTD).value == pytest.approx(43.200409294131525)
+    assert serve.dispatch(tools, warm, "LMTD", json.dumps(LMTD)).value == pytest.approx(43.200409294131525)
     said = LMTD | {"Thi": "100 K", "Tho": "-213.15 degC"}
-    assert calling.dispatch(tools, warm, "LMTD", said).value == pytest.approx(43.200409294131525)
+    assert serve.dispatch(tools, warm, "LMTD", said).value == pytest.approx(43.200409294131525)
 
 
 @pytest.mark.parametrize(("name", "arguments", "message"), [
@@ -31,7 +31,7 @@ def test_a_call_runs_with_json_arguments_or_their_text(tools, warm):
     ("LMTD", LMTD | {"Thi": "3 m"}, "Thi of LMTD is a number in K"),
 ])  # fmt: skip
 def test_a_call_that_does_not_fit_is_refused_in_one_sentence(tools, warm, name, arguments, message):
-    outcome = calling.dispatch(tools, warm, name, arguments)
+    outcome = serve.dispatch(tools, warm, name, arguments)
     assert outcome.kind == "refused"
     assert message in outcome.error
 
@@ -55,15 +55,15 @@ def call(name, arguments):
 
 def test_a_model_calls_until_it_answers(tools, warm):
     chat = Scripted(call("LMTD", {"Thi": 1}), call("LMTD", LMTD), "So the\nANSWER: 43.2 K")
-    trace = calling.answer_by_calls(chat, "Mean difference?", ["LMTD"], tools, warm)
+    trace = serve.answer_by_calls(chat, "Mean difference?", ["LMTD"], tools, warm)
     assert [outcome.kind for _, outcome in trace.calls] == ["refused", "ok"]
     assert trace.answer == "43.2 K"
     assert "LMTD needs Tho" in chat.asked[1]
     assert "43.2004" in chat.asked[2]
-    only = calling.answer_by_calls(Scripted(call("fv", {}), "no"), "q", ["LMTD"], tools, warm)
+    only = serve.answer_by_calls(Scripted(call("fv", {}), "no"), "q", ["LMTD"], tools, warm)
     assert "no function 'fv'" in only.calls[0][1].error, "what was not shown is not offered"
     assert only.answer == ""
-    for_ever = calling.answer_by_calls(Scripted(*[call("LMTD", LMTD)] * 9), "q", ["LMTD"], tools, warm, most=2)
+    for_ever = serve.answer_by_calls(Scripted(*[call("LMTD", LMTD)] * 9), "q", ["LMTD"], tools, warm, most=2)
     assert len(for_ever.calls) == 2
 
 
