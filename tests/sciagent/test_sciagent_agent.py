@@ -220,7 +220,7 @@ def words_index(tools):
     return retriever.WordIndex([t.name for t in tools], [t.indexed() for t in tools])
 
 
-def new_agent(tools, warm, constrained=True):
+def new_agent(tools, warm, *, constrained=True):
     action = agent.Action(None, None, constrained=constrained, instruction="")
     return agent.SciAgent(agent.Planner(None, None), action, tools, warm, words_index)
 
