@@ -214,12 +214,13 @@ class SciAgent:
     @classmethod
     def from_pretrained(
         cls, model: str, tools: Toolset, sandbox: Sandbox, *, adapter: str | Path | None = None,
-        constrained: bool = False, encoder: str = "minilm", dtype: Any = None, device: str | None = None,
+        constrained: bool | None = None, encoder: str = "minilm", dtype: Any = None, device: str | None = None,
         shown: int = 3,
     ) -> "SciAgent":  # fmt: skip
         """Make an agent of a language model, a sentence encoder (short or hub names, folders) and a trained adapter.
 
-        Without an adapter the model is instructed in words, which wants one that follows them.
+        Without an adapter the model is instructed in words, which wants one that follows them. Programs are `constrained`
+        to the grammar with an adapter, which learns its choices only, and free without one, unless you say.
         """
         from lib.sciagent import trainer
         from lib.zoo import load_lm
@@ -229,7 +230,8 @@ class SciAgent:
             base = trainer.load(base, Path(adapter))
         plan, act = ("", "") if adapter is not None else (TO_PLAN, TO_ACT)
         planner = Planner(base, tokenizer, instruction=plan)
-        action = Action(base, tokenizer, constrained=constrained, instruction=act)
+        held = adapter is not None if constrained is None else constrained
+        action = Action(base, tokenizer, constrained=held, instruction=act)
         return cls(planner, action, tools, sandbox, _hybrid(encoder, device), shown)
 
     @classmethod
