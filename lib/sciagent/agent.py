@@ -219,8 +219,8 @@ class SciAgent:
     ) -> "SciAgent":  # fmt: skip
         """Make an agent of a language model, a sentence encoder (short or hub names, folders) and a trained adapter.
 
-        Without an adapter the model is instructed in words, which wants one that follows them. Programs are `constrained`
-        to the grammar with an adapter, which learns its choices only, and free without one, unless you say.
+        Without an adapter the model is instructed in words, which wants one that follows them. Unless you say, programs
+        are `constrained` to the grammar with an adapter, which learns its choices only, and free without one.
         """
         from lib.sciagent import trainer
         from lib.zoo import load_lm
