@@ -1,6 +1,9 @@
 """The agent: plan, retrieve, write a program with the functions shown, run it, correct it once (arXiv:2402.11451).
 
 G = M_plan(q);  F_k = topk cos(E(q, G), E(f));  S = M_act(q, F_k);  answer = run(S)
+
+The models are local ones (`model`, `tokenizer`) or anything that chats (`lib.core.chat`: an endpoint, recorded
+replies). Programs are free Python with the functions at hand; a very small model may be held to a grammar instead.
 """
 
 from collections.abc import Callable, Sequence
@@ -8,42 +11,75 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from lib.core.chat import Chat, Decoding
 from lib.sciagent import decoding
 from lib.sciagent.grammar import ProgramGrammar
-from lib.sciagent.program import ProgramRefused, calls, checked
-from lib.sciagent.sandbox import Execution, Sandbox
+from lib.sciagent.program import called_in, program_in
+from lib.sciagent.sandbox import Execution, Mode, Sandbox
 from lib.sciagent.tools import Tool, Toolset
 
+TO_PLAN = "In one sentence, say which quantity must be computed, by what method, and from which given quantities."
+TO_ACT = (
+    "Answer the question by a short Python program. The functions listed are defined already: call one where it helps, "
+    "with the given numbers in the units that it documents, and write plain Python where none does (math and numpy may "
+    "be imported). Begin with a comment that says how the answer follows, assign it to `answer`, and write nothing "
+    "but the program, in one ```python block."
+)
 
-def plan_prompt(question: str) -> str:
+
+def plan_prompt(question: str, instruction: str = "") -> str:
     """Write what the planner reads: `G = M_plan(q)`."""
-    return f"Question: {question}\nPlan:"
+    return f"{instruction}\n\nQuestion: {question}" if instruction else f"Question: {question}\nPlan:"
 
 
 def action_prompt(
-    question: str, tools: Sequence[Tool], *, instruction: str = "", error: str = "", program: str = ""
+    question: str, tools: Sequence[Tool], *, instruction: str = "", error: str = "", program: str = "",
+    whole: bool = False,
 ) -> str:  # fmt: skip
-    """Write what the action model reads: `M_act(q, F_k)`, with an instruction before it or a program that failed."""
-    shown = "\n".join(f"- {tool.brief()}" for tool in tools) or "none"
+    """Write what the action model reads: `M_act(q, F_k)`, with an instruction before it or a program that failed.
+
+    `whole` descriptions say each parameter's meaning and unit.
+    """
+    shown = "\n".join(f"- {tool.shown() if whole else tool.brief()}" for tool in tools) or "none"
     failed = f"\nFailed program:\n{program}\nError: {error}" if error else ""
     told = f"{instruction}\n\n" if instruction else ""
     return f"{told}Functions:\n{shown}\n\nQuestion: {question}{failed}\nProgram:\n"
 
 
+def texts_of(
+    model: Any, tokenizer: Any, prompts: Sequence[str], *, max_new_tokens: int, instructed: bool, progress: bool
+) -> list[str]:
+    """Let a model answer prompts greedily: a chat, or a local model, in its chat template where it is `instructed`."""
+    if isinstance(model, Chat):
+        decoding_of = Decoding(temperature=0.0, max_tokens=max_new_tokens)
+        return [model.complete(prompt, decoding_of).text for prompt in prompts]
+    if instructed and getattr(tokenizer, "chat_template", None):
+        prompts = [
+            tokenizer.apply_chat_template([{"role": "user", "content": p}], add_generation_prompt=True, tokenize=False)
+            for p in prompts
+        ]
+    return decoding.generate(model, tokenizer, prompts, max_new_tokens=max_new_tokens, progress=progress)
+
+
 @dataclass(frozen=True)
 class Planner:
-    """`M_plan`: a language model that writes a short plan for a question."""
+    """`M_plan`: a language model that writes a short plan for a question.
+
+    An `instruction` is for models that were not trained to plan (`trainer.train`), such as `TO_PLAN`.
+    """
 
     model: Any
-    tokenizer: Any
+    tokenizer: Any = None
     max_new_tokens: int = 48
+    instruction: str = ""
 
     def plans(self, questions: Sequence[str], *, progress: bool = False) -> list[str]:
         """Write one line of plan a question."""
-        prompts = [plan_prompt(q) for q in questions]
-        texts = decoding.generate(
-            self.model, self.tokenizer, prompts, max_new_tokens=self.max_new_tokens, progress=progress
-        )
+        prompts = [plan_prompt(q, self.instruction) for q in questions]
+        texts = texts_of(
+            self.model, self.tokenizer, prompts, max_new_tokens=self.max_new_tokens,
+            instructed=bool(self.instruction), progress=progress,
+        )  # fmt: skip
         return [text.strip().split("\n")[0] for text in texts]
 
 
@@ -67,17 +103,18 @@ class Attempt:
 class Action:
     """`M_act`: a language model that writes a rationale and a program with the functions it is shown, or with none.
 
-    Its programs are held to a grammar in which only shown functions and the question's values occur (`constrained`). A
-    program that fails is shown to the model once more, with its error (`correct`). `max_new_tokens` limits free text.
-    An `instruction` goes before every prompt: adapters of `trainer.train` learn without one, other models may want it.
+    Programs are free Python, taken out of their fences; their value is `answer`, or what they print last. `constrained`
+    holds a local model to a grammar in which only shown functions and the question's values occur: for very small
+    models. A program that fails is shown to the model once more, with its error (`correct`). The `instruction` goes
+    before every prompt: adapters of `trainer.train` learn without one, other models want it.
     """
 
     model: Any
-    tokenizer: Any
-    constrained: bool = True
+    tokenizer: Any = None
+    constrained: bool = False
     correct: bool = True
-    max_new_tokens: int = 150
-    instruction: str = ""
+    max_new_tokens: int = 300
+    instruction: str = TO_ACT
 
     def attempts(
         self, questions: Sequence[str], shown: Sequence[Sequence[str]], tools: Toolset,
@@ -100,23 +137,23 @@ class Action:
         prompts, grammars = [], []
         for i, (question, names) in enumerate(zip(questions, shown, strict=True)):
             listed = [tools[name] for name in names]
-            error = {"error": failed[i].failed, "program": failed[i].program} if failed else {}
-            prompts.append(action_prompt(question, listed, instruction=self.instruction, **error))
+            error: dict[str, Any] = {"error": failed[i].failed, "program": failed[i].program} if failed else {}
+            prompts.append(
+                action_prompt(question, listed, instruction=self.instruction, whole=not self.constrained, **error)
+            )
             grammars.append(ProgramGrammar(listed, question))
-        programs = decoding.generate(
-            self.model, self.tokenizer, prompts, max_new_tokens=self.max_new_tokens,
-            grammars=grammars if self.constrained else None, progress=progress,
-        )  # fmt: skip
-        outcomes = sandbox.map([tools.job(p, names) for p, names in zip(programs, shown, strict=True)])
+        if self.constrained:
+            programs = decoding.generate(self.model, self.tokenizer, prompts, grammars=grammars, progress=progress)
+        else:
+            replies = texts_of(
+                self.model, self.tokenizer, prompts, max_new_tokens=self.max_new_tokens,
+                instructed=bool(self.instruction), progress=progress,
+            )  # fmt: skip
+            programs = [program_in(reply) for reply in replies]
+        mode: Mode = "constrained" if self.constrained else "free"
+        outcomes = sandbox.map([tools.job(p, names, mode=mode) for p, names in zip(programs, shown, strict=True)])
         rows = zip(programs, shown, outcomes, strict=True)
-        return [Attempt(program, _called(program, names), outcome) for program, names, outcome in rows]
-
-
-def _called(program: str, names: Sequence[str]) -> tuple[str, ...]:
-    try:
-        return tuple(calls(checked(program, functions=names), names))
-    except ProgramRefused:
-        return ()
+        return [Attempt(program, called_in(program, names), outcome) for program, names, outcome in rows]
 
 
 @dataclass(frozen=True)
@@ -177,20 +214,34 @@ class SciAgent:
     @classmethod
     def from_pretrained(
         cls, model: str, tools: Toolset, sandbox: Sandbox, *, adapter: str | Path | None = None,
-        encoder: str = "minilm", dtype: Any = None, device: str | None = None, shown: int = 3,
+        constrained: bool | None = None, encoder: str = "minilm", dtype: Any = None, device: str | None = None,
+        shown: int = 3,
     ) -> "SciAgent":  # fmt: skip
         """Make an agent of a language model, a sentence encoder (short or hub names, folders) and a trained adapter.
 
-        A model without an adapter was never taught the two prompts: expect little of it.
+        Without an adapter the model is instructed in words, which wants one that follows them. Unless you say, programs
+        are `constrained` to the grammar with an adapter, which learns its choices only, and free without one.
         """
         from lib.sciagent import trainer
-        from lib.sciagent.retriever import hybrid
-        from lib.zoo import load_encoder, load_lm
+        from lib.zoo import load_lm
 
         base, tokenizer = load_lm(model, dtype=dtype, device=device)
-        base = base if adapter is None else trainer.load(base, Path(adapter))
-        index = hybrid(load_encoder(encoder, device))
-        return cls(Planner(base, tokenizer), Action(base, tokenizer), tools, sandbox, index, shown)
+        if adapter is not None:
+            base = trainer.load(base, Path(adapter))
+        plan, act = ("", "") if adapter is not None else (TO_PLAN, TO_ACT)
+        planner = Planner(base, tokenizer, instruction=plan)
+        held = adapter is not None if constrained is None else constrained
+        action = Action(base, tokenizer, constrained=held, instruction=act)
+        return cls(planner, action, tools, sandbox, _hybrid(encoder, device), shown)
+
+    @classmethod
+    def from_chat(
+        cls, chat: Chat, tools: Toolset, sandbox: Sandbox, *, encoder: str = "minilm", device: str | None = None,
+        shown: int = 3,
+    ) -> "SciAgent":  # fmt: skip
+        """Make an agent of anything that chats: an OpenAI-compatible endpoint (`ChatClient`) or recorded replies."""
+        planner, action = Planner(chat, instruction=TO_PLAN), Action(chat)
+        return cls(planner, action, tools, sandbox, _hybrid(encoder, device), shown)
 
     def swap(self, tools: Toolset) -> "SciAgent":
         """Return the same agent over another toolset."""
@@ -210,3 +261,10 @@ class SciAgent:
         attempts = self.action.attempts(questions, shown, self.tools, self.sandbox, progress=progress)
         rows = zip(questions, plans, shown, attempts, strict=True)
         return [Trace(q, p, tuple(s), tuple(a)) for q, p, s, a in rows]
+
+
+def _hybrid(encoder: str, device: str | None) -> Callable[[Toolset], Any]:
+    from lib.sciagent.retriever import hybrid
+    from lib.zoo import load_encoder
+
+    return hybrid(load_encoder(encoder, device))

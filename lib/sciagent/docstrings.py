@@ -1,4 +1,6 @@
-"""Summary, parameters, results and units out of a numpydoc docstring, and what it says of a function in few words."""
+"""Summary, parameters, results and units out of a docstring, and what it says of a function in few words.
+
+NumPy's style is read; Google's and reStructuredText's are first rewritten in it."""
 
 import re
 from dataclasses import dataclass
@@ -6,6 +8,9 @@ from dataclasses import dataclass
 HEADINGS = (
     "parameters", "returns", "return", "examples", "notes", "references", "see also", "raises", "other parameters",
 )  # fmt: skip
+GOOGLE_HEADING = re.compile(r"\s{0,4}(Args|Arguments|Returns|Raises|Examples?|Notes?|Yields):\s*$", re.I)
+GOOGLE_ENTRY = re.compile(r"\s{2,8}(\*{0,2}[\w.\[\], |]+?)\s*(?:\(([^)]*)\))?:\s+(.*)$")
+REST_FIELD = re.compile(r"^[ \t]*:(\w+)[ \t]*([^:\n]*):[ \t]*((?:.*)(?:\n(?![ \t]*:|\s*\n|[ \t]*>>>).+)*)", re.M)
 UNIT = re.compile(r"\[([^\[\]]{0,30})\]")
 CITED = re.compile(
     r"(?:,?\s*\b(?:as|is|shown|in|according|to|given|presented|described|developed|originally|from|by|and|of|per|also|"
@@ -41,10 +46,46 @@ class Docstring:
 
 
 def parse(text: str) -> Docstring:
-    """Read a numpydoc docstring; missing sections are empty."""
-    head, sections = _sections(text)
+    """Read a docstring in NumPy's, Google's or reStructuredText's style; missing sections are empty."""
+    head, sections = _sections(_from_rest(_from_google(text)))
     returns = sections.get("returns") or sections.get("return") or ""
     return Docstring(_summary(head), _described(sections.get("parameters", "")), _described(returns))
+
+
+def _from_google(text: str) -> str:
+    """Rewrite `Args:` with `name (type): text` below it, and so on, as underlined headings."""
+    lines, heading = [], ""
+    for line in text.splitlines():
+        title = GOOGLE_HEADING.match(line)
+        if title:
+            heading = {"args": "Parameters", "arguments": "Parameters"}.get(title[1].lower(), title[1])
+            lines += ["", heading, "-" * len(heading)]
+            continue
+        heading = heading if not line or line[0].isspace() else ""
+        entry = GOOGLE_ENTRY.match(line) if heading in ("Parameters", "Returns") else None
+        if entry:
+            lines += [f"{entry[1]} : {entry[2] or ''}" if heading == "Parameters" else f"result : {entry[1]}"]
+            lines.append(f"    {entry[3]}")
+        elif heading == "Returns" and line.strip():
+            lines += ["result :", f"    {line.strip()}"]
+        else:
+            lines.append(line if not heading else f"    {line.strip()}" if heading == "Parameters" else line[4:])
+    return "\n".join(lines)
+
+
+def _from_rest(text: str) -> str:
+    """Rewrite the fields `:param float x: text` and `:returns: text` as underlined sections."""
+    fields = REST_FIELD.findall(text)
+    if not fields:
+        return text
+    kinds = {name: body for field, name, body in fields if field == "type"}
+    body = REST_FIELD.sub("", text).rstrip() + "\n\nParameters\n----------\n"
+    for field, name, said in fields:
+        if field in ("param", "parameter", "arg"):
+            kind, _, name = name.rpartition(" ")
+            body += f"{name} : {kinds.get(name, kind)}\n    {' '.join(said.split())}\n"
+    returned = [" ".join(said.split()) for field, _, said in fields if field in ("return", "returns")]
+    return body + (f"\nReturns\n-------\nresult :\n    {returned[0]}\n" if returned else "")
 
 
 def _sections(text: str) -> tuple[str, dict[str, str]]:

@@ -22,9 +22,13 @@ from dataclasses import dataclass
 
 from lib.sciagent.docstrings import first_clause
 from lib.sciagent.program import BUILTINS, MATHS, ProgramRefused, checked
-from lib.sciagent.tools import Parameter, Tool
+from lib.sciagent.quantities import TIMES, in_unit, leading_number, plain_signs, stated_unit
+from lib.sciagent.tools import Parameter, Tool, written
 
-NUMBER = re.compile(r"(?<![\w^.\-])-?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?(?:[eE][+-]?\d+)?(?![\w^]|-\d|/[A-Za-z]|\.\d)")
+# Not the digits of a name (H2O), of an exponent (m^3) or of a registry number (7732-18-5); units may touch a number.
+NUMBER = re.compile(
+    r"(?<![\w^.\-])-?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?(?:[eE][+-]?\d+)?(?![\d^]|-\d|\.\d)(?:" + TIMES + ")?"
+)
 QUOTED = re.compile(r"(?<!\w)'([^']+)'|\"([^\"]+)\"")
 BRACKETED = re.compile(r"\[[\d\s.,\-\[\]eE+]*\]")
 DELIMITER = re.compile(r"[.?!;:,]\s+|\b(?:and|if|that|when|where|suppose|with|given)\s+", re.I)
@@ -95,7 +99,7 @@ class ProgramGrammar:
             if begun == ")\n":
                 return
             parameter = offered[begun]
-            values = self.values.of(parameter.kind, taken, known, needed=needed)
+            values = self.values.of(parameter.kind, taken, known, needed=needed, unit=parameter.unit)
             options = {argument_line(tool, parameter, *value): value[1] for value in values}
             taken.append(options[(yield Choice(tuple(options)))])
             left = left[left.index(parameter) + 1 :]
@@ -121,31 +125,43 @@ def argument_line(tool: Tool, parameter: Parameter, clause: str, value: str) -> 
 Stated = tuple[str, str]  # the words of a question that say a value, and the value as Python source
 
 
+@dataclass(frozen=True)
+class StatedNumber:
+    """A number of a question: the words that say it, itself as Python source, and the unit that follows it or ""."""
+
+    words: str
+    source: str
+    unit: str = ""
+
+    def as_in(self, unit: str) -> str:
+        """Source of the number in a parameter's unit; a percentage is a share where the parameter has none."""
+        value = in_unit(float(self.source), self.unit, unit)
+        return self.source if value is None or value == float(self.source) else written(float(f"{value:.12g}"))
+
+
 class QuestionValues:
     """Numbers, texts and lists of numbers that a question holds, each with the words that say it."""
 
     def __init__(self, question: str) -> None:
-        question = " ".join(question.split())
+        question = plain_signs(" ".join(question.split()))
         self.numbers = _numbers(question, stated=False)
         self.stated = _numbers(question, stated=True)
         self.texts = list(dict.fromkeys(_texts(question)))
         self.lists = [(text, text) for text in dict.fromkeys(BRACKETED.findall(question)) if _balanced(text)]
-        self.lists.append(("all numbers", f"[{', '.join(value for _, value in self.numbers)}]"))
+        self.lists.append(("all numbers", f"[{', '.join(n.source for n in self.numbers)}]"))
+        self._source = {n.source: n.source for n in self.numbers}  # of a number in some unit, that in the question
 
     def holds(self, kind: str, taken: Sequence[str]) -> bool:
         """Whether a value for a parameter of a kind is left."""
-        return kind not in NUMERIC or len(self.stated or self.numbers) > sum(value in self.written for value in taken)
+        return kind not in NUMERIC or len(self.stated or self.numbers) > sum(value in self._source for value in taken)
 
-    @property
-    def written(self) -> set[str]:
-        """Numbers as Python source."""
-        return {value for _, value in self.numbers}
-
-    def of(self, kind: str, taken: Sequence[str], known: Sequence[str] = (), *, needed: int = 1) -> list[Stated]:
+    def of(
+        self, kind: str, taken: Sequence[str], known: Sequence[str] = (), *, needed: int = 1, unit: str = ""
+    ) -> list[Stated]:
         """List values for a parameter of a JSON type ("" for unknown), without those taken while others are left.
 
         Where the question states (`… is 2.5`) as many numbers as the call needs, its other numbers are no values.
-        Variables `known` from lines above count as numbers.
+        Variables `known` from lines above count as numbers. A number is given in the parameter's `unit`.
         """
         if kind == "boolean":
             return [(text, text) for text in ("True", "False")]
@@ -156,21 +172,32 @@ class QuestionValues:
         every = self.stated if len(self.stated) >= max(1, needed - len(known)) else self.numbers
         numbers = list(every)
         for value in taken:
-            held = [pair for pair in numbers if pair[1] == value]
+            held = [n for n in numbers if n.source == self._source.get(value)]
             if held:
                 numbers.remove(held[0])
-        whole = [pair for pair in numbers if re.fullmatch(r"-?\d+", pair[1])] if kind == "integer" else []
-        variables = [(name, name) for name in known]
-        return [*dict.fromkeys(whole or numbers or every), *variables] or [("nothing", "0")]
+        whole = [n for n in numbers if re.fullmatch(r"-?\d+", n.source)] if kind == "integer" else []
+        left = [(n.words, self._in(n, unit)) for n in whole or numbers or every]
+        return [*dict.fromkeys(left), *((name, name) for name in known)] or [("nothing", "0")]
+
+    def _in(self, number: StatedNumber, unit: str) -> str:
+        source = number.as_in(unit)
+        self._source.setdefault(source, number.source)
+        return source
 
 
-def _numbers(question: str, *, stated: bool) -> list[Stated]:
+def _numbers(question: str, *, stated: bool) -> list[StatedNumber]:
     """Each number (or each that is stated) with the words before it that say what it is."""
     numbers, closed = [], [0, *(said.end() for said in SAID.finditer(question))]
     for number in NUMBER.finditer(question):
+        after = question[number.end() :]
+        unit = stated_unit(after)
+        if after[:1].isalpha() and not unit:
+            continue  # the beginning of a name, such as 2H2
         if not stated or STATED.search(question[: number.start()]):
             before = max(end for end in closed if end <= number.start())
-            numbers.append((_clause(question[before : number.end()], first=not before), number[0].replace(",", "")))
+            text = number[0].replace(",", "")
+            source = written(leading_number(text)[0]) if number[1] else text  # a power of ten is multiplied out
+            numbers.append(StatedNumber(_clause(question[before : number.end()], first=not before), source, unit))
             closed.append(number.end())
     return numbers
 

@@ -1,11 +1,12 @@
-"""What a model-written program may contain, decided on its syntax tree before anything runs.
+"""Model-written programs: how they are read out of a reply, and the subset that a very small model is held to.
 
-Assignments, arithmetic, comparisons, literals, subscripts, comprehensions, f-strings, and calls of shown functions and
-a few builtins. No attributes, no imports, no loops or definitions: a program of this subset cannot name anything but
-what it was given. The sandbox isolates it all the same.
+The subset is assignments, arithmetic, comparisons, literals, subscripts, comprehensions, f-strings, and calls of shown
+functions and a few builtins. It keeps a small model from mistakes; it is **no security layer**: a function called
+may do anything with its arguments, and a limit on syntax has never held. What isolates a program is `sandbox.Sandbox`.
 """
 
 import ast
+import re
 from collections.abc import Collection
 
 from lib import TenfoldError
@@ -18,6 +19,12 @@ MATHS = (
     "acos", "asin", "atan", "atan2", "ceil", "cos", "cosh", "degrees", "e", "exp", "factorial", "floor", "log", "log10",
     "log2", "pi", "radians", "sin", "sinh", "sqrt", "tan", "tanh",
 )  # fmt: skip
+IMPORTS = (  # of a free program, beside the libraries of the functions shown
+    "bisect", "calendar", "cmath", "collections", "copy", "dataclasses", "datetime", "decimal", "enum", "fractions",
+    "functools", "heapq", "itertools", "json", "math", "numbers", "numpy", "operator", "pandas", "pint", "random", "re",
+    "scipy", "statistics", "string", "sympy", "time", "typing",
+)  # fmt: skip
+FENCED = re.compile(r"```[ \t]*(\w*)[^\n]*\n(.*?)(?:\n[ \t]*```|\Z)", re.S)
 NODES: tuple[type[ast.AST], ...] = (
     ast.Module, ast.Expr, ast.Assign, ast.AugAssign, ast.AnnAssign, ast.Name, ast.Load, ast.Store, ast.Constant,
     ast.BinOp, ast.UnaryOp, ast.BoolOp, ast.Compare, ast.IfExp, ast.Call, ast.keyword, ast.Subscript, ast.Slice,
@@ -29,6 +36,13 @@ LONGEST_PROGRAM = 20_000  # characters
 
 class ProgramRefused(TenfoldError):
     """A program left the allowed subset; the message names the line and what it may do instead."""
+
+
+def program_in(reply: str) -> str:
+    """Return the program in a model's reply: its last fenced block (of Python), or all where nothing is fenced."""
+    blocks = FENCED.findall(reply)
+    python = [body for language, body in blocks if language.lower() in ("", "py", "python", "python3")]
+    return (python or [body for _, body in blocks] or [reply])[-1].strip("\n").rstrip("`").rstrip()
 
 
 def checked(source: str, *, functions: Collection[str]) -> ast.Module:
@@ -82,8 +96,12 @@ def _some(functions: Collection[str]) -> str:
     return "one of " + ", ".join(names[:8]) if names else "only builtins here, no function was shown"
 
 
-def calls(tree: ast.Module, functions: Collection[str]) -> list[str]:
-    """List the functions a program calls, in order of writing."""
+def called_in(source: str, functions: Collection[str]) -> tuple[str, ...]:
+    """List the functions that a program calls by name, in order of writing; none in what is no Python."""
+    try:
+        tree = ast.parse(source)
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        return ()
     called = [n for n in ast.walk(tree) if isinstance(n, ast.Call) and isinstance(n.func, ast.Name)]
     called.sort(key=lambda n: (n.lineno, n.col_offset))
-    return [n.func.id for n in called if isinstance(n.func, ast.Name) and n.func.id in functions]
+    return tuple(n.func.id for n in called if isinstance(n.func, ast.Name) and n.func.id in functions)

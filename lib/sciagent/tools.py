@@ -5,23 +5,34 @@ running their examples. Swapping it takes an agent to another domain without tra
 """
 
 import ast
+import hashlib
 import inspect
+import json
+import os
 import re
 import textwrap
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
+from importlib import metadata
+from pathlib import Path
 from typing import Any
 
-from lib import TenfoldError
+from lib import TenfoldError, cache_dir
 from lib.sciagent.docstrings import Described, Docstring, context_of, first_clause, goal_of, parse
-from lib.sciagent.sandbox import Job, Limits, Sandbox
+from lib.sciagent.sandbox import Job, Limits, Mode, Sandbox
 
 JSON_TYPES = {bool: "boolean", int: "integer", float: "number", str: "string", list: "array", tuple: "array"}
 HARVEST = Limits(
     seconds=120.0, cpu_seconds=110.0, memory_mib=3072, reply_mib=64, files=256, output_characters=1_000_000
 )  # fmt: skip
-TOGETHER = 24  # modules harvested by one process
+# Words of a documented type, and the JSON type that they mean; the first in the text decides.
+KIND_WORDS = re.compile(
+    r"\b(?:(?P<number>float|double|number|real|scalar|numeric|complex)|(?P<integer>int|integer)|(?P<boolean>bool|boolean)"
+    r"|(?P<string>str|string)|(?P<array>list|array|tuple|sequence|ndarray|iterable|array_like|vector|set))s?\b", re.I,
+)  # fmt: skip
+TOGETHER = 12  # modules harvested by one process
 SUBPACKAGES = {"sympy": ("ntheory", "functions", "discrete", "combinatorics", "physics.optics", "physics.hydrogen")}
 BY_SIGNATURE = {
     "scipy": (("harvest:special_functions", "scipy.special"), ("harvest:distributions", "scipy.stats")),
@@ -36,7 +47,10 @@ DOMAINS = {
 
 @dataclass(frozen=True)
 class Parameter:
-    """One parameter of a tool; `unit` is "" where it has none, `kind` a JSON type or "" where nothing tells."""
+    """One parameter of a tool; `unit` is "" where it has none, `kind` a JSON type or "" where nothing tells.
+
+    `items` is the JSON type of an array's items, `options` the values that it may have (none: any).
+    """
 
     name: str
     text: str = ""
@@ -44,6 +58,17 @@ class Parameter:
     kind: str = ""
     required: bool = True
     default: Any = None
+    items: str = ""
+    options: tuple[Any, ...] = ()
+
+    def schema(self) -> dict[str, Any]:
+        """Return its JSON schema; a unit stands in the description, and by itself under `x-unit`."""
+        schema: dict[str, Any] = {"description": f"{self.text}{f' [{self.unit}]' if self.unit else ''}"}
+        schema |= {"type": self.kind} if self.kind else {}
+        schema |= {"items": {"type": self.items} if self.items else {}} if self.kind == "array" else {}
+        schema |= {"enum": list(self.options)} if self.options else {}
+        schema |= {"x-unit": self.unit} if self.unit else {}
+        return schema | ({} if self.required or self.default is None else {"default": self.default})
 
 
 @dataclass(frozen=True)
@@ -60,8 +85,9 @@ class Tool:
     """A function that programs may call by `name`.
 
     `place` is where the sandbox finds it (`module:attribute`), or "" for a user's function, whose code is `source`.
-    `positional` functions take their arguments by position only. `family` is the library's module: functions of one
-    family resemble each other, so splits keep families together.
+    `positional` functions take their arguments by position only, `literal` ones evaluate texts as code and so are
+    called with numbers only. `family` is the library's module: functions of one family resemble each other, so splits
+    keep families together.
     """
 
     name: str
@@ -75,6 +101,7 @@ class Tool:
     place: str = ""
     source: str = ""
     positional: bool = False
+    literal: bool = False
 
     @property
     def verified(self) -> bool:
@@ -120,17 +147,12 @@ class Tool:
 
     def schema(self) -> dict[str, Any]:
         """Return the JSON schema of the call, in the form that function-calling interfaces take."""
-        properties = {}
-        for p in self.parameters:
-            properties[p.name] = {"description": f"{p.text}{f' [{p.unit}]' if p.unit else ''}"}
-            properties[p.name] |= {"type": p.kind} if p.kind else {}
-            properties[p.name] |= {} if p.required or p.default is None else {"default": p.default}
         return {
             "type": "function",
             "function": {
-                "name": self.name, "description": self.summary,
+                "name": self.name, "description": self.summary + ("" if self.verified else " (Untested.)"),
                 "parameters": {
-                    "type": "object", "properties": properties,
+                    "type": "object", "properties": {p.name: p.schema() for p in self.parameters},
                     "required": [p.name for p in self.parameters if p.required],
                 },
             },
@@ -169,17 +191,35 @@ def from_record(record: dict[str, Any], domain: str, *, source: str = "") -> Too
         name=record["name"], library=module.split(".")[0], family=module, domain=domain, summary=document.summary,
         parameters=tuple(_parameter(p, document, examples) for p in record["parameters"]),
         returns=_returned(document), examples=examples, place=record["place"], source=source,
-        positional=record["positional"],
+        positional=record["positional"], literal=record["literal"],
     )  # fmt: skip
 
 
 def _parameter(record: dict[str, Any], document: Docstring, examples: tuple[Example, ...]) -> Parameter:
     said = next((d for d in document.parameters if d.name == record["name"]), Described(record["name"], "", "", ""))
     values = [e.arguments[record["name"]] for e in examples if record["name"] in e.arguments]
+    values = [v for v in (*values, record.get("default")) if v is not None]
+    options = tuple(record.get("options", ())) or _options(said.kind)
+    documented = KIND_WORDS.search(said.kind)
     kind = JSON_TYPES.get(type(values[0]), "") if values else ""
-    if kind == "integer" and "int" not in said.kind:
+    kind = kind or record.get("kind", "") or ((documented and documented.lastgroup) or "")
+    kind = "string" if options and isinstance(options[0], str) else kind
+    if kind == "integer" and "int" not in said.kind and record.get("kind") != "integer":
         kind = "number"
-    return Parameter(said.name, said.text, said.unit, kind, record["required"], record.get("default"))
+    lists = [v for v in values if isinstance(v, list) and v]
+    items = JSON_TYPES.get(type(lists[0][0]), "") if lists else record.get("items", "")
+    items = "number" if items == "integer" or (kind == "array" and "float" in said.kind) else items
+    given = record["required"], record.get("default")
+    return Parameter(record["name"], said.text, said.unit, kind, *given, items if kind == "array" else "", options)
+
+
+def _options(kind: str) -> tuple[Any, ...]:
+    """Values in a documented type such as `{'moment', 'shear'}, optional`."""
+    found = re.search(r"\{(['\"][^{}]*)\}", kind)
+    try:
+        return tuple(ast.literal_eval(f"({found[1]},)")) if found else ()
+    except (ValueError, SyntaxError):
+        return ()
 
 
 def _returned(document: Docstring) -> Parameter:
@@ -209,30 +249,42 @@ class Toolset:
         return name
 
     @classmethod
-    def from_package(cls, package: str, *, sandbox: Sandbox, domain: str = "", progress: bool = False) -> "Toolset":
+    def from_package(
+        cls, package: str, *, sandbox: Sandbox, domain: str = "", untested: bool = False, cached: bool = True,
+        progress: bool = False,
+    ) -> "Toolset":  # fmt: skip
         """Harvest an installed library: its documented functions with at least one example that runs.
 
-        Functions with doctests are taken with them; arrays functions and distributions of SciPy, and functions of
-        numpy-financial, by their documented signature. Everything is imported and run inside the sandbox. `domain`
-        names what the library is about, where it is none of those known. Raises TenfoldError where the package cannot
-        be imported or has no such function.
+        Functions with doctests are taken with them; array functions and distributions of SciPy, and functions of
+        numpy-financial, by their documented signature; `untested` ones too where that is asked for, marked so. A
+        function that evaluates texts as code is taken where its examples are numbers, and called with numbers only.
+        Everything is imported and run inside the sandbox, and `cached` by the library's version. `domain` names what
+        the library is about, where it is none of those known. Raises TenfoldError where the package cannot be imported
+        or has no such function.
         """
-        from tqdm import tqdm
-
-        records = [r for f, module in BY_SIGNATURE.get(package, ()) for r in _call(sandbox, f, module=module)]
-        if package != "scipy":
-            groups = _groups(package, sandbox)
-            for group in tqdm(groups, desc=f"harvest {package}", disable=not progress):
-                records += _harvest(group, sandbox)
-        by_place = {r["place"]: r for r in records}  # a doctest comes last: the better example
-        if not by_place:
-            raise TenfoldError(f"{package} has no documented function with an example that runs: add tools one by one.")
-        return cls(from_record(r, domain or domain_of(place)) for place, r in sorted(by_place.items()))
+        kept = _cache_of(package, untested) if cached else None
+        if kept is not None and kept.exists():
+            records = json.loads(kept.read_text())
+        else:
+            records = _records_of(package, sandbox, untested, progress)
+            if kept is not None:
+                kept.parent.mkdir(parents=True, exist_ok=True)
+                temporary = kept.with_name(f".{kept.name}.{os.getpid()}")
+                temporary.write_text(json.dumps(records))
+                os.replace(temporary, kept)
+        if not records:
+            raise TenfoldError(
+                f"{package} has no documented function with an example that runs: say untested=True for those without, "
+                "or add tools one by one."
+            )
+        return cls(from_record(r, domain or domain_of(r["place"])) for r in records)
 
     def add(self, *, sandbox: Sandbox, domain: str = "user") -> Callable[[Callable], Callable]:
         """Decorate a user's function to make it a tool; its doctests are run and must give what they print.
 
-        Raises TypeError where its source cannot be read, ValueError where no doctest runs or gives what it prints.
+        Modules and plain constants that it uses go with it. Raises TypeError where its source cannot be read (a lambda,
+        a built-in, a class), ValueError where it uses other names from outside, has a tool's name already, or where no
+        doctest runs or gives what it prints.
         """
 
         def register(function: Callable) -> Callable:
@@ -291,11 +343,12 @@ class Toolset:
         """List the modules of the libraries, for a sandbox to import once."""
         return tuple(sorted({tool.family for tool in self if tool.place}))
 
-    def job(self, program: str, shown: Sequence[str]) -> Job:
+    def job(self, program: str, shown: Sequence[str], *, mode: Mode = "free") -> Job:
         """Put a program together with the functions it was shown, for `Sandbox.map`."""
         tools = [self[name] for name in shown]
         places = {t.name: t.place for t in tools if t.place}
-        return Job(program, places, {t.name: t.source for t in tools if not t.place})
+        literal = tuple(t.name for t in tools if t.literal)
+        return Job(program, places, {t.name: t.source for t in tools if not t.place}, literal, mode)
 
 
 def domain_of(place: str) -> str:
@@ -305,21 +358,51 @@ def domain_of(place: str) -> str:
     return DOMAINS[max(known, key=len)] if known else module.split(".")[0]
 
 
-def _groups(package: str, sandbox: Sandbox) -> list[list[str]]:
-    roots = [f"{package}.{part}" for part in SUBPACKAGES[package]] if package in SUBPACKAGES else [package]
-    names = [name for root in roots for name in _call(sandbox, "harvest:modules", package=root)]
-    return [names[i : i + TOGETHER] for i in range(0, len(names), TOGETHER)]
+def _cache_of(package: str, untested: bool) -> Path | None:
+    """File of a package's records, by its version and the code that makes them; None where its code may change."""
+    try:
+        installed = metadata.distribution(metadata.packages_distributions()[package.split(".")[0]][0])
+    except (KeyError, metadata.PackageNotFoundError):
+        return None
+    if "editable" in (installed.read_text("direct_url.json") or ""):
+        return None
+    here = Path(__file__).parent
+    code = "".join((here / name).read_text() for name in ("tools.py", "inside/harvest.py", "inside/worker.py"))
+    key = hashlib.sha256(f"{package} {installed.version} {untested} {code}".encode()).hexdigest()[:16]
+    return cache_dir() / "sciagent-tools" / f"{package}-{installed.version}-{key}.json"
 
 
-def _harvest(names: list[str], sandbox: Sandbox) -> list[dict[str, Any]]:
+def _records_of(package: str, sandbox: Sandbox, untested: bool, progress: bool) -> list[dict[str, Any]]:
+    """Records of a package's functions by place, each function once; those that take code as text are left out."""
+    from tqdm import tqdm
+
+    records = [r for f, module in BY_SIGNATURE.get(package, ()) for r in _call(sandbox, f, module=module)]
+    if package != "scipy":
+        roots = [f"{package}.{part}" for part in SUBPACKAGES[package]] if package in SUBPACKAGES else [package]
+        names = [name for root in roots for name in _call(sandbox, "harvest:modules", package=root)]
+        groups = [names[i : i + TOGETHER] for i in range(0, len(names), TOGETHER)]
+        with sandbox.with_preloaded(package) as warm, ThreadPoolExecutor(warm.workers) as threads:
+            found = threads.map(lambda group: _harvest(group, warm, untested), groups)
+            for some in tqdm(found, total=len(groups), desc=f"harvest {package}", disable=not progress):
+                records += some
+    by_place = {r["place"]: r for r in records}  # a doctest comes last: the better example
+    harmless = [r for r in by_place.values() if not (r["literal"] and _takes_text(r["examples"]))]
+    return sorted(harmless, key=lambda r: r["place"])
+
+
+def _takes_text(examples: list[dict[str, Any]]) -> bool:
+    return any(isinstance(v, str) for e in examples for v in e["arguments"].values())
+
+
+def _harvest(names: list[str], sandbox: Sandbox, untested: bool) -> list[dict[str, Any]]:
     """Records of some modules; where their process does not end well, of those halves of them that do."""
-    outcome = sandbox.call("harvest:functions", {"names": names}, limits=HARVEST)
+    outcome = sandbox.call("harvest:functions", {"names": names, "untested": untested}, limits=HARVEST)
     if outcome.ok:
         return outcome.value
     if len(names) == 1:
         return []  # a module that cannot be harvested has no verified tools
     middle = len(names) // 2
-    return _harvest(names[:middle], sandbox) + _harvest(names[middle:], sandbox)
+    return _harvest(names[:middle], sandbox, untested) + _harvest(names[middle:], sandbox, untested)
 
 
 def _call(sandbox: Sandbox, function: str, **arguments: Any) -> Any:
@@ -331,13 +414,15 @@ def _call(sandbox: Sandbox, function: str, **arguments: Any) -> Any:
 
 def _of_user(function: Callable, sandbox: Sandbox, domain: str) -> Tool:
     try:
-        tree = ast.parse(textwrap.dedent(inspect.getsource(function)))
-    except (OSError, TypeError, SyntaxError):
-        raise TypeError(f"the source of {function!r} cannot be read: define it with `def` in a file or cell") from None
-    (definition,) = tree.body
-    assert isinstance(definition, ast.FunctionDef)
+        (definition,) = ast.parse(textwrap.dedent(inspect.getsource(function))).body
+    except (OSError, TypeError, SyntaxError, ValueError):
+        definition = None
+    if not isinstance(definition, ast.FunctionDef):
+        raise TypeError(
+            f"the source of {function!r} cannot be read as a function: write it with `def` in a file or cell"
+        )
     definition.decorator_list = []
-    source = ast.unparse(definition)
+    source = "\n".join([*_from_outside(function), ast.unparse(definition)])
     record = _call(sandbox, "harvest:from_source", source=source, name=definition.name)
     if record is None or not all(example["verified"] for example in record["examples"]):
         raise ValueError(
@@ -347,9 +432,26 @@ def _of_user(function: Callable, sandbox: Sandbox, domain: str) -> Tool:
     return from_record(record, domain, source=source)
 
 
+def _from_outside(function: Callable) -> list[str]:
+    """Lines that define the modules and constants that a function uses from around it."""
+    outside = inspect.getclosurevars(inspect.unwrap(function))
+    lines = []
+    for name, value in {**outside.globals, **outside.nonlocals}.items():
+        if inspect.ismodule(value):
+            lines.append(f"import {value.__name__} as {name}")
+        elif isinstance(value, (bool, int, float, str)):
+            lines.append(f"{name} = {value!r}")
+        elif name != getattr(function, "__name__", ""):
+            raise ValueError(f"{function.__name__} uses {name!r} from outside: define or import it inside the function")
+    return lines
+
+
 def _from_dict(record: dict[str, Any]) -> Tool:
+    def parameter(p: dict[str, Any]) -> Parameter:
+        return replace(Parameter(**p), options=tuple(p["options"]))
+
     return Tool(**record | {
-        "parameters": tuple(Parameter(**p) for p in record["parameters"]),
-        "returns": Parameter(**record["returns"]),
+        "parameters": tuple(map(parameter, record["parameters"])),
+        "returns": parameter(record["returns"]),
         "examples": tuple(Example(**e) for e in record["examples"]),
     })  # fmt: skip

@@ -2,12 +2,16 @@
 
 import pytest
 
-from lib.sciagent import Sandbox, Toolset
+from lib.sciagent import Limits, Sandbox, Toolset
 
 
 @pytest.fixture(scope="session")
 def warm():
-    with Sandbox(preload=["numpy", "pandas", "fluids", "ht", "numpy_financial"]) as opened:
+    with Sandbox(
+        preload=["numpy", "pandas", "fluids", "ht", "numpy_financial"],
+        allow_weaker=True,
+        limits=Limits(seconds=30.0, cpu_seconds=5.0),
+    ) as opened:
         yield opened
 
 

@@ -6,9 +6,10 @@ from dataclasses import replace
 import pytest
 import torch
 
+from lib.core.chat import Reply
 from lib.sciagent import Execution, Toolset, agent, decoding, retriever, trainer
 from lib.sciagent.grammar import ARITHMETIC, Choice, Free, ProgramGrammar, choices_of
-from lib.sciagent.program import calls, checked
+from lib.sciagent.program import called_in, checked
 from lib.sciagent.study import science_tasks
 
 POSSIBLE = [
@@ -219,8 +220,51 @@ def words_index(tools):
     return retriever.WordIndex([t.name for t in tools], [t.indexed() for t in tools])
 
 
-def new_agent(tools, warm):
-    return agent.SciAgent(agent.Planner(None, None), agent.Action(None, None), tools, warm, words_index)
+def new_agent(tools, warm, *, constrained=True):
+    action = agent.Action(None, None, constrained=constrained, instruction="")
+    return agent.SciAgent(agent.Planner(None, None), action, tools, warm, words_index)
+
+
+FREE = """Here it is:
+```python
+import math
+total = 0
+for i in range(3):
+    total += LMTD(100, 60, 30, 40.2)
+print(total / 3)
+```"""
+
+
+def test_a_free_program_is_taken_from_its_fences_and_may_loop_import_and_print(monkeypatch, tools, warm):
+    script = Scripted(monkeypatch, ["a plan", "```python\nimport os\n```", FREE])
+    trace = new_agent(tools, warm, constrained=False).solve("Log mean temperature difference?")
+    assert [a.execution.kind for a in trace.attempts] == ["error", "ok"]
+    assert "Failed program:\nimport os\nError: ImportError: os may not be imported" in script.prompts[2]
+    assert trace.answer == pytest.approx(43.200409294131525)
+    assert trace.attempts[1].called == ("LMTD",)
+    assert "Thi: " in script.prompts[1], "a free program's functions are shown whole"
+
+
+class Chat:
+    """An endpoint that says what it is told, and keeps what it is asked."""
+
+    model = "scripted"
+
+    def __init__(self, *texts):
+        self.texts, self.asked = list(texts), []
+
+    def complete(self, messages, decoding=None, *, attempt=0):
+        self.asked.append((messages, decoding))
+        return Reply((self.texts.pop(0),))
+
+
+def test_any_chat_model_plans_and_acts(tools, warm):
+    chat = Chat("Use the log mean difference.", FREE)
+    told = agent.SciAgent(agent.Planner(chat, instruction=agent.TO_PLAN), agent.Action(chat), tools, warm, words_index)
+    assert told.solve("Log mean temperature difference?").answer == pytest.approx(43.200409294131525)
+    assert chat.asked[0][0].startswith(agent.TO_PLAN)
+    assert chat.asked[1][0].startswith(agent.TO_ACT)
+    assert {decoding.temperature for _, decoding in chat.asked} == {0.0}
 
 
 def test_a_question_goes_from_plan_to_answer(monkeypatch, tools, warm):
@@ -283,4 +327,4 @@ def test_science_tools_answer_science_tasks(warm):
     assert science_tasks.solved(first, wanted)
     assert not science_tasks.solved(first, wanted + 0.2)
     assert not science_tasks.solved(first, None)
-    assert calls(checked("answer = ph_of_acid(molarity=0.1, dissociation=1)", functions=["ph_of_acid"]), ["ph_of_acid"])
+    assert called_in("answer = ph_of_acid(molarity=0.1, dissociation=1)", ["ph_of_acid"])

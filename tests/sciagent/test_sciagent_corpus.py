@@ -5,7 +5,7 @@ import random
 import pytest
 
 from lib.sciagent import retriever
-from lib.sciagent.program import calls, checked
+from lib.sciagent.program import called_in, checked
 from lib.sciagent.study import corpus, formulas, questions
 from lib.sciagent.study.evaluation import right
 
@@ -76,9 +76,7 @@ def test_cross_retrieval_never_shows_a_questions_own_function(built, seed):
     for sample in samples:
         assert own.get(sample.question.text) not in sample.shown
         assert set(sample.question.functions) <= set(sample.shown)
-        assert set(calls(checked(sample.program, functions=sample.shown), sample.shown)) == set(
-            sample.question.functions
-        )
+        assert set(called_in(sample.program, sample.shown)) == set(sample.question.functions)
     others = {name for s in samples for name in s.shown} & set(own.values())
     assert others, "ad-hoc functions of other questions are distractors"
 
@@ -132,7 +130,7 @@ def test_chained_questions_take_two_calls(warm):
     found = questions.of_chains(some, fluids, sandbox=warm, most=8, split="train", seed=0)
     assert found
     for q in found:
-        assert len(calls(checked(q.program, functions=q.functions), q.functions)) == 2
+        assert len(called_in(q.program, q.functions)) == 2
 
 
 def test_every_solution_can_be_written_in_its_form_and_runs_to_the_same(built, warm):

@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from lib.sciagent.study import evaluation
+from lib.sciagent import quantities as evaluation
 
 
 @pytest.mark.parametrize(
@@ -36,6 +36,31 @@ from lib.sciagent.study import evaluation
         (True, True, "", True),
         (1, True, "", False),
         (None, 1.0, "", False),
+        ("1/0", 1, "", False),
+        ("1/0", "1/0", "", True),
+        ("nan", "nan", "", False),
+        ("NaN", math.nan, "", False),
+        (None, None, "", False),
+        ("3/4", 0.75, "", True),
+        ("-1/8 m", -0.125, "m", True),
+        ("50%", 0.5, "", True),
+        ("50 %", 50, "%", True),
+        ("50 percent", 50, "", True),
+        (0.5, 50, "%", False),
+        ("0.5%", 0.5, "", True),
+        ("2.00 × 10^4", 20000, "", True),
+        ("2 x 10^-3 m", 2.0, "mm", True),
+        ("1.5·10⁻³", 0.0015, "", True),
+        (r"$6.02 \times 10^{23}$", 6.02e23, "", True),
+        ("10^4", 10000, "", True),
+        ("2**10", 1024, "", True),
+        ("−3.5", -3.5, "", True),
+        ("373K", 373, "K", True),
+        ("20 kPa", 20000, "Pa", True),
+        ("100 °C", 373.15, "K", True),
+        ("2 or 3", 2, "", False),
+        ("12 apples and pears", 12, "", False),
+        ("4 = x", 4, "", False),
     ],
 )
 def test_right_answers(given, wanted, unit, expected):

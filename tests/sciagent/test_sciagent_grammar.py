@@ -15,14 +15,18 @@ from lib.sciagent.program import checked
     ("no number", []),
 ])  # fmt: skip
 def test_numbers_of_a_question_are_those_said_not_those_of_units_or_names(question, numbers):
-    assert [value for _, value in QuestionValues(question).numbers] == numbers
+    assert [n.source for n in QuestionValues(question).numbers] == numbers
 
 
 def test_a_number_comes_with_the_words_that_say_what_it_is():
     found = QuestionValues(
         "What is the drag if the speed is 2.5 m/s, the bore is 1,000 mm and the angle, flat, is 3?"
     ).numbers
-    assert found == [("the speed is 2.5", "2.5"), ("the bore is 1,000", "1000"), ("the angle, flat, is 3", "3")]
+    assert [(n.words, n.source) for n in found] == [
+        ("the speed is 2.5", "2.5"),
+        ("the bore is 1,000", "1000"),
+        ("the angle, flat, is 3", "3"),
+    ]
 
 
 def test_a_number_serves_once_while_others_are_left():
@@ -37,6 +41,19 @@ def test_a_number_serves_once_while_others_are_left():
     assert left("integer", []) == ["1"]
     assert left("boolean", []) == ["True", "False"]
     assert QuestionValues("no number").of("number", []) == [("nothing", "0")]
+
+
+@pytest.mark.parametrize(("said", "unit", "source"), [
+    ("373K", "K", "373"), ("25 degC", "K", "298.15"), ("100 °C", "K", "373.15"), ("5%", "", "0.05"), ("5 %", "%", "5"),
+    ("5 percent", "", "0.05"), ("20 kPa", "Pa", "20000"), ("2.00 × 10^4 Pa", "kPa", "20"), ("1.5x10^-3 m", "mm", "1.5"),
+    ("3·10⁻² m", "m", "0.03"), ("2.5 m/s", "km/hr", "9"), ("4 mol", "kg", "4"), ("7 florps", "m", "7"),
+    ("−3 m", "m", "-3"),
+    ("2.5e3 W/m^2/K", "kW/m^2/K", "2.5"), ("12", "m", "12"),
+])  # fmt: skip
+def test_a_number_is_read_in_the_unit_of_its_parameter(said, unit, source):
+    values = QuestionValues(f"What is it if the size is {said}?")
+    assert [value for _, value in values.of("number", [], unit=unit)] == [source]
+    assert not values.holds("number", [source])
 
 
 def test_texts_and_lists_are_copied():

@@ -7,7 +7,7 @@ import math
 import pytest
 
 from lib import TenfoldError
-from lib.sciagent import Toolset, docstrings
+from lib.sciagent import Sandbox, Toolset, docstrings
 from lib.sciagent.inside import harvest
 from lib.sciagent.tools import Example, Parameter, Tool, written
 
@@ -43,6 +43,112 @@ def test_a_docstring_gives_its_summary_parameters_and_units():
     assert [(p.name, p.unit) for p in found.parameters] == [("rho", "kg/m^3"), ("v", "m/s"), ("w", "m/s"), ("n", "")]
     assert found.parameters[0].text == "Density of the fluid"
     assert (found.returns[0].text, found.returns[0].unit) == ("Drag", "N")
+
+
+GOOGLE = """Drag of a sphere.
+
+Args:
+    rho (float): Density of the fluid [kg/m^3].
+    v: Speed [m/s],
+        of the sphere.
+
+Returns:
+    float: Drag [N].
+
+Raises:
+    ValueError: never.
+"""
+REST = """Drag of a sphere.
+
+:param float rho: Density of the fluid [kg/m^3]
+:param v: Speed [m/s]
+    of the sphere
+:type v: float
+:returns: Drag [N]
+:rtype: float
+"""
+
+
+@pytest.mark.parametrize("text", [GOOGLE, REST], ids=["google", "rest"])
+def test_other_styles_of_docstrings_say_the_same(text):
+    found = docstrings.parse(text)
+    assert found.summary == "Drag of a sphere."
+    assert [(p.name, p.unit) for p in found.parameters] == [("rho", "kg/m^3"), ("v", "m/s")]
+    assert found.parameters[0].text.rstrip(".") == "Density of the fluid"
+    assert "of the sphere" in found.parameters[1].text
+    assert (found.returns[0].text.rstrip("."), found.returns[0].unit) == ("Drag", "N")
+
+
+HINTED = """
+from typing import Literal
+def area(sides: list[float], kind: Literal["flat", "round"] = "flat", n: int | None = None, exact: bool = True) -> float:
+    '''Area of a shape.
+
+    Parameters
+    ----------
+    sides : list
+        Sides of the shape [m]
+    kind : str
+        Kind of shape
+    n : int, optional
+        How many
+    exact : bool
+        Whether it is exact
+
+    Examples
+    --------
+    >>> area([2.0, 3.0])
+    6.0
+    '''
+    return sides[0] * sides[1]
+def half(x: float) -> float:
+    '''Half of a number.
+
+    Parameters
+    ----------
+    x : float
+        Number [m]
+    '''
+    return x / 2
+other_name = half
+def runs_text(x):
+    '''Evaluate a number.
+
+    >>> runs_text(2)
+    2
+    '''
+    return eval(str(x))
+"""  # noqa: E501
+
+
+def test_hints_say_types_items_and_options_and_what_evaluates_texts_is_marked(tmp_path):
+    (tmp_path / "hinted.py").write_text(HINTED)
+    for folder in (tmp_path, *tmp_path.parents[:2]):
+        folder.chmod(0o755)
+    with Sandbox(folders=[tmp_path], allow_weaker=True) as own:
+        tested = Toolset.from_package("hinted", sandbox=own)
+        every = Toolset.from_package("hinted", sandbox=own, untested=True)
+    assert [t.name for t in tested] == ["area", "runs_text"]
+    assert [t.name for t in every] == ["area", "half", "runs_text"], "an alias is no function of its own"
+    said = tested["area"].schema()["function"]["parameters"]["properties"]
+    assert said["sides"] == {
+        "description": "Sides of the shape [m]", "type": "array", "items": {"type": "number"}, "x-unit": "m",
+    }  # fmt: skip
+    assert (said["kind"]["enum"], said["kind"]["default"]) == (["flat", "round"], "flat")
+    assert (said["n"]["type"], said["exact"]["type"]) == ("integer", "boolean")
+    assert (every["half"].verified, every["half"].examples) == (False, ())
+    assert "(Untested.)" in every["half"].schema()["function"]["description"]
+    assert (tested["runs_text"].literal, tested["area"].literal) == (True, False)
+    assert tested.job("", ["runs_text", "area"]).literal == ("runs_text",)
+
+
+def test_a_harvest_is_kept_and_found_again(warm, monkeypatch, tmp_path):
+    monkeypatch.setenv("TENFOLD_CACHE", str(tmp_path))
+    first = Toolset.from_package("numpy_financial", sandbox=warm)
+    (kept,) = (tmp_path / "sciagent-tools").iterdir()
+    assert kept.name.startswith("numpy_financial-1.")
+    monkeypatch.setattr(type(warm), "call", None)
+    assert Toolset.from_package("numpy_financial", sandbox=warm).records() == first.records()
 
 
 @pytest.mark.parametrize("text", ["", "One line", "f(x, y)\n\nWhat it does.", "Parameters\n----------"])
@@ -170,6 +276,38 @@ def test_a_users_function_must_do_what_its_doctest_says(warm):
         Toolset().add(sandbox=warm)(wrong)
     with pytest.raises(TypeError, match="cannot be read"):
         Toolset().add(sandbox=warm)(len)
+    with pytest.raises(TypeError, match="cannot be read as a function"):
+        Toolset().add(sandbox=warm)(lambda x: x)
+
+
+SCALE, HELPER = 2.5, [1]
+
+
+def test_modules_and_constants_around_a_users_function_go_with_it(warm):
+    mine = Toolset()
+
+    @mine.add(sandbox=warm)
+    def scaled(x: float) -> float:
+        """Scale.
+
+        >>> scaled(4.0)
+        5.0
+        """
+        return math.sqrt(x) * SCALE
+
+    (outcome,) = warm.map([mine.job("scaled(16)", ["scaled"])])
+    assert outcome.value == 10.0
+
+    def helped(x: float) -> float:
+        """Help.
+
+        >>> helped(1)
+        1
+        """
+        return HELPER[0]
+
+    with pytest.raises(ValueError, match="helped uses 'HELPER' from outside"):
+        mine.add(sandbox=warm)(helped)
 
 
 def test_a_package_that_is_not_here_is_refused_in_one_sentence(warm):

@@ -1,11 +1,12 @@
 """Records of a library's functions, with examples that ran: foreign code, so this runs inside the sandbox.
 
-A record has the function's place, name, documentation, parameters and examples. Examples are the calls in its doctests;
-where the documentation gives a signature but no doctest that serves, plain numbers are tried in order until some give a
-finite answer, twice the same (what draws at random is no tool).
+A record has the function's place, name, documentation, parameters and examples, and whether it evaluates texts as code.
+Examples are the calls in its doctests; where the documentation gives a signature but no doctest that serves, plain
+numbers are tried in order until some give a finite answer, twice the same (what draws at random is no tool).
 """
 
 import ast
+import builtins
 import contextlib
 import doctest
 import importlib
@@ -15,8 +16,10 @@ import itertools
 import math
 import pkgutil
 import signal
+import types
+import typing
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from .worker import plain
@@ -40,13 +43,13 @@ def modules(package: str) -> list[str]:
     return names
 
 
-def functions(names: list[str]) -> list[dict[str, Any]]:
-    """Record the documented functions of some modules that have at least one example that runs."""
+def functions(names: list[str], untested: bool = False) -> list[dict[str, Any]]:
+    """Record the documented functions of some modules that have at least one example that runs, or all (`untested`)."""
     warnings.simplefilter("ignore")
-    return [record for name in names for record in _functions(name)]
+    return [record for name in names for record in _functions(name, untested)]
 
 
-def _functions(module: str) -> Iterator[dict[str, Any]]:
+def _functions(module: str, untested: bool) -> Iterator[dict[str, Any]]:
     try:
         library = importlib.import_module(module)
     except Exception:
@@ -54,8 +57,12 @@ def _functions(module: str) -> Iterator[dict[str, Any]]:
     for name, function in sorted(vars(library).items()):
         home = getattr(function, "__module__", None) or ""
         own = (home == module or home.startswith(module + "._")) and not name.startswith("_")
-        if own and function.__doc__ and (inspect.isfunction(function) or _is_sympy_function(function)):
-            record = record_of(f"{module}:{name}", name, function, _doctest_calls(function, name, dict(vars(library))))
+        called = getattr(function, "__name__", name)
+        alias = called != name and getattr(library, called, None) is function  # it comes under its own name
+        function = inspect.unwrap(function) if inspect.isfunction(function) else function
+        if own and not alias and function.__doc__ and (inspect.isfunction(function) or _is_sympy_function(function)):
+            found = _doctest_calls(function, name, dict(vars(library)))
+            record = record_of(f"{module}:{name}", name, function, found, untested=untested)
             if record:
                 yield record
 
@@ -159,32 +166,71 @@ def _close(a: Any, b: Any) -> bool:
 
 def record_of(
     place: str, name: str, function: Any, calls: Iterator[dict[str, Any]], *, parameters: list[str] | None = None,
-    doc: str | None = None,
+    doc: str | None = None, untested: bool = False,
 ) -> dict[str, Any] | None:  # fmt: skip
-    """Record a function with the first examples that `calls` gives; None where it gives none."""
+    """Record a function with the first examples that `calls` gives; None where it gives none (unless `untested`)."""
     examples = list(itertools.islice(calls, MOST_EXAMPLES))
-    if not examples:
+    if not examples and not untested:
         return None
     named = [{"name": n, "required": True} for n in parameters or ()]
     return {
         "place": place, "name": name, "doc": doc or inspect.cleandoc(function.__doc__),
         "parameters": named if parameters is not None else parameters_of(function),
         "examples": examples, "positional": not inspect.isfunction(function) and not inspect.ismethod(function),
+        "literal": any(evaluates(function, example["arguments"]) for example in examples),
     }  # fmt: skip
 
 
+CODE = "exec('import builtins; builtins._tenfold_probe = 1')"
+
+
+def evaluates(function: Any, arguments: dict[str, Any]) -> bool:
+    """Whether a function runs a text as code: one that leaves a mark is put in place of each argument in turn."""
+    by_name = inspect.isfunction(function) or inspect.ismethod(function)
+    for name, value in arguments.items():
+        given = arguments | {name: [CODE] if isinstance(value, list) else CODE}
+        with contextlib.redirect_stdout(io.StringIO()):
+            timed(lambda given=given: function(**given) if by_name else function(*given.values()))
+        if vars(builtins).pop("_tenfold_probe", None):
+            return True
+    return False
+
+
 def parameters_of(function: Any) -> list[dict[str, Any]]:
-    """List each parameter's name, whether it is required, and its default."""
+    """List each parameter's name, whether it is required, its default, and what its annotation says."""
     if inspect.isclass(function):
         return [{"name": n, "required": True} for n in positional_names(function)]
-    parameters = []
+    parameters, hints = [], {}
+    with contextlib.suppress(Exception):  # names that only a type checker knows
+        hints = typing.get_type_hints(function)
     for p in inspect.signature(function).parameters.values():
         if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD):
             required = p.default is p.empty
             parameters.append(
-                {"name": p.name, "required": required} | ({} if required else {"default": plain(p.default)})
+                {"name": p.name, "required": required}
+                | ({} if required else {"default": plain(p.default)})
+                | (hinted(hints[p.name]) if p.name in hints else {})
             )
     return parameters
+
+
+JSON_TYPES = {bool: "boolean", int: "integer", float: "number", complex: "number", str: "string"}
+
+
+def hinted(hint: Any) -> dict[str, Any]:
+    """JSON type, type of the items and possible values that a type hint says."""
+    origin, inner = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (typing.Union, types.UnionType):
+        some = [part for part in map(hinted, (a for a in inner if a is not type(None))) if part]
+        widest = [part for part in some if part.get("kind") == "number"]
+        return (widest or some or [{}])[0]
+    if origin is typing.Annotated:
+        return hinted(inner[0])
+    if origin is typing.Literal:
+        return {"kind": JSON_TYPES.get(type(inner[0]), ""), "options": list(inner)}
+    if hint in (list, tuple, set) or (inspect.isclass(origin) and issubclass(origin, (Sequence, set))):
+        return {"kind": "array", "items": hinted(inner[0]).get("kind", "") if inner else ""}
+    return {"kind": JSON_TYPES[hint]} if hint in JSON_TYPES else {}
 
 
 def positional_names(function: Any) -> list[str]:

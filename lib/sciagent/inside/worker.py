@@ -15,10 +15,12 @@ import json
 import math
 import operator
 import os
+import re
 import resource
 import shutil
 import signal
 import sys
+import tempfile
 import time
 import traceback
 from pathlib import Path
@@ -28,6 +30,8 @@ from . import Unfinished, isolation, receive, send
 
 LONGEST = 400  # characters of what has no plain form
 MOST_ITEMS = 256
+THOUSANDS = re.compile(r"-?\d{1,3}(,\d{3})+(\.\d+)?")
+PRINTED_NUMBER = re.compile(r"-?(?:\d[\d,]*\.?\d*|\.\d+)(?:[eE][-+]?\d+)?")
 
 
 def plain(value: Any, depth: int = 0) -> Any:
@@ -102,7 +106,7 @@ def _answer(request: dict[str, Any], limits: dict[str, Any]) -> bytes:
     output = Output(limits["output_characters"])
     sys.stdout = sys.stderr = output
     try:
-        reply = {"kind": "ok", "value": _run(request)}
+        reply = {"kind": "ok", "value": _run(request, output)}
         json.dumps(reply)  # whether it can be said at all
     except Exceeded as error:
         reply = {"kind": "output", "error": str(error)}
@@ -120,57 +124,100 @@ def _in_one_line(error: BaseException) -> str:
     return f"{type(error).__name__}: {error}"[:500] + (f" (line {lines[-1]})" if lines else "")
 
 
-def _run(request: dict[str, Any]) -> Any:
+def _run(request: dict[str, Any], output: Output) -> Any:
     """Value of a request: a function of this package called, or a program's."""
     if "function" in request:
         module, name = request["function"].split(":")
         return getattr(importlib.import_module(f".{module}", __package__), name)(**request["arguments"])
-    return plain(_program(request))
+    return plain(_program(request, output))
 
 
-def _program(request: dict[str, Any]) -> Any:
-    """Value of a program: of its last line where that is an expression, else of its variable `answer`."""
+def _program(request: dict[str, Any], output: Output) -> Any:
+    """Value of a program: its variable `answer`, else of its last line, where that is an expression, else printed."""
     names = _names(request)
     tree = ast.parse(request["program"], "<program>")
     last = tree.body.pop() if tree.body and isinstance(tree.body[-1], ast.Expr) else None
     exec(compile(tree, "<program>", "exec"), names)
+    value = None
     if last is not None:
         value = eval(compile(ast.Expression(last.value), "<program>", "eval"), names)
-        return value if value is not None else names.get("answer")
-    return names.get("answer")
+    if names.get("answer") is not None:
+        return names["answer"]
+    return value if value is not None else printed_value(output.getvalue())
+
+
+def printed_value(text: str) -> Any:
+    """Value in the last line printed: a literal, else its last number, else the line; None where nothing is printed."""
+    line = (text.strip().splitlines() or [""])[-1].strip()
+    line = line.replace(",", "") if THOUSANDS.fullmatch(line) else line
+    with contextlib.suppress(ValueError, SyntaxError, RecursionError, MemoryError):
+        return ast.literal_eval(line)
+    numbers = PRINTED_NUMBER.findall(line)
+    return float(numbers[-1].replace(",", "")) if numbers else line or None
 
 
 def _names(request: dict[str, Any]) -> dict[str, Any]:
-    """Global names of a program: its tools, and built-ins (all of them for code that is not model-written)."""
+    """Global names of a program: its tools, and the built-ins and imports that it may use."""
     names: dict[str, Any] = {"__name__": "__main__"}
     for name, place in request["tools"].items():
         module, _, attribute = place.partition(":")
-        names[name] = operator.attrgetter(attribute)(importlib.import_module(module))
+        function = operator.attrgetter(attribute)(importlib.import_module(module))
+        names[name] = without_code(name, function) if name in request["literal"] else function
     for name, source in request["sources"].items():
         own: dict[str, Any] = {}
         exec(compile(source, "<tool>", "exec"), own)
         names[name] = own[name]
     if request["builtins"] is not None:
         names["__builtins__"] = {n: getattr(builtins, n, None) or getattr(math, n) for n in request["builtins"]}
+    elif request["imports"] is not None:
+        roots = frozenset([*request["imports"], *(place.partition(".")[0] for place in request["tools"].values())])
+        names["__builtins__"] = vars(math) | vars(builtins) | {"__import__": _importer(roots)}
     return names
+
+
+def without_code(name: str, function: Any) -> Any:
+    """Wrap a function that evaluates texts as code (SymPy's `sympify`): it takes values only, no text at any depth."""
+
+    def has_text(value: Any) -> bool:
+        if isinstance(value, dict):
+            return any(map(has_text, value.values()))
+        return isinstance(value, str) or (isinstance(value, (list, tuple, set)) and any(map(has_text, value)))
+
+    def call(*args: Any, **named: Any) -> Any:
+        if has_text(args) or has_text(named):
+            raise TypeError(f"{name} takes numbers, not texts")
+        return function(*args, **named)
+
+    return call
+
+
+def _importer(roots: frozenset[str]) -> Any:
+    """Import statement of a free program: a help to its writer, not a barrier (what holds is below it)."""
+
+    def imported(name: str, *args: Any) -> Any:
+        if name.partition(".")[0] not in roots:
+            raise ImportError(f"{name} may not be imported: use {', '.join(sorted(roots))}")
+        return importlib.__import__(name, *args)
+
+    return imported
 
 
 class Server:
     """Serves the parent's requests one after the other."""
 
-    def __init__(self, pipes: tuple[int, int], scratch: Path, refusing: Any, mapped: int) -> None:
-        self.pipes, self.scratch, self.refusing, self.mapped = pipes, scratch, refusing, mapped
+    def __init__(self, held: tuple[int, ...], scratch: Path, refusing: Any, mapped: int) -> None:
+        self.held, self.scratch, self.refusing, self.mapped = held, scratch, refusing, mapped
 
     def serve(self) -> None:
         """Answer until the parent closes its pipe, or the scratch folder can no longer be emptied."""
         with contextlib.suppress(Unfinished):
             while True:
-                request = json.loads(receive(self.pipes[0]))
+                request = json.loads(receive(self.held[0]))
                 began = time.monotonic()
                 text = self._answer(request, request.pop("limits") | {"mapped": self.mapped})
                 last = not clean(self.scratch)
                 reply = {"text": text, "seconds": time.monotonic() - began, "last": last}
-                send(self.pipes[1], json.dumps(reply).encode())
+                send(self.held[1], json.dumps(reply).encode())
                 if last:
                     return
 
@@ -179,7 +226,7 @@ class Server:
         reply, theirs = os.pipe()
         process = os.fork()
         if process == 0:
-            for descriptor in (*self.pipes, reply):
+            for descriptor in (*self.held, reply):
                 os.close(descriptor)
             answer_and_exit(theirs, request, limits, self.refusing)
         os.close(theirs)
@@ -247,18 +294,25 @@ def clean(scratch: Path) -> bool:
 def main() -> None:
     """Isolate, import, report what was isolated, then serve."""
     setup = json.loads(sys.argv[1])
-    pipes, ordinary = _claim_pipes(), os.getuid() != 0
-    layers = isolation.enter_namespaces()
-    if "processes" in layers:
-        _become_process_one(pipes)
-    scratch, meter = Path(setup["scratch"]), isolation.Meter()
-    if "mounts" in layers:
+    held, ordinary = _claim_pipes(), os.getuid() != 0
+    layers, shown = [], [Path(__file__).parent, *map(Path, setup["folders"])]
+    if setup["isolation"] == "bubblewrap":
+        layers, scratch = [*isolation.NAMESPACES, "files"], isolation.SCRATCH
+    else:
+        scratch, lifeline = _kept_folder(held)
+        held = (*held, lifeline)
+        if setup["isolation"] == "namespaces":
+            layers = isolation.enter_namespaces()
+    if setup["isolation"] == "namespaces" and "processes" in layers:
+        _become_process_one(held)
+    if setup["isolation"] == "namespaces" and "mounts" in layers:
         with contextlib.suppress(OSError):
-            isolation.new_root(scratch, [Path(__file__).parent])
+            isolation.new_root(scratch, shown)
             scratch = isolation.SCRATCH
             layers.append("files")
     os.chdir(scratch)
     isolation.drop_privileges()
+    sys.path += setup["folders"]
     for name in setup["preload"]:
         importlib.import_module(name)
     refusing = isolation.SystemCallFilter()
@@ -266,24 +320,42 @@ def main() -> None:
     layers += [name for name, there in given.items() if there]
     gc.collect()
     gc.freeze()  # a fork then copies fewer pages
-    send(pipes[1], json.dumps({"ready": layers}).encode())
-    Server(pipes, scratch, refusing, meter.last_reading()).serve()
+    mapped = isolation.bytes_mapped()
+    send(held[1], json.dumps({"ready": layers}).encode())
+    Server(held, scratch, refusing, mapped).serve()
 
 
-def _claim_pipes() -> tuple[int, int]:
-    """Move the pipes off the standard descriptors, which become /dev/null."""
-    requests, replies = os.dup(0), os.dup(1)
-    null = os.open(os.devnull, os.O_RDWR)
-    for standard in (0, 1, 2):
-        os.dup2(null, standard)
-    os.close(null)
-    return requests, replies
+def _claim_pipes() -> tuple[int, ...]:
+    """Move the pipes off the standard descriptors, which become that of errors: /dev/null."""
+    pipes = os.dup(0), os.dup(1)
+    os.dup2(2, 0)
+    os.dup2(2, 1)
+    return pipes
 
 
-def _become_process_one(pipes: tuple[int, int]) -> None:
+def _kept_folder(held: tuple[int, ...]) -> tuple[Path, int]:
+    """Make a temporary folder that a process of its own removes when all who hold the returned descriptor are gone.
+
+    That process is in a session of its own, so that it outlives a killed parent and a killed worker.
+    """
+    folder = Path(tempfile.mkdtemp(prefix="tenfold-sandbox-"))
+    folder.chmod(0o777)
+    watched, lifeline = os.pipe()
+    if os.fork() == 0:
+        os.setsid()
+        for descriptor in (*held, lifeline):
+            os.close(descriptor)
+        os.read(watched, 1)
+        shutil.rmtree(folder, ignore_errors=True)
+        os._exit(0)
+    os.close(watched)
+    return folder, lifeline
+
+
+def _become_process_one(held: tuple[int, ...]) -> None:
     """Go on as the first process of the new namespace; the process that left waits for it."""
     child = os.fork()
     if child:
-        for pipe in pipes:
+        for pipe in held:
             os.close(pipe)
         os._exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) & 0xFF)

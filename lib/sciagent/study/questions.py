@@ -91,6 +91,8 @@ class Question:
 
 def askable(tool: Tool) -> bool:
     """Whether a question can be worded: numbers or short texts as arguments, all described, and one number back."""
+    if not tool.examples:
+        return False
     arguments = tool.examples[0].arguments
     described = {p.name for p in tool.parameters if p.text}
     plain = all(isinstance(v, (int, float, str)) and not isinstance(v, bool) for v in arguments.values())

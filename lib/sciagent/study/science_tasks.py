@@ -9,8 +9,8 @@ import random
 import re
 from typing import Any
 
+from lib.sciagent.quantities import quantity, right
 from lib.sciagent.sandbox import Sandbox
-from lib.sciagent.study.evaluation import quantity, right
 from lib.sciagent.tools import Toolset
 from lib.zoo import load_dataset
 
@@ -304,7 +304,7 @@ def solved(row: dict[str, Any], value: Any) -> bool:
         return False
     absolute = TO_DECIMALS.get(row["task"])
     for ideal in row["ideals"]:
-        number, given = quantity(ideal)[0], quantity(value)[0]
+        number, given = quantity(ideal).value, quantity(value).value
         if absolute is not None and number is not None and given is not None:
             if abs(number - given) <= absolute:
                 return True
