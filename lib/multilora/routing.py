@@ -17,20 +17,24 @@ from lib.multilora.layers import AdapterLayers, replaced
 
 
 class Routing:
-    """Routes k stacked copies through the adapters `names` while switched on; silent otherwise."""
+    """Routes stacked copies, one for each name, through these adapters while switched on; silent otherwise."""
 
-    def __init__(self, names: Sequence[str]) -> None:
-        self.names = tuple(names)
-        self.active = False
+    def __init__(self) -> None:
+        self.names: tuple[str, ...] = ()
+        self._adders: dict[Any, tuple[tuple[str, ...], Callable[[Tensor, Tensor], Tensor]]] = {}
+
+    def forget(self) -> None:
+        """Forget the stacked weights, which may have been moved or trained since."""
+        self._adders.clear()
 
     @contextmanager
-    def on(self) -> Iterator[None]:
-        """Route what passes through the layers while the block lasts."""
-        self.active = True
+    def on(self, names: Sequence[str]) -> Iterator[None]:
+        """Route what passes through the layers while the block lasts; a name that no layer has leaves its copy alone."""
+        self.names = tuple(names)
         try:
             yield
         finally:
-            self.active = False
+            self.names = ()
 
     @contextmanager
     def installed(self, layers: AdapterLayers) -> Iterator["Routing"]:
@@ -39,16 +43,19 @@ class Routing:
             for layer in layers.layers:
                 stack.enter_context(replaced(layer, "forward", self._routed(layer)))
             yield self
+            self.forget()
 
     def _routed(self, layer: Any) -> Callable[..., Tensor]:
         """Forward pass of a LoRA layer that knows both ways."""
-        own, add = layer.forward, None
+        own = layer.forward
 
         def forward(x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-            nonlocal add
-            if not self.active:
+            if not self.names:
                 return own(x, *args, **kwargs)
-            add = add or _adder(layer, self.names)
+            names, add = self._adders.get(layer, ((), own))
+            if names != self.names:
+                add = _adder(layer, self.names)
+                self._adders[layer] = self.names, add
             return add(layer.base_layer(x, *args, **kwargs), x)
 
         return forward

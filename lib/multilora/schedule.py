@@ -1,9 +1,15 @@
-"""Schedules over denoising steps: whose turn it is in LoRA Switch (arXiv:2402.16843), and factors on a LoRA's weight.
+"""When what is active: turns of LoRA Switch (arXiv:2402.16843), factors by step, and the clock of a scheduler's steps.
 
 Symbols: `k` adapters, `tau` = τ steps a turn, the paper's step t = 1..N is `step` = t − 1 here.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+import functools
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+from lib import TenfoldError
+from lib.multilora.layers import replaced
 
 CONVENTIONS = ("paper", "callback")
 Factor = Sequence[float] | Callable[[float], float]
@@ -53,3 +59,84 @@ def factor_at(factor: Factor | None, *, step: int, steps: int) -> float:
     if callable(factor):
         return float(factor(min(1.0, step / max(1, steps - 1))))
     return float(factor[min(step, len(factor) - 1)])
+
+
+class StepClock:
+    """Counts the steps of a pipeline's runs by its scheduler; calls `begun()` and `moved()` between the denoiser's calls.
+
+    A pipeline calls `set_timesteps` once a run, `progress_bar` where its loop begins, and `scheduler.step` at the end of
+    each turn of the loop, however often it calls the denoiser in between (true guidance of Flux, skipped layers of SD3,
+    the second half of a Heun step). All of these run eagerly, whatever of the denoiser is compiled.
+    """
+
+    def __init__(self, pipe: Any, begun: Callable[[], None], moved: Callable[[], None], stack: ExitStack) -> None:
+        self.pipe, self._begun, self._moved, self._stack = pipe, begun, moved, stack
+        self._followed: list[Any] = []
+        self._its_own_run = False
+        self.step = self.runs = 0
+        self.follow()
+        if callable(getattr(pipe, "progress_bar", None)):
+            stack.enter_context(replaced(pipe, "progress_bar", self._entering(pipe.progress_bar)))
+
+    @property
+    def steps(self) -> int:
+        """Steps of the run: fewer than the scheduler's timesteps in image-to-image, or with `denoising_end`."""
+        told = getattr(self.pipe, "num_timesteps", None)
+        if self._its_own_run and isinstance(told, int):
+            return told
+        scheduler = self._followed[-1]
+        timesteps = getattr(scheduler, "timesteps", None)
+        return 0 if timesteps is None else len(timesteps) - (getattr(scheduler, "begin_index", None) or 0)
+
+    def follow(self) -> bool:
+        """Follow the pipeline's scheduler, unless it is followed already; return whether it is a new one."""
+        scheduler = self.pipe.scheduler
+        if any(scheduler is one for one in self._followed):
+            return False
+        self._followed.append(scheduler)
+        for name, then in (("step", self._advance), ("set_timesteps", self._begin)):
+            method = _then(getattr(scheduler, name), then)
+            self._stack.enter_context(replaced(scheduler, name, method))
+        return True
+
+    def _entering(self, progress_bar: Any) -> Any:
+        @functools.wraps(progress_bar)
+        def entering(*args: Any, **kwargs: Any) -> Any:
+            if self.follow():  # the scheduler was replaced inside the block, and has its timesteps already
+                self._begin()
+            self._its_own_run = True
+            return progress_bar(*args, **kwargs)
+
+        return entering
+
+    def _begin(self) -> None:
+        self.step, self._its_own_run = 0, False
+        self.runs += 1
+        self._begun()
+
+    def _advance(self) -> None:
+        self.step += 1
+        self._moved()
+
+
+@contextmanager
+def ticking(pipe: Any, begun: Callable[[], None], moved: Callable[[], None]) -> Iterator[StepClock]:
+    """Follow a pipeline's steps while the block lasts; the scheduler's own methods come back at its end."""
+    with ExitStack() as stack:
+        clock = StepClock(pipe, begun, moved, stack)
+        yield clock
+        if clock.follow():
+            raise TenfoldError(
+                f"the scheduler was replaced inside compose, and {type(pipe).__name__} does not tell where a run "
+                "begins: replace it before the block."
+            )
+
+
+def _then(method: Any, afterwards: Any) -> Any:
+    @functools.wraps(method)  # pipelines inspect the signature to know which arguments a scheduler takes
+    def wrapped(*args: Any, **kwargs: Any) -> Any:
+        result = method(*args, **kwargs)
+        afterwards()
+        return result
+
+    return wrapped

@@ -1,0 +1,102 @@
+"""Where each LoRA acts: masks in image space, carried to the places of a denoiser's output.
+
+With masks M_i(p) in [0, 1] and shares r_i of mean 1, T(p) = Σ_i r_i M_i(p), composite becomes
+
+    ẽ(p) = [Σ_i r_i M_i(p) e_i(p)] / max(1, T(p)) + max(0, 1 − T(p)) e_0(p),
+
+with e_0 the model without any LoRA: the mean of those that act at a place, and what no mask covers is the base model's.
+Masks of 1 are the paper's mean. Switch has one LoRA at a time: M_i e_i + (1 − M_i) e_0.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.nn.functional import interpolate
+
+from lib import TenfoldError
+
+Share = float | Tensor
+BARE = 1e-3  # share of the base model, at its most, that is not worth a pass
+
+
+def region(
+    left: float, top: float, right: float, bottom: float, *, soft: float = 0.0, size: int = 256
+) -> Float[Tensor, "size size"]:
+    """Return the mask of a rectangle, given in parts of the image's width and height (0 to 1), for any aspect.
+
+    The edge rises over `soft` (also a part of the image), half of it outside; edges at the image's border do not fall.
+    Raises ValueError for a rectangle without an inside.
+    """
+    if not (left < right and top < bottom and soft >= 0):
+        raise ValueError(f"a region needs left < right, top < bottom, soft ≥ 0, not {(left, top, right, bottom, soft)}.")
+    at = (torch.arange(size) + 0.5) / size
+
+    def rise(low: float, high: float) -> Tensor:
+        width = max(soft, 1 / size)
+        up = torch.ones(size) if low <= 0 else ((at - low) / width + 0.5).clamp(0, 1)
+        down = torch.ones(size) if high >= 1 else ((high - at) / width + 0.5).clamp(0, 1)
+        return up * down
+
+    return rise(top, bottom)[:, None] * rise(left, right)
+
+
+class Shares:
+    """Shares of the adapters in the sum of predictions: numbers, or maps over the places of the output."""
+
+    def __init__(self, shares: Mapping[str, float], masks: Mapping[str, Any] | None) -> None:
+        self.shares, self._maps = dict(shares), {}
+        strangers = [name for name in masks or () if name not in shares]
+        if strangers:
+            raise ValueError(f"masks name {strangers[0]!r}, which has no weight here: they may name {list(shares)}.")
+        self.masks = {name: checked_mask(name, mask) for name, mask in (masks or {}).items()}
+
+    def at(self, names: Sequence[str], sample: Tensor, kwargs: Mapping[str, Any]) -> list[Share]:
+        """Return the share of each adapter of a call, and last that of the base model where it has any."""
+        total = sum(self.shares[name] for name in names)
+        ratios = [self.shares[name] / total for name in names]
+        if not any(name in self.masks for name in names):
+            return list(ratios)
+        ids = kwargs.get("img_ids")
+        key = (*names, *sample.shape[1:], sample.device, sample.dtype)
+        if key not in self._maps:
+            self._maps = {key: self._mapped(names, ratios, sample, ids)}  # the last one only: a run has one size
+        return self._maps[key]
+
+    def _mapped(self, names: Sequence[str], ratios: list[float], sample: Tensor, ids: Tensor | None) -> list[Share]:
+        one = torch.ones(1, 1)
+        maps = [self.masks.get(name, one).to(sample.device) for name in names]
+        masks = torch.stack([len(names) * r * _placed(m, sample, ids) for r, m in zip(ratios, maps, strict=True)])
+        total = masks.sum(0)
+        shares = [*(masks / total.clamp(min=1)), (1 - total).clamp(min=0)]
+        if float(shares[-1].max()) < BARE:
+            shares = list(masks / total)
+        return [share.to(sample.dtype) for share in shares]
+
+
+def _placed(mask: Tensor, sample: Tensor, ids: Tensor | None) -> Tensor:
+    """Carry a mask to a sample's places: height × width of an image or video, the tokens of a packed image."""
+    if sample.ndim >= 4:
+        return _resized(mask, *sample.shape[-2:])
+    if ids is None:
+        raise TenfoldError("masks need a denoiser of images, or of tokens that come with their places (img_ids).")
+    rows, columns = ids.reshape(-1, ids.shape[-1])[: sample.shape[1], 1:3].long().T
+    return _resized(mask, int(rows.max()) + 1, int(columns.max()) + 1)[rows, columns, None]
+
+
+def _resized(mask: Tensor, height: int, width: int) -> Tensor:
+    return interpolate(mask[None, None], size=(height, width), mode="bilinear", antialias=True)[0, 0].clamp(0, 1)
+
+
+def checked_mask(name: str, mask: Any) -> Float[Tensor, "height width"]:
+    """Return a mask (tensor, array or grey picture of any size) as numbers from 0 to 1; raises ValueError for others."""
+    pixels = mask.convert("L") if hasattr(mask, "convert") else mask
+    values = pixels if isinstance(pixels, Tensor) else torch.as_tensor(np.array(pixels))
+    values = values.float() / (255 if values.dtype == torch.uint8 else 1)
+    values = values.squeeze()
+    if values.ndim != 2 or not values.numel() or not bool(((values >= 0) & (values <= 1)).all()):
+        raise ValueError(f"the mask of {name!r} is no picture of height x width with values from 0 to 1.")
+    return values
