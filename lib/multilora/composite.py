@@ -36,8 +36,11 @@ class Prediction:
         self.inner = denoiser._compiled_call_impl or denoiser._call_impl
         self._compiled = any(m._compiled_call_impl for m in denoiser.modules()) or denoiser is not unwrapped(denoiser)
         self.begin()
-        if self.insisted and self.obstacle:
-            raise ValueError(f"one batched pass is not known to be right with {self.obstacle}: use batched='auto'.")
+        self._refuse(self.obstacle)
+
+    def _refuse(self, obstacle: str) -> None:
+        if self.insisted and obstacle:
+            raise ValueError(f"one batched pass is not known to be right with {obstacle}: use batched='auto'.")
 
     def begin(self) -> None:
         """Look at the denoiser anew: a run may have other processors, hooks or a device than the one before."""
@@ -69,7 +72,9 @@ class Prediction:
         # One share more than adapters is that of the model without any: places that no mask covers.
         sets = [{name: weight} for name, weight in weights.items()] + [{}] * (len(shares) - len(weights))
         # Processors once more: a pipeline puts its own on (PAG) between the beginning of a run and its loop.
-        self.was_batched = self._fits and len(sets) > 1 and not (self.obstacle or self._strange_processor())
+        obstacle = self.obstacle or self._strange_processor()
+        self._refuse(obstacle)
+        self.was_batched = self._fits and len(sets) > 1 and not obstacle
         if self.was_batched:
             try:
                 return self._one_pass(args, kwargs, weights, shares)

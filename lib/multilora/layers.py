@@ -89,8 +89,7 @@ class AdapterLayers:
         finally:
             for layer, (active, disabled, scaling) in zip(self.layers, before, strict=True):
                 layer._active_adapter, layer._disable_adapters = active, disabled
-                layer.scaling.clear()
-                layer.scaling.update(scaling)
+                layer.scaling.update({name: own for name, own in scaling.items() if name in layer.scaling})
 
 
 def hooked(module: nn.Module) -> bool:

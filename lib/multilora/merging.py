@@ -33,21 +33,24 @@ def merge_adapters(
         layers = AdapterLayers(model)
         if name in layers.names or not set(weights) <= set(layers.names):
             raise ValueError(f"merging {list(weights)} into {name!r} needs them loaded and it not: {layers.names} are.")
+        trained = [(weight, weight.requires_grad) for weight in model.parameters()]
         with layers.restored(), torch.random.fork_rng():
             layers.set(dict.fromkeys(weights, 1.0))
             torch.manual_seed(seed)
-            _tuner(model).add_weighted_adapter(
+            _tuner(model, list(weights)).add_weighted_adapter(
                 list(weights), list(weights.values()), name, combination, density=density,
                 svd_rank=rank or sum(model.peft_config[n].r for n in weights), svd_full_matrices=False,
             )  # fmt: skip
+        for weight, was in trained:
+            weight.requires_grad_(was)
 
 
-def _tuner(model: nn.Module) -> Any:
+def _tuner(model: nn.Module, active: list[str]) -> Any:
     """Return peft's view of a model into which diffusers put the adapters."""
     from peft import LoraModel
 
     tuner = LoraModel.__new__(LoraModel)
     nn.Module.__init__(tuner)
-    tuner.model, tuner.peft_config = model, model.peft_config
+    tuner.model, tuner.peft_config, tuner.active_adapter = model, model.peft_config, active
     tuner.targeted_module_names, tuner.targeted_parameter_names = [], []
     return tuner

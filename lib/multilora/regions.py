@@ -24,18 +24,21 @@ BARE = 1e-3  # share of the base model, at its most, that is not worth a pass
 
 
 def region(
-    left: float, top: float, right: float, bottom: float, *, soft: float = 0.0, size: int = 256
-) -> Float[Tensor, "size size"]:
+    left: float | int, top: float | int, right: float | int, bottom: float | int, *, soft: float | int = 0.0,
+    size: int = 256,
+) -> Float[Tensor, "size size"]:  # fmt: skip
     """Return the mask of a rectangle, given in parts of the image's width and height (0 to 1), for any aspect.
 
     The edge rises over `soft` (also a part of the image), half of it outside; edges at the image's border do not fall.
     Raises ValueError for a rectangle without an inside.
     """
     if not (left < right and top < bottom and soft >= 0):
-        raise ValueError(f"a region needs left < right, top < bottom, soft ≥ 0, not {(left, top, right, bottom, soft)}.")
+        raise ValueError(
+            f"a region needs left < right, top < bottom, soft ≥ 0, not {(left, top, right, bottom, soft)}."
+        )
     at = (torch.arange(size) + 0.5) / size
 
-    def rise(low: float, high: float) -> Tensor:
+    def rise(low: float | int, high: float | int) -> Tensor:
         width = max(soft, 1 / size)
         up = torch.ones(size) if low <= 0 else ((at - low) / width + 0.5).clamp(0, 1)
         down = torch.ones(size) if high >= 1 else ((high - at) / width + 0.5).clamp(0, 1)
@@ -88,7 +91,7 @@ def _placed(mask: Tensor, sample: Tensor, ids: Tensor | None) -> Tensor:
 
 
 def _resized(mask: Tensor, height: int, width: int) -> Tensor:
-    return interpolate(mask[None, None], size=(height, width), mode="bilinear", antialias=True)[0, 0].clamp(0, 1)
+    return interpolate(mask[None, None], size=(height, width), mode="area")[0, 0]  # the mean over a place's pixels
 
 
 def checked_mask(name: str, mask: Any) -> Float[Tensor, "height width"]:

@@ -109,7 +109,10 @@ def test_unreadable_answers_are_asked_for_again_up_to_ten_times(server):
             "Image Quality: 7.5 / 10",
             [[8.5, 9], [10, 7.5]],
         ),
-        ("Image 1:\n- Composition: 8/10\n- Quality: 9/10\nImage 2:\n- Composition: 3\n- Quality: 9.5", [[8, 9], [3, 9.5]]),
+        (
+            "Image 1:\n- Composition: 8/10\n- Quality: 9/10\nImage 2:\n- Composition: 3\n- Quality: 9.5",
+            [[8, 9], [3, 9.5]],
+        ),
         ("Image 1: composition 8, quality 7", None),
         ("Image 1: composition 8, quality 7\nImage 2: composition 11, quality 2", None),
     ],

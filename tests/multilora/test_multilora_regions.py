@@ -9,7 +9,7 @@ from torch import nn
 from lib.multilora import compose, merge_adapters, region
 from lib.multilora.layers import AdapterLayers
 from lib.multilora.regions import Shares
-from tests.multilora.conftest import call, make
+from tests.multilora.conftest import add_lora, call, make
 
 TWO = {"character": 1.0, "clothing": 0.8}
 
@@ -18,6 +18,10 @@ def one_step(pipe, weights, method="merge", **options):
     """Latents after one step, which are linear in the prediction at each place."""
     with compose(pipe, weights, method, **options):
         return call(pipe, steps=1)
+
+
+def layers_of(pipe):
+    return AdapterLayers(getattr(pipe, "unet", None) or pipe.transformer).layers
 
 
 def base(pipe):
@@ -94,13 +98,18 @@ def test_bad_masks_are_refused_in_one_sentence():
 
 
 def test_weights_of_blocks_are_those_of_set_adapters():
-    pipe = make("sd15", 2)
-    blocks = {"character": {"down_blocks": 0.5, "up_blocks": 0.25, "up_blocks.1": 0.0}}
-    with compose(pipe, TWO, blocks=blocks):
+    pipe = make("sd15", 0)
+    for seed, name in enumerate(TWO):
+        add_lora(pipe.unet, name, layers=r".*(to_q|to_v)$", seed=seed)
+    with compose(pipe, TWO, blocks={"character": {"down_blocks": 0.5, "mid_block": 0.7, "up_blocks.1": 0.0}}):
         made = call(pipe)
-    scales = {"down": 0.5, "mid": 1.0, "up": {"block_1": 0.0}}
-    pipe.unet.set_adapters(list(TWO), [scales, 0.8])
+    pipe.unet.set_adapters(list(TWO), [{"down": 0.5, "mid": 0.7, "up": 0.0}, 0.8])
     assert (made - call(pipe)).abs().max() < 1e-5
+    with compose(pipe, TWO):
+        assert (made - call(pipe)).abs().max() > 1e-2
+    with compose(pipe, TWO, blocks={"character": {"up_blocks": 0.0, "up_blocks.1.attentions.0": 3.0}}):
+        layers = [layer for layer in AdapterLayers(pipe.unet).layers if layer.scaling["character"] == 3.0 * 6 / 4]
+        assert len(layers) == 4, "the longest name that fits counts"
     for wrong, words in (({"hat": {}}, "blocks name 'hat'"), ({"character": {"middle": 1.0}}, "lies in 'middle'")):
         with pytest.raises(ValueError, match=words), compose(pipe, TWO, blocks=wrong):
             pass
@@ -136,6 +145,8 @@ def test_an_adapter_of_concatenated_loras_is_their_merge():
     pipe = make("flux", 2)
     with compose(pipe, TWO):
         expected = call(pipe)
+    before = [(layer._active_adapter, layer.lora_A["character"].weight.requires_grad) for layer in layers_of(pipe)]
     merge_adapters(pipe, TWO, "all", combination="cat")
+    assert before == [(la._active_adapter, la.lora_A["character"].weight.requires_grad) for la in layers_of(pipe)]
     with compose(pipe, {"all": 1.0}):
         torch.testing.assert_close(call(pipe), expected, rtol=1e-4, atol=1e-4)

@@ -114,10 +114,10 @@ def load_single(file: Path) -> dict[str, Tensor]:
     return {name: w.float() if w.is_floating_point() else w for name, w in load_file(file).items()}
 
 
-def save_base(file: Path, unet: Any, tags: TagEncoder) -> None:
+def save_base(file: Path, unet: Any, tags: TagEncoder, **facts: Any) -> None:
     """Write a base model with its tags."""
     weights = {f"unet.{n}": w for n, w in unet.state_dict().items()} | {"tags": tags.table.weight}
-    save_half(file, weights, channels=list(unet.config.block_out_channels))
+    save_half(file, weights, channels=list(unet.config.block_out_channels), **facts)
 
 
 def load_base(file: Path) -> tuple[Any, TagEncoder]:

@@ -59,9 +59,12 @@ def in_turn(combination: Sequence[Element], condition: Condition) -> list[Elemen
 
 
 def make_images(
-    pipe: ScenePipeline, combination: Sequence[Element], condition: Condition, seeds: Sequence[int]
+    pipe: ScenePipeline, combination: Sequence[Element], condition: Condition, seeds: Sequence[int], **more: Any
 ) -> Float[Tensor, "n 3 32 32"]:
-    """Make one image a seed; a seed has the same noise and the same other elements under every condition."""
+    """Make one image a seed; a seed has the same noise and the same other elements under every condition.
+
+    What is given `more` are options of `compose`.
+    """
     options: dict[str, Any] = {
         "noise": starting_noise(list(seeds)), "guidance_scale": condition.guidance,
         "num_inference_steps": condition.steps,
@@ -74,7 +77,7 @@ def make_images(
         finally:
             pipe.unet.enable_adapters()
     weights = {element.name: condition.weight for element in in_turn(combination, condition)}
-    with compose(pipe, weights, condition.method, tau=condition.tau, batched=True):
+    with compose(pipe, weights, condition.method, tau=condition.tau, **more):
         return pipe(tags, **options)
 
 
@@ -121,6 +124,14 @@ def jobs_of(points: Points, folder: Path) -> tuple[list[tuple], list[dict[str, A
                 jobs.append((folder, setting, combination, conditions, seeds))
                 labels.append({"experiment": experiment, "setting": setting, "job": len(jobs)})
     return jobs, labels
+
+
+def in_places(
+    folder: Path, setting: str, element: Element, condition: Condition, seeds: Sequence[int], **options: Any
+) -> list[np.ndarray]:
+    """Make an image a seed with one LoRA and options of `compose` (masks): pictures (32, 32, 3) from 0 to 1."""
+    made = make_images(load_pipeline(folder, setting), (element,), condition, seeds, **options)
+    return list(((made + 1) / 2).permute(0, 2, 3, 1).numpy())
 
 
 def picture_of(pixels: bytes) -> np.ndarray:

@@ -88,6 +88,7 @@ INK = torch.tensor([0.1, 0.05, 0.15])  # dark on every ground, in every style
 LUMA = torch.tensor([0.3, 0.59, 0.11])
 
 Plane = Float[Tensor, "n 32 32"]
+Number = float | int
 Outline = Callable[[Plane, Plane], Plane]
 
 
@@ -95,15 +96,15 @@ def _any(*outlines: Plane) -> Plane:
     return torch.stack(outlines).amin(0)
 
 
-def _disc(u: Plane, v: Plane, a: float, b: float, radius: float, tall: float = 1.0) -> Plane:
+def _disc(u: Plane, v: Plane, a: Number, b: Number, radius: Number, tall: Number = 1.0) -> Plane:
     return torch.hypot(u - a, (v - b) / tall) - radius
 
 
-def _box(u: Plane, v: Plane, a: float, b: float, wide: float, high: float) -> Plane:
+def _box(u: Plane, v: Plane, a: Number, b: Number, wide: Number, high: Number) -> Plane:
     return torch.maximum((u - a).abs() - wide, (v - b).abs() - high)
 
 
-def _peak(u: Plane, v: Plane, a: float, top: float, base: float, wide: float) -> Plane:
+def _peak(u: Plane, v: Plane, a: Number, top: Number, base: Number, wide: Number) -> Plane:
     """Triangle with its tip up: half as wide as `wide` times two at the base."""
     return torch.maximum(v - base, (u - a).abs() - wide * (v - top) / (base - top))
 
@@ -184,7 +185,7 @@ def _grey(image: Tensor) -> Tensor:
     return torch.einsum("c,nchw->nhw", LUMA, image)[:, None]
 
 
-def _tint(*colour: float) -> Tensor:
+def _tint(*colour: Number) -> Tensor:
     return torch.tensor(colour).view(3, 1, 1)
 
 

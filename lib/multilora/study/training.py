@@ -8,6 +8,7 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
@@ -107,14 +108,14 @@ def denoising_loss(
 
 def fit(
     module: nn.Module, loss: Callable[[torch.Generator], Tensor], recipe: Recipe, file: Path, *, seed: int,
-    every: int = 200, told: Callable[[str], Any] = print,
-) -> None:  # fmt: skip
+    every: int = 100,
+) -> float:  # fmt: skip
     """Train what of a module requires gradients; a run that was cut off goes on from `file`, step for step.
 
     The file is written anew every so many steps and deleted at the end. With `average` the weights at the end are
-    their moving average.
+    their moving average. Returns the minutes of processor time, those before a cut included.
     """
-    generator, begun = torch.Generator().manual_seed(seed), time.process_time()
+    generator, begun, before = torch.Generator().manual_seed(seed), time.process_time(), 0.0
     weights = [w for w in module.parameters() if w.requires_grad]
     optimizer = torch.optim.AdamW(weights, lr=recipe.learning_rate, betas=(0.9, 0.99), weight_decay=1e-3)
     rates = torch.optim.lr_scheduler.OneCycleLR(
@@ -123,7 +124,7 @@ def fit(
     averages, first, recent = [w.detach().clone() for w in weights], 0, []
     if file.is_file():
         kept = torch.load(file, weights_only=True)
-        first, averages = kept["step"], kept["averages"]
+        first, averages, before = kept["step"], kept["averages"], kept["minutes"]
         for part, state in ((module, "module"), (optimizer, "optimizer"), (rates, "rates")):
             part.load_state_dict(kept[state])
         generator.set_state(kept["generator"])
@@ -138,16 +139,17 @@ def fit(
         torch._foreach_lerp_(averages, [w.detach() for w in weights], 1 - decay)
         recent.append(float(made.detach()))
         if (step + 1) % every == 0:
-            state = {"step": step + 1, "averages": averages, "generator": generator.get_state()}
+            minutes = before + (time.process_time() - begun) / 60
+            print(f"{file.stem}: step {step + 1} of {recipe.steps}, loss {np.mean(recent):.4f}, {minutes:.1f} minutes")
+            state = {"step": step + 1, "averages": averages, "minutes": minutes, "generator": generator.get_state()}
             state |= {"module": module.state_dict(), "optimizer": optimizer.state_dict(), "rates": rates.state_dict()}
             torch.save(state, file.with_suffix(".part"))
             file.with_suffix(".part").replace(file)
-            minutes, mean = (time.process_time() - begun) / 60, sum(recent) / len(recent)
-            told(f"{file.stem}: step {step + 1} of {recipe.steps}, loss {mean:.4f}, {minutes:.1f} CPU-minutes")
             recent = []
     for weight, average in zip(weights, averages, strict=True):
         weight.data.copy_(average)
     file.unlink(missing_ok=True)
+    return before + (time.process_time() - begun) / 60
 
 
 # --- several processes, one thread each: models this small gain little from a second thread ---
