@@ -1,23 +1,19 @@
 """The noise prediction of LoRA Composite: a mean of the denoiser's outputs under each of k adapters (arXiv:2402.16843).
 
-ẽ = (1/k) Σ_i [e_i(z) + s (e_i(z, c) − e_i(z))]. The mean and the guidance are both linear, so averaging what the
-denoiser gives, guided or not, and letting the pipeline guide it is the same; it also works with guidance off.
-
-The denoiser's call is replaced from outside, before its hooks and its compiled code, so that each pass runs as the
-pipeline's own would: offloaded, cast, quantised, compiled. The k passes are one over k stacked copies of the batch
-where that is known to be right, and k otherwise, or where memory runs out; the two agree to rounding.
+ẽ = (1/k) Σ_i [e_i(z) + s (e_i(z, c) − e_i(z))]. Mean and guidance are linear, so averaging what the denoiser gives and
+letting the pipeline guide it is the same. The denoiser's call is replaced from outside its hooks and compiled code. The
+k passes are one over stacked copies of the batch where that is known to be right and fits; the two agree to rounding.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from contextlib import contextmanager, nullcontext
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from lib import TenfoldError
-from lib.multilora.layers import AdapterLayers, hooked, replaced
+from lib.multilora.layers import AdapterLayers, replaced
 from lib.multilora.regions import Share, Shares
 from lib.multilora.routing import Routing
 
@@ -36,9 +32,9 @@ class Prediction:
         self.inner = denoiser._compiled_call_impl or denoiser._call_impl
         self._compiled = any(m._compiled_call_impl for m in denoiser.modules()) or denoiser is not unwrapped(denoiser)
         self.begin()
-        self._refuse(self.obstacle)
+        self._refuse_one_pass(self.obstacle)
 
-    def _refuse(self, obstacle: str) -> None:
+    def _refuse_one_pass(self, obstacle: str) -> None:
         if self.insisted and obstacle:
             raise ValueError(f"one batched pass is not known to be right with {obstacle}: use batched='auto'.")
 
@@ -59,10 +55,9 @@ class Prediction:
         def predict(*args: Any, **kwargs: Any) -> Any:
             return self(args, kwargs)
 
-        with ExitStack() as stack:
-            if self._fits and not self.obstacle:
-                stack.enter_context(self.routing.installed(self.layers))
-            stack.enter_context(replaced(self.denoiser, "_compiled_call_impl", predict))
+        self._fits = self._fits and not self.obstacle  # an obstacle that goes later leaves the layers as they are
+        routed = self.routing.installed(self.layers) if self._fits else nullcontext()
+        with routed, replaced(self.denoiser, "_compiled_call_impl", predict):
             yield
 
     def __call__(self, args: tuple, kwargs: dict[str, Any]) -> Any:
@@ -73,13 +68,14 @@ class Prediction:
         sets = [{name: weight} for name, weight in weights.items()] + [{}] * (len(shares) - len(weights))
         # Processors once more: a pipeline puts its own on (PAG) between the beginning of a run and its loop.
         obstacle = self.obstacle or self._strange_processor()
-        self._refuse(obstacle)
+        self._refuse_one_pass(obstacle)
         self.was_batched = self._fits and len(sets) > 1 and not obstacle
         if self.was_batched:
             try:
                 return self._one_pass(args, kwargs, weights, shares)
             except RuntimeError as error:
-                if self.insisted or not out_of_memory(error):
+                short = isinstance(error, torch.OutOfMemoryError) or "allocate memory" in str(error)  # GPU, CPU
+                if self.insisted or not short:
                     raise
             self._fits = self.was_batched = False
             if torch.cuda.is_available():
@@ -93,11 +89,12 @@ class Prediction:
     def _obstacle(self) -> str:
         """Return what keeps copies of a batch from going through the denoiser in one pass, nothing where they can."""
         model = unwrapped(self.denoiser)
-        if family_of(model) is None:
+        if shared_arguments(model) is None:
             return f"a {type(model).__name__} (known: {', '.join(FAMILIES)})"
         if self._compiled:
             return "compiled code"
-        if any(hooked(module) for module in model.modules() if module is not model):
+        hooks = {"_hf_hook", "_diffusers_hook"}  # accelerate's and diffusers', that bring or cast weights for a call
+        if any(hooks & vars(module).keys() for module in model.modules() if module is not model):
             return "weights that are offloaded or cast layer by layer"
         if not self.layers.stackable:
             return "LoRA layers that are not plain ones"
@@ -109,16 +106,10 @@ class Prediction:
 
     def _one_pass(self, args: tuple, kwargs: dict, weights: Mapping[str, float], shares: Sequence[Share]) -> Any:
         self.layers.set(weights)  # all of them, so that a pipeline's own LoRA scale reaches each
-        family, k = family_of(self.denoiser), len(shares)
-        assert family is not None
-        args, kwargs = stack_copies(family, args, kwargs, k=k)
+        k = len(shares)
+        args, kwargs = stack_copies(shared_arguments(self.denoiser) or set(), args, kwargs, k=k)
         with self.routing.on([*weights, ""][:k]):
             return map_outputs([self.inner(*args, **kwargs)], lambda parts: _mix(parts[0].chunk(k), shares))
-
-
-def out_of_memory(error: RuntimeError) -> bool:
-    """Tell whether an error says that memory ran out, on an accelerator or on the CPU."""
-    return isinstance(error, torch.OutOfMemoryError) or "allocate memory" in str(error)
 
 
 def _mix(parts: Sequence[Tensor], shares: Sequence[Share]) -> Tensor:
@@ -133,19 +124,11 @@ def _mix(parts: Sequence[Tensor], shares: Sequence[Share]) -> Tensor:
 COMPONENTS = ("unet", "transformer", "transformer_2")
 
 
-@dataclass(frozen=True)
-class Family:
-    """How a denoiser class takes a batch: arguments without a batch dimension."""
-
-    shared: frozenset[str] = frozenset()
-
-
-FAMILIES = {
-    "UNet2DConditionModel": Family(),
-    "SD3Transformer2DModel": Family(),
-    "FluxTransformer2DModel": Family(frozenset({"img_ids", "txt_ids"})),
-    "PixArtTransformer2DModel": Family(),
-}
+# Denoisers that take copies of a batch, each with its arguments that have no batch dimension.
+FAMILIES: dict[str, set[str]] = {
+    "UNet2DConditionModel": set(), "SD3Transformer2DModel": set(), "PixArtTransformer2DModel": set(),
+    "FluxTransformer2DModel": {"img_ids", "txt_ids"},
+}  # fmt: skip
 # Attention that treats each row of a batch by itself; others (PAG's, for one) may look at several rows.
 PROCESSORS = {
     "AttnProcessor", "AttnProcessor2_0", "SlicedAttnProcessor", "XFormersAttnProcessor", "JointAttnProcessor2_0",
@@ -169,8 +152,8 @@ def denoisers_of(pipe: Any) -> dict[str, nn.Module]:
     return denoisers
 
 
-def family_of(model: nn.Module) -> Family | None:
-    """Return a denoiser's family (also inside a peft model), None where stacking inputs is not known to be right."""
+def shared_arguments(model: nn.Module) -> set[str] | None:
+    """Return a denoiser's arguments without a batch (also inside a peft model), None for a class that is not known."""
     unwrap = getattr(model, "get_base_model", None)
     model = unwrap() if unwrap else model
     return next((FAMILIES[c.__name__] for c in type(model).__mro__ if c.__name__ in FAMILIES), None)
@@ -185,7 +168,7 @@ def sample_of(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Tensor:
     return sample
 
 
-def stack_copies(family: Family, args: Sequence[Any], kwargs: dict[str, Any], *, k: int) -> tuple[tuple, dict]:
+def stack_copies(shared: set[str], args: Sequence[Any], kwargs: dict[str, Any], *, k: int) -> tuple[tuple, dict]:
     """Stack the inputs of a pass over k copies of the batch: tensors with its rows are repeated, others are shared."""
     rows = len(sample_of(args, kwargs))  # the noisy sample's first dimension is the batch
 
@@ -198,7 +181,7 @@ def stack_copies(family: Family, args: Sequence[Any], kwargs: dict[str, Any], *,
             return type(value)(copies(v) for v in value)
         return value
 
-    return tuple(map(copies, args)), {n: v if n in family.shared else copies(v) for n, v in kwargs.items()}
+    return tuple(map(copies, args)), {n: v if n in shared else copies(v) for n, v in kwargs.items()}
 
 
 def map_outputs(outputs: Sequence[Any], join: Callable[[list[Tensor]], Tensor]) -> Any:

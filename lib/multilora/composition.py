@@ -15,7 +15,7 @@ from lib import TenfoldError
 from lib.multilora.composite import Batched, Prediction, denoisers_of
 from lib.multilora.layers import AdapterLayers, Blocks, unchanging
 from lib.multilora.regions import Shares
-from lib.multilora.schedule import Factor, Schedule, checked_schedule, factor_at, ticking, turn
+from lib.multilora.schedule import Factor, Schedule, StepClock, checked_schedule, factor_at, turn
 
 METHODS = ("merge", "switch", "composite")
 
@@ -80,10 +80,14 @@ def compose(
     parts = {name: AdapterLayers(module, blocks) for name, module in denoisers.items()}
     encoders = [AdapterLayers(m) for n, m in pipe.components.items() if "encoder" in n and isinstance(m, nn.Module)]
     composition = _checked([*parts.values(), *encoders], weights, method, tau, order, schedule, convention)
-    _check_blocks(list(parts.values()), blocks or {}, composition)
+    for name, factors in (blocks or {}).items():
+        if name not in composition.weights:
+            raise ValueError(f"blocks name {name!r}, which has no weight here: {list(composition.weights)} do.")
+        if missed := set(factors).difference(*(layers.met[name] for layers in parts.values())):
+            raise ValueError(f"no layer of {name!r} lies in {min(missed)!r}: give the beginning of layers' names.")
     if any(getattr(module, "fused_projections", False) for model in denoisers.values() for module in model.modules()):
         raise TenfoldError("fused projections leave LoRAs out: call unfuse_qkv_projections() before composing.")
-    spread = Shares(_normalised(shares, list(composition.weights)), masks)
+    spread = Shares(list(composition.weights), shares if method == "composite" else None, masks)
     if masks and method == "merge":
         raise ValueError("merge changes the weights for all places at once: masks need 'composite' or 'switch'.")
     encoded = dict(list(composition.weights.items())[: 1 if method == "switch" else None])
@@ -115,13 +119,14 @@ def compose(
         for layers in (*parts.values(), *encoders):
             stack.enter_context(layers.restored())
         stack.enter_context(unchanging(pipe, *denoisers.values()))
-        clock = stack.enter_context(ticking(pipe, begin, move))
+        clock = StepClock(pipe, begin, move, stack)
         activate()
         if method == "composite" or masks:
             predictions += [Prediction(m, parts[name], batched, now, spread) for name, m in denoisers.items()]
             for prediction in predictions:
                 stack.enter_context(prediction.installed())
         yield composition
+        clock.check()
 
 
 def _checked(
@@ -148,24 +153,3 @@ def _checked(
     turn(0, k=1, tau=tau, convention=convention)
     ordered = {name: float(weights[name]) for name in order}
     return Composition(ordered, method, tau, convention, checked_schedule(schedule, order))
-
-
-def _check_blocks(parts: list[AdapterLayers], blocks: Blocks, composition: Composition) -> None:
-    for name, factors in blocks.items():
-        if name not in composition.weights:
-            raise ValueError(f"blocks name {name!r}, which has no weight here: {list(composition.weights)} do.")
-        missed = [block for block in factors if not any(block in layers.met[name] for layers in parts)]
-        if missed:
-            raise ValueError(f"no layer of {name!r} lies in {missed[0]!r}: give the beginning of layers' names.")
-
-
-def _normalised(shares: Mapping[str, float] | None, names: list[str]) -> dict[str, float]:
-    """Return the shares of composite's mean, adding up to one.
-
-    # Deviation: the paper has (1/k) Σ w_i e_i with all w_i = 1; unequal w_i would change the size of the noise.
-    """
-    raw = {name: 1.0 for name in names} if shares is None else dict(shares)
-    if sorted(raw) != sorted(names) or min(raw.values()) < 0 or sum(raw.values()) <= 0:
-        raise ValueError(f"shares must give each of {names} a number ≥ 0, not all zero.")
-    total = sum(raw.values())
-    return {name: raw[name] / total for name in names}

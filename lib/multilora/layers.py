@@ -1,11 +1,13 @@
 """The LoRA layers of a model, listed once: setting adapters on the list is what `set_adapters` does by walking.
 
-`set_adapters` visits every module and touches the gradients of every adapter; between two denoising steps only the
-active names and the scalings change, which compiled code sees by its guards. Gradients are left alone.
+Between two denoising steps only active names and scalings change, which compiled code sees by its guards; gradients,
+which `set_adapters` touches, are left alone.
 """
 
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from functools import partial
+from itertools import product
 from typing import Any
 
 from torch import nn
@@ -22,7 +24,7 @@ CHANGES = (
 
 
 class AdapterLayers:
-    """LoRA layers of `model`, with each adapter's own scaling at weight 1: α/r (α/√r, rank-stabilised) by its blocks'."""
+    """LoRA layers of `model`, with each adapter's own scaling at weight 1: α/r (rank-stabilised: α/√r), by block."""
 
     def __init__(self, model: nn.Module, blocks: Blocks | None = None) -> None:
         from peft.tuners.lora import LoraLayer
@@ -36,26 +38,17 @@ class AdapterLayers:
                 root = layer.r[name] ** 0.5 if layer.use_rslora.get(name, False) else layer.r[name]
                 own = layer.lora_alpha[name] / root * self._factor(name, place, (blocks or {}).get(name, {}))
                 self._scalings.setdefault(name, []).append((layer.scaling, own))
+        self.names = list(self._scalings)  # in order of loading
+        self.fused = any(layer.merged for layer in self.layers)  # `fuse_lora`: they would be counted twice
         # Straight into the layers' dictionaries: nn.Module's own __setattr__ would take ten times as long.
         self._attributes = [vars(layer) for layer in self.layers]
 
     def _factor(self, name: str, place: str, blocks: Mapping[str, float]) -> float:
         """Return the factor of the longest block that a layer's name begins with, 1 where there is none."""
         within = [block for block in blocks if f"{place}.".startswith(f"{block}.")]
-        if not within:
-            return 1.0
-        self.met[name].update(within)
-        return float(blocks[max(within, key=len)])
-
-    @property
-    def names(self) -> list[str]:
-        """Adapters loaded in any layer, in order of loading."""
-        return list(self._scalings)
-
-    @property
-    def fused(self) -> bool:
-        """Whether a layer holds merged weights (`fuse_lora`), which would be counted twice."""
-        return any(layer.merged for layer in self.layers)
+        if within:
+            self.met[name].update(within)
+        return float(blocks[max(within, key=len)]) if within else 1.0
 
     @property
     def stackable(self) -> bool:
@@ -92,11 +85,6 @@ class AdapterLayers:
                 layer.scaling.update({name: own for name, own in scaling.items() if name in layer.scaling})
 
 
-def hooked(module: nn.Module) -> bool:
-    """Whether accelerate (`_hf_hook`) or diffusers (`_diffusers_hook`) brings or casts weights for a module's call."""
-    return "_hf_hook" in vars(module) or "_diffusers_hook" in vars(module)
-
-
 @contextmanager
 def replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
     """Set an instance attribute while the block lasts, then what was there before (or nothing, so the class shows).
@@ -116,15 +104,11 @@ def replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
 def unchanging(*owners: Any) -> Iterator[None]:
     """Refuse the owners' methods that load, choose, fuse or delete adapters while the block lasts."""
 
-    def refusal(name: str) -> Any:
-        def refused(*_: Any, **__: Any) -> None:
-            raise TenfoldError(f"{name} inside compose would change what is composed: leave the block first.")
-
-        return refused
+    def refuse(name: str, *_: Any, **__: Any) -> None:
+        raise TenfoldError(f"{name} inside compose would change what is composed: leave the block first.")
 
     with ExitStack() as stack:
-        for owner in owners:
-            for name in CHANGES:
-                if hasattr(type(owner), name):
-                    stack.enter_context(replaced(owner, name, refusal(name)))
+        for owner, name in product(owners, CHANGES):
+            if hasattr(type(owner), name):
+                stack.enter_context(replaced(owner, name, partial(refuse, name)))
         yield

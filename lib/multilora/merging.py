@@ -1,7 +1,7 @@
 """Merge baselines other than the sum: TIES, DARE and peft's others, made once into an adapter of its own.
 
-TIES (arXiv:2306.01708) trims each LoRA's change to its largest entries and lets signs vote; DARE (arXiv:2311.03099) drops
-entries at random and rescales the rest. Both act on the changes of the weights, w_i B_i A_i, not on B and A apart.
+TIES (arXiv:2306.01708) trims each LoRA's change to its largest entries and lets signs vote; DARE (arXiv:2311.03099)
+drops entries at random and rescales the rest. Both act on the changes w_i B_i A_i, not on B and A apart.
 """
 
 from collections.abc import Mapping

@@ -2,10 +2,9 @@
 
 With masks M_i(p) in [0, 1] and shares r_i of mean 1, T(p) = Σ_i r_i M_i(p), composite becomes
 
-    ẽ(p) = [Σ_i r_i M_i(p) e_i(p)] / max(1, T(p)) + max(0, 1 − T(p)) e_0(p),
+    ẽ(p) = [Σ_i r_i M_i(p) e_i(p)] / max(1, T(p)) + max(0, 1 − T(p)) e_0(p),  e_0 the model without any LoRA:
 
-with e_0 the model without any LoRA: the mean of those that act at a place, and what no mask covers is the base model's.
-Masks of 1 are the paper's mean. Switch has one LoRA at a time: M_i e_i + (1 − M_i) e_0.
+the mean of those that act at a place; the paper's, where masks are 1. Switch has M_i e_i + (1 − M_i) e_0 in i's turn.
 """
 
 from collections.abc import Mapping, Sequence
@@ -48,13 +47,19 @@ def region(
 
 
 class Shares:
-    """Shares of the adapters in the sum of predictions: numbers, or maps over the places of the output."""
+    """Shares of the adapters in the sum of predictions: numbers that add up to one, or maps over the output's places.
 
-    def __init__(self, shares: Mapping[str, float], masks: Mapping[str, Any] | None) -> None:
-        self.shares, self._maps = dict(shares), {}
-        strangers = [name for name in masks or () if name not in shares]
-        if strangers:
-            raise ValueError(f"masks name {strangers[0]!r}, which has no weight here: they may name {list(shares)}.")
+    # Deviation: the paper has (1/k) Σ w_i e_i with all w_i = 1; unequal w_i would change the size of the noise.
+    """
+
+    def __init__(
+        self, names: list[str], shares: Mapping[str, float] | None = None, masks: Mapping[str, Any] | None = None
+    ) -> None:
+        self.shares, self._maps = dict(shares) if shares is not None else dict.fromkeys(names, 1.0), {}
+        if sorted(self.shares) != sorted(names) or min(self.shares.values()) < 0 or not sum(self.shares.values()):
+            raise ValueError(f"shares must give each of {names} a number ≥ 0, not all zero.")
+        if strangers := set(masks or ()) - set(names):
+            raise ValueError(f"masks name {min(strangers)!r}, which has no weight here: they may name {names}.")
         self.masks = {name: checked_mask(name, mask) for name, mask in (masks or {}).items()}
 
     def at(self, names: Sequence[str], sample: Tensor, kwargs: Mapping[str, Any]) -> list[Share]:
@@ -95,7 +100,7 @@ def _resized(mask: Tensor, height: int, width: int) -> Tensor:
 
 
 def checked_mask(name: str, mask: Any) -> Float[Tensor, "height width"]:
-    """Return a mask (tensor, array or grey picture of any size) as numbers from 0 to 1; raises ValueError for others."""
+    """Return a mask (tensor, array or grey picture of any size) as numbers from 0 to 1; raises ValueError otherwise."""
     pixels = mask.convert("L") if hasattr(mask, "convert") else mask
     values = pixels if isinstance(pixels, Tensor) else torch.as_tensor(np.array(pixels))
     values = values.float() / (255 if values.dtype == torch.uint8 else 1)

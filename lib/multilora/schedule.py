@@ -4,8 +4,8 @@ Symbols: `k` adapters, `tau` = τ steps a turn, the paper's step t = 1..N is `st
 """
 
 import functools
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from typing import Any
 
 from lib import TenfoldError
@@ -62,11 +62,11 @@ def factor_at(factor: Factor | None, *, step: int, steps: int) -> float:
 
 
 class StepClock:
-    """Counts the steps of a pipeline's runs by its scheduler; calls `begun()` and `moved()` between the denoiser's calls.
+    """Counts the steps of a pipeline's runs by its scheduler; calls `begun()` and `moved()` between the denoiser's.
 
-    A pipeline calls `set_timesteps` once a run, `progress_bar` where its loop begins, and `scheduler.step` at the end of
-    each turn of the loop, however often it calls the denoiser in between (true guidance of Flux, skipped layers of SD3,
-    the second half of a Heun step). All of these run eagerly, whatever of the denoiser is compiled.
+    A pipeline calls `set_timesteps` once a run, `progress_bar` where its loop begins, and `scheduler.step` at the end
+    of each turn of the loop, however often it calls the denoiser in between (true guidance of Flux, skipped layers of
+    SD3, the second half of a Heun step). All of these run eagerly, whatever of the denoiser is compiled.
     """
 
     def __init__(self, pipe: Any, begun: Callable[[], None], moved: Callable[[], None], stack: ExitStack) -> None:
@@ -76,7 +76,7 @@ class StepClock:
         self.step = self.runs = 0
         self.follow()
         if callable(getattr(pipe, "progress_bar", None)):
-            stack.enter_context(replaced(pipe, "progress_bar", self._entering(pipe.progress_bar)))
+            stack.enter_context(replaced(pipe, "progress_bar", _then(pipe.progress_bar, self._enter)))
 
     @property
     def steps(self) -> int:
@@ -99,15 +99,18 @@ class StepClock:
             self._stack.enter_context(replaced(scheduler, name, method))
         return True
 
-    def _entering(self, progress_bar: Any) -> Any:
-        @functools.wraps(progress_bar)
-        def entering(*args: Any, **kwargs: Any) -> Any:
-            if self.follow():  # the scheduler was replaced inside the block, and has its timesteps already
-                self._begin()
-            self._its_own_run = True
-            return progress_bar(*args, **kwargs)
+    def check(self) -> None:
+        """Raise TenfoldError where the scheduler was replaced and nothing told where its runs began."""
+        if self.follow():
+            raise TenfoldError(
+                f"the scheduler was replaced inside compose, and {type(self.pipe).__name__} does not tell where a run "
+                "begins: replace it before the block."
+            )
 
-        return entering
+    def _enter(self) -> None:
+        if self.follow():  # the scheduler was replaced inside the block, and has its timesteps already
+            self._begin()
+        self._its_own_run = True
 
     def _begin(self) -> None:
         self.step, self._its_own_run = 0, False
@@ -117,19 +120,6 @@ class StepClock:
     def _advance(self) -> None:
         self.step += 1
         self._moved()
-
-
-@contextmanager
-def ticking(pipe: Any, begun: Callable[[], None], moved: Callable[[], None]) -> Iterator[StepClock]:
-    """Follow a pipeline's steps while the block lasts; the scheduler's own methods come back at its end."""
-    with ExitStack() as stack:
-        clock = StepClock(pipe, begun, moved, stack)
-        yield clock
-        if clock.follow():
-            raise TenfoldError(
-                f"the scheduler was replaced inside compose, and {type(pipe).__name__} does not tell where a run "
-                "begins: replace it before the block."
-            )
 
 
 def _then(method: Any, afterwards: Any) -> Any:

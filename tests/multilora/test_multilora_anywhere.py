@@ -242,9 +242,14 @@ def test_a_scheduler_replaced_where_no_run_tells_its_beginning_is_an_error():
 )
 def test_adapters_changed_inside_are_one_clear_error(change, words):
     pipe = make("sd15")
-    with pytest.raises(TenfoldError, match=words) as caught, compose(pipe, THREE):
-        change(pipe)
-        call(pipe)
+
+    def changed():
+        with compose(pipe, THREE):
+            change(pipe)
+            call(pipe)
+
+    with pytest.raises(TenfoldError, match=words) as caught:
+        changed()
     assert "\n" not in str(caught.value)
     assert not {"set_adapters", "delete_adapters"} & (set(vars(pipe)) | set(vars(pipe.unet)))
 

@@ -71,7 +71,7 @@ def test_switch_keeps_each_lora_in_its_mask():
 
 @pytest.mark.parametrize("aspect", [(8, 8), (6, 14), (20, 4)])
 def test_a_region_has_its_place_and_soft_edge_at_any_aspect(aspect):
-    shares = Shares({"a": 0.5, "b": 0.5}, {"a": region(0, 0, 0.5, 1), "b": region(0.5, 0, 1, 1)})
+    shares = Shares(["a", "b"], None, {"a": region(0, 0, 0.5, 1), "b": region(0.5, 0, 1, 1)})
     maps = shares.at(["a", "b"], torch.zeros(1, 4, *aspect), {})
     assert len(maps) == 2, "the two halves leave nothing to the base model"
     assert maps[0].shape == aspect

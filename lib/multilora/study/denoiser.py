@@ -1,4 +1,4 @@
-"""The scene testbed's base model: a small UNet on 4×4 patches, told the scene by six tags: five categories and the look.
+"""The scene testbed's base model: a small UNet on 4×4 patches, told the scene by six tags (five categories, a look).
 
 It predicts the clean scene. Images are 48 channels of 8×8 to it (`pixel_unshuffle`), which is lossless and eight times
 cheaper than pixels.

@@ -102,7 +102,8 @@ def judged_images(
                 "k": len(combination), "combination": "+".join(e.name for e in combination), "seed": seed,
                 **vars(condition), "presence": float(present[i, asked].float().mean()),
                 "complete": float(present[i, asked].all()),
-                "kept": float(present[i, others].float().mean()) if others else float("nan"), "quality": float(verdict.quality[i]),
+                "kept": float(present[i, others].float().mean()) if others else float("nan"),
+                "quality": float(verdict.quality[i]),
                 "rejected": float(rejected[i].float().mean()),
                 "pixels": ((made[i].permute(1, 2, 0) + 1) * 127.5).round().byte().numpy().tobytes(),
             }  # fmt: skip

@@ -1,9 +1,9 @@
 """The scene testbed's images: 32×32, of five categories as in ComposLoRA, where what is in an image is known exactly.
 
 A scene is a figure (character) in clothing, before a background, with an object in the corner and a style over
-everything, in one of two looks, *drawn* with outlines or *painted* with shade, as ComposLoRA has an anime and a realistic
-setting. *Generic* values are what the base model has words for; each value of a look is known to one LoRA only: three
-characters and two of every other category, 22 LoRAs in all. Place, size and colours vary.
+everything, in one of two looks, *drawn* with outlines or *painted* with shade, as ComposLoRA has an anime and a
+realistic setting. *Generic* values are what the base model has words for; each value of a look is known to one LoRA
+only: three characters and two of every other category, 22 LoRAs in all. Place, size and colours vary.
 """
 
 from collections.abc import Callable
@@ -145,7 +145,7 @@ HEADS: dict[str, tuple[Outline, Outline | None]] = {
     "cat": (lambda u, v: _any(_round(u, v), *(_peak(u, v, a, -1.1, -0.45, 0.24) for a in (-0.3, 0.3))), None),
     "rabbit": (lambda u, v: _any(_round(u, v), *(_disc(u, v, a, -0.95, 0.14, 3.0) for a in (-0.24, 0.24))), None),
     "wizard": (_round, lambda u, v: _any(_peak(u, v, 0, -1.5, -0.6, 0.5), _box(u, v, 0, -0.6, 0.65, 0.08))),
-    "bear": (lambda u, v: _any(_disc(u, v, 0, -0.35, 0.48), *(_disc(u, v, a, -0.75, 0.24) for a in (-0.42, 0.42))), None),
+    "bear": (lambda u, v: _any(_round(u, v), *(_disc(u, v, a, -0.75, 0.24) for a in (-0.42, 0.42))), None),
     "king": (_round, _crown),
     "mushroom": (
         lambda u, v: _disc(u, v, 0, -0.25, 0.42),

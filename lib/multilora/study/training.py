@@ -1,4 +1,4 @@
-"""Training of the base model, of its half-knowing twin, of LoRAs and of the judge: one loop that goes on where it was."""
+"""Training of the base model, its half-knowing twin, LoRAs and the judge: one loop that goes on where it was."""
 
 import time
 from collections.abc import Callable, Iterator, Sequence
