@@ -119,8 +119,6 @@ def _mix(parts: Sequence[Tensor], shares: Sequence[Share]) -> Tensor:
     return mixed
 
 
-# --- denoisers: where they are, how they take a batch, how their outputs are averaged ---
-
 COMPONENTS = ("unet", "transformer", "transformer_2")
 
 

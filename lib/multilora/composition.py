@@ -22,7 +22,7 @@ METHODS = ("merge", "switch", "composite")
 
 @dataclass(frozen=True)
 class Step:
-    """A denoising step that was taken: its run and number, its adapters and weights, whether copies were one pass."""
+    """A step that was taken: its run and number, its adapters and weights, whether copies were one pass."""
 
     run: int
     step: int

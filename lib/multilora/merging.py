@@ -23,8 +23,8 @@ def merge_adapters(
     """Merge loaded LoRAs of a pipeline's denoisers into a new adapter, by peft's `add_weighted_adapter`.
 
     `density`: share of the entries of each change that is kept. `rank`: of the new adapter (the sum of all ranks
-    unless given). Compose it as any other: `compose(pipe, {name: 1.0})`. The active adapters stay as they are. Raises
-    ValueError for a combination, density or adapter there is not, or a name that is taken.
+    unless given). Compose it as any other: `compose(pipe, {name: 1.0})`. The active adapters stay as they are.
+    Raises ValueError for a combination, density or adapter there is not, or a name that is taken.
     """
     if combination not in COMBINATIONS or not 0 < density <= 1:
         raise ValueError(f"use one of {', '.join(COMBINATIONS)} and a density in (0, 1], not {combination}, {density}.")

@@ -19,7 +19,6 @@ from torch.nn.functional import interpolate
 from lib import TenfoldError
 
 Share = float | Tensor
-BARE = 1e-3  # share of the base model, at its most, that is not worth a pass
 
 
 def region(
@@ -28,8 +27,8 @@ def region(
 ) -> Float[Tensor, "size size"]:  # fmt: skip
     """Return the mask of a rectangle, given in parts of the image's width and height (0 to 1), for any aspect.
 
-    The edge rises over `soft` (also a part of the image), half of it outside; edges at the image's border do not fall.
-    Raises ValueError for a rectangle without an inside.
+    The edge rises over `soft`, half of it outside; edges at the image's border do not fall. Raises ValueError where
+    there is no inside.
     """
     if not (left < right and top < bottom and soft >= 0):
         raise ValueError(
@@ -80,7 +79,7 @@ class Shares:
         masks = torch.stack([len(names) * r * _placed(m, sample, ids) for r, m in zip(ratios, maps, strict=True)])
         total = masks.sum(0)
         shares = [*(masks / total.clamp(min=1)), (1 - total).clamp(min=0)]
-        if float(shares[-1].max()) < BARE:
+        if float(shares[-1].max()) < 1e-3:  # not worth a pass
             shares = list(masks / total)
         return [share.to(sample.dtype) for share in shares]
 

@@ -102,10 +102,7 @@ class StepClock:
     def check(self) -> None:
         """Raise TenfoldError where the scheduler was replaced and nothing told where its runs began."""
         if self.follow():
-            raise TenfoldError(
-                f"the scheduler was replaced inside compose, and {type(self.pipe).__name__} does not tell where a run "
-                "begins: replace it before the block."
-            )
+            raise TenfoldError("the scheduler was replaced inside compose, and no run followed: replace it before.")
 
     def _enter(self) -> None:
         if self.follow():  # the scheduler was replaced inside the block, and has its timesteps already
