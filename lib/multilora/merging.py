@@ -29,7 +29,7 @@ def merge_adapters(
     if combination not in COMBINATIONS or not 0 < density <= 1:
         raise ValueError(f"use one of {', '.join(COMBINATIONS)} and a density in (0, 1], not {combination}, {density}.")
     for denoiser in denoisers_of(pipe).values():
-        model = unwrapped(denoiser)
+        model: Any = unwrapped(denoiser)
         layers = AdapterLayers(model)
         if name in layers.names or not set(weights) <= set(layers.names):
             raise ValueError(f"merging {list(weights)} into {name!r} needs them loaded and it not: {layers.names} are.")

@@ -89,7 +89,9 @@ def judged_sets(
         scores = scorer(torch.stack(list(made.values())), [setting.prompt(chosen)] * len(made))
         row: dict[str, Any] = {"style": setting.name, "k": k, "set": "+".join(e.name for e in chosen)}
         row |= {f"CLIPScore {m}": float(score) for m, score in zip(made, scores, strict=True)}
-        for method, compared in comparisons.items() if ask else ():
+        for method, compared in comparisons.items():
+            if ask is None:
+                break
             compared.append(compare(ask, chosen, made[method], made["merge"]))
             for aspect in ASPECTS:
                 row[f"{aspect} {method}"], row[f"{aspect} merge ({method})"] = compared[-1].mean(aspect)

@@ -96,7 +96,8 @@ def denoising_loss(
     unet: nn.Module, encoder: nn.Module, scenes: Scenes, *, generator: torch.Generator
 ) -> Float[Tensor, ""]:
     """Mean square error of the clean scene, weighted by the signal-to-noise ratio within its bounds."""
-    clean, schedule = to_patches(scenes.images), noising()
+    schedule: Any = noising()
+    clean = to_patches(scenes.images)
     noise = torch.randn(clean.shape, generator=generator)
     times = torch.randint(schedule.config["num_train_timesteps"], (len(clean),), generator=generator)
     noisy = schedule.add_noise(clean, noise, times)
