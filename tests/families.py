@@ -233,4 +233,5 @@ if __name__ == "__main__":
             print(f"{a_method:18s} {a_family:28s} {found[a_method, a_family][:150]}", flush=True)
     if wrong:
         sys.exit(f"{wrong} cells are wrong: the table was not written.")
-    TABLE.write_text(table(found), encoding="utf8")
+    _, heading, others = TABLE.read_text(encoding="utf8").partition("\n## ")  # sections that others write
+    TABLE.write_text(table(found) + heading + others, encoding="utf8")

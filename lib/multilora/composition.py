@@ -1,10 +1,9 @@
-"""`compose`: several LoRAs in one image with any diffusers pipeline, by wrapping its denoiser (arXiv:2402.16843).
+"""`compose`: several LoRAs in one image with any diffusers pipeline, by the steps of its scheduler (arXiv:2402.16843).
 
 Merge: W' = W + Σ w_i B_i A_i. Switch: W'_t = W + w_i B_i A_i with i = i(t). Composite: the mean of the predictions
 under each. `weights` are the w_i on the LoRA weights in all three (the paper has 0.8); `shares` weigh composite's mean.
 """
 
-import functools
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -13,16 +12,17 @@ from typing import Any
 from torch import nn
 
 from lib import TenfoldError
-from lib.multilora.composite import Batched, Composite, denoisers_of
-from lib.multilora.layers import AdapterLayers, replaced
-from lib.multilora.schedule import Factor, Schedule, checked_schedule, factor_at, turn
+from lib.multilora.composite import Batched, Prediction, denoisers_of
+from lib.multilora.layers import AdapterLayers, Blocks, unchanging
+from lib.multilora.regions import Shares
+from lib.multilora.schedule import Factor, Schedule, StepClock, checked_schedule, factor_at, turn
 
 METHODS = ("merge", "switch", "composite")
 
 
 @dataclass(frozen=True)
-class Pass:
-    """One call of a denoiser: its run and step, adapters with their weights, and whether copies were batched."""
+class Step:
+    """A step that was taken: its run and number, its adapters and weights, whether copies were one pass."""
 
     run: int
     step: int
@@ -32,15 +32,14 @@ class Pass:
 
 @dataclass
 class Composition:
-    """A composition in force; `passes` tells what each call of the denoiser ran under."""
+    """A composition in force; `taken` tells under what each denoising step was taken."""
 
     weights: dict[str, float]
     method: str
     tau: int
     convention: str
     schedule: dict[str, Factor]
-    shares: dict[str, float]
-    passes: list[Pass] = field(default_factory=list)
+    taken: list[Step] = field(default_factory=list)
 
     def adapters_at(self, step: int, steps: int) -> dict[str, float]:
         """Return the adapters in force at a step, with their weights."""
@@ -51,111 +50,88 @@ class Composition:
         return {name: self.weights[name] * factor[name] for name in names}
 
 
-class StepClock:
-    """Counts `scheduler.step` calls since the last `set_timesteps`; `step` is 0-based, `steps` the run's length.
-
-    A pipeline calls `set_timesteps` once a run and `step` once at the end of each turn of its loop, however often it
-    calls the denoiser in between (true guidance of Flux, skipped layers of SD3, the second half of a Heun step).
-    """
-
-    def __init__(self, scheduler: Any) -> None:
-        self._scheduler = scheduler
-        self.step = 0
-        self.runs = 0
-
-    @property
-    def steps(self) -> int:
-        """Steps of the run as the scheduler has them."""
-        timesteps = getattr(self._scheduler, "timesteps", None)
-        return 0 if timesteps is None else len(timesteps)
-
-    def _advance(self) -> None:
-        self.step += 1
-
-    def _restart(self) -> None:
-        self.step = 0
-        self.runs += 1
-
-
-@contextmanager
-def ticking(scheduler: Any) -> Iterator[StepClock]:
-    """Count the steps of a scheduler while the block lasts; the scheduler's own methods come back at its end."""
-    clock = StepClock(scheduler)
-    with replaced(scheduler, "step", _then(scheduler.step, clock._advance)):
-        with replaced(scheduler, "set_timesteps", _then(scheduler.set_timesteps, clock._restart)):
-            yield clock
-
-
-def _then(method: Any, afterwards: Any) -> Any:
-    @functools.wraps(method)  # pipelines inspect the signature to know which arguments a scheduler takes
-    def wrapped(*args: Any, **kwargs: Any) -> Any:
-        result = method(*args, **kwargs)
-        afterwards()
-        return result
-
-    return wrapped
-
-
 @contextmanager
 def compose(
     pipe: Any, weights: Mapping[str, float], method: str = "merge", *, tau: int = 5, order: Sequence[str] | None = None,
-    schedule: Schedule | None = None, shares: Mapping[str, float] | None = None, batched: Batched = "auto",
-    convention: str = "paper",
+    schedule: Schedule | None = None, shares: Mapping[str, float] | None = None, blocks: Blocks | None = None,
+    masks: Mapping[str, Any] | None = None, batched: Batched = "auto", convention: str = "paper",
 ) -> Iterator[Composition]:  # fmt: skip
     """Compose loaded LoRAs in every call of a diffusers pipeline within the block; everything is restored at its end.
 
     `weights`: adapter name to LoRA weight, in the order of turns unless `order` gives another. `tau`: steps of a turn
     of switch, by the paper's formula or the released `callback`'s. `schedule`: factors on a weight by step (a list) or
-    by progress in [0, 1] (a function). `shares`: relative weights of composite's mean. `batched`: composite in one pass
-    over k copies (True), in k passes (False), or in one pass where that is known to be right and fits ("auto"); all
-    agree to rounding.
+    by progress in [0, 1] (a function). `shares`: relative weights of composite's mean. `blocks`: factors on an
+    adapter's weight in parts of the denoiser, such as {"hero": {"down_blocks": 0.5, "up_blocks.1": 0.0}}; the longest
+    name that fits counts. `masks`: where an adapter acts (composite and switch), as a picture of any size with values
+    from 0 to 1 (`region` draws rectangles); places that none covers are the base model's. `batched`: composite in one
+    pass over k copies (True), in k passes (False), or in one pass where that is known to be right and fits ("auto");
+    all agree to rounding.
+
+    The scheduler's steps choose the adapters, between the denoiser's calls: it may be compiled, offloaded, cast or
+    quantised. Compile it before the block; each turn of switch is a graph of its own.
 
     Prompts are encoded once, as in the paper's pipeline: LoRAs of a text encoder are all active for merge and
-    composite, and only the first one's for switch. Raises ValueError for an unknown adapter or method, an empty set,
-    τ < 1, an order that is no permutation and `batched=True` where it is not known to be right; TypeError for what is
-    no pipeline; TenfoldError for fused weights.
+    composite, and only the first one's for switch. Raises ValueError for an unknown adapter, method or block, an empty
+    set, τ < 1, an order that is no permutation, masks for merge, and `batched=True` where it is not known to be right;
+    TypeError for what is no pipeline; TenfoldError for fused weights, and where adapters or the denoiser are changed
+    inside the block.
     """
-    denoisers = {name: (module, AdapterLayers(module)) for name, module in denoisers_of(pipe).items()}
+    denoisers = denoisers_of(pipe)
+    parts = {name: AdapterLayers(module, blocks) for name, module in denoisers.items()}
     encoders = [AdapterLayers(m) for n, m in pipe.components.items() if "encoder" in n and isinstance(m, nn.Module)]
-    parts = [layers for _, layers in denoisers.values()] + encoders
-    composition = _checked(parts, weights, method, tau, order, schedule, shares, convention)
+    composition = _checked([*parts.values(), *encoders], weights, method, tau, order, schedule, convention)
+    for name, factors in (blocks or {}).items():
+        if name not in composition.weights:
+            raise ValueError(f"blocks name {name!r}, which has no weight here: {list(composition.weights)} do.")
+        if missed := set(factors).difference(*(layers.met[name] for layers in parts.values())):
+            raise ValueError(f"no layer of {name!r} lies in {min(missed)!r}: give the beginning of layers' names.")
+    if any(getattr(module, "fused_projections", False) for model in denoisers.values() for module in model.modules()):
+        raise TenfoldError("fused projections leave LoRAs out: call unfuse_qkv_projections() before composing.")
+    spread = Shares(list(composition.weights), shares if method == "composite" else None, masks)
+    if masks and method == "merge":
+        raise ValueError("merge changes the weights for all places at once: masks need 'composite' or 'switch'.")
+    encoded = dict(list(composition.weights.items())[: 1 if method == "switch" else None])
+    predictions: list[Prediction] = []
+
+    def now() -> dict[str, float]:
+        return composition.adapters_at(clock.step, clock.steps)
+
+    def activate() -> None:
+        for layers in parts.values():
+            layers.set(now())
+        for layers in encoders:  # a pipeline's own LoRA scale of 0 resets the weights: once more for its next call
+            layers.set(encoded)
+
+    def begin() -> None:
+        if changed := [name for name, module in denoisers.items() if getattr(pipe, name) is not module]:
+            raise TenfoldError(f"pipe.{changed[0]} was replaced inside compose: load or compile it before the block.")
+        for prediction in predictions:
+            prediction.begin()
+        activate()
+
+    def move() -> None:
+        before = composition.adapters_at(clock.step - 1, clock.steps)
+        batched = any(prediction.was_batched for prediction in predictions)
+        composition.taken.append(Step(clock.runs, clock.step - 1, before, batched))
+        activate()
+
     with ExitStack() as stack:
-        for layers in parts:
+        for layers in (*parts.values(), *encoders):
             stack.enter_context(layers.restored())
-        clock = stack.enter_context(ticking(pipe.scheduler))
-        names = list(composition.weights)
-        for layers in encoders:
-            layers.set({name: composition.weights[name] for name in (names[:1] if method == "switch" else names)})
-        for module, layers in denoisers.values():
-            composite = Composite(module, layers, names, batched) if method == "composite" else None
-            if composite:
-                composite.enter(stack)
-            forward = _composed(module.forward, layers, composition, clock, composite)
-            stack.enter_context(replaced(module, "forward", forward))
+        stack.enter_context(unchanging(pipe, *denoisers.values()))
+        clock = StepClock(pipe, begin, move, stack)
+        activate()
+        if method == "composite" or masks:
+            predictions += [Prediction(m, parts[name], batched, now, spread) for name, m in denoisers.items()]
+            for prediction in predictions:
+                stack.enter_context(prediction.installed())
         yield composition
-
-
-def _composed(
-    forward: Any, layers: AdapterLayers, composition: Composition, clock: StepClock, composite: Composite | None
-) -> Any:
-    """Forward pass of a denoiser under the adapters of the clock's step."""
-
-    def composed(*args: Any, **kwargs: Any) -> Any:
-        now = composition.adapters_at(clock.step, clock.steps)
-        if composite:
-            output, batched = composite(forward, args, kwargs, now, composition.shares)
-        else:
-            layers.set(now)  # at each pass: a pipeline's own LoRA scale of 0 would reset them
-            output, batched = forward(*args, **kwargs), False
-        composition.passes.append(Pass(clock.runs, clock.step, now, batched))
-        return output
-
-    return composed
+        clock.check()
 
 
 def _checked(
     parts: list[AdapterLayers], weights: Mapping[str, float], method: str, tau: int, order: Sequence[str] | None,
-    schedule: Schedule | None, shares: Mapping[str, float] | None, convention: str,
+    schedule: Schedule | None, convention: str,
 ) -> Composition:  # fmt: skip
     """Return the composition, every argument checked against the adapters that are loaded."""
     if method not in METHODS:
@@ -175,23 +151,5 @@ def _checked(
     if sorted(order) != sorted(weights):
         raise ValueError(f"order must name each of {list(weights)} once, not {order}.")
     turn(0, k=1, tau=tau, convention=convention)
-    return Composition(
-        weights={name: float(weights[name]) for name in order},
-        method=method,
-        tau=tau,
-        convention=convention,
-        schedule=checked_schedule(schedule, order),
-        shares=_normalised(shares, order),
-    )
-
-
-def _normalised(shares: Mapping[str, float] | None, names: list[str]) -> dict[str, float]:
-    """Return the shares of composite's mean, adding up to one.
-
-    # Deviation: the paper has (1/k) Σ w_i e_i with all w_i = 1; unequal w_i would change the size of the noise.
-    """
-    raw = {name: 1.0 for name in names} if shares is None else dict(shares)
-    if sorted(raw) != sorted(names) or min(raw.values()) < 0 or sum(raw.values()) <= 0:
-        raise ValueError(f"shares must give each of {names} a number ≥ 0, not all zero.")
-    total = sum(raw.values())
-    return {name: raw[name] / total for name in names}
+    ordered = {name: float(weights[name]) for name in order}
+    return Composition(ordered, method, tau, convention, checked_schedule(schedule, order))

@@ -1,60 +1,75 @@
 """The LoRA layers of a model, listed once: setting adapters on the list is what `set_adapters` does by walking.
 
-`set_adapters` visits every module and touches the gradients of every adapter; between two denoising steps only the
-active names and the scalings change. Gradients are left alone, so there is nothing of theirs to restore.
+Between two denoising steps only active names and scalings change, which compiled code sees by its guards; gradients,
+which `set_adapters` touches, are left alone.
 """
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from functools import partial
+from itertools import product
 from typing import Any
 
 from torch import nn
 
+from lib import TenfoldError
+
+Blocks = Mapping[str, Mapping[str, float]]  # adapter → beginning of a layer's name → factor on its weight there
+WRAPPER = "_orig_mod."  # what `torch.compile(module)` puts before every name
+CHANGES = (
+    "set_adapters", "set_adapter", "delete_adapters", "disable_adapters", "enable_adapters", "disable_lora",
+    "enable_lora", "add_adapter", "load_lora_weights", "load_lora_adapter", "unload_lora_weights", "unload_lora",
+    "fuse_lora", "unfuse_lora", "fuse_qkv_projections",
+)  # fmt: skip
+
 
 class AdapterLayers:
-    """LoRA layers of `model`, with each adapter's own scaling α/r (α/√r for rank-stabilised LoRA) at weight 1."""
+    """LoRA layers of `model`, with each adapter's own scaling at weight 1: α/r (rank-stabilised: α/√r), by block."""
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, blocks: Blocks | None = None) -> None:
         from peft.tuners.lora import LoraLayer
 
-        self.layers = [module for module in model.modules() if isinstance(module, LoraLayer)]
+        named = [(n.replace(WRAPPER, ""), m) for n, m in model.named_modules() if isinstance(m, LoraLayer)]
+        self.layers: list[Any] = [layer for _, layer in named]
         self._scalings: dict[str, list[tuple[dict[str, float], float]]] = {}
-        for layer in self.layers:
+        self.met = {name: set() for name in blocks or ()}  # the blocks of each adapter that some layer of it is in
+        for place, layer in named:
             for name in layer.scaling:
                 root = layer.r[name] ** 0.5 if layer.use_rslora.get(name, False) else layer.r[name]
-                self._scalings.setdefault(name, []).append((layer.scaling, layer.lora_alpha[name] / root))
+                own = layer.lora_alpha[name] / root * self._factor(name, place, (blocks or {}).get(name, {}))
+                self._scalings.setdefault(name, []).append((layer.scaling, own))
+        self.names = list(self._scalings)  # in order of loading
+        self.fused = any(layer.merged for layer in self.layers)  # `fuse_lora`: they would be counted twice
         # Straight into the layers' dictionaries: nn.Module's own __setattr__ would take ten times as long.
         self._attributes = [vars(layer) for layer in self.layers]
-        self._active: tuple[str, ...] | None = None
+
+    def _factor(self, name: str, place: str, blocks: Mapping[str, float]) -> float:
+        """Return the factor of the longest block that a layer's name begins with, 1 where there is none."""
+        within = [block for block in blocks if f"{place}.".startswith(f"{block}.")]
+        if within:
+            self.met[name].update(within)
+        return float(blocks[max(within, key=len)]) if within else 1.0
 
     @property
-    def names(self) -> list[str]:
-        """Adapters loaded in any layer, in order of loading."""
-        return list(self._scalings)
+    def stackable(self) -> bool:
+        """Whether all layers are peft's plain ones: no DoRA or other variant, no quantised base."""
+        from peft.tuners.lora.layer import Conv2d, Linear
 
-    @property
-    def fused(self) -> bool:
-        """Whether a layer holds merged weights (`fuse_lora`), which would be counted twice."""
-        return any(layer.merged for layer in self.layers)
-
-    @property
-    def routable(self) -> bool:
-        """Whether peft can choose the adapter per sample in every layer (not with DoRA and other variants)."""
-        from peft.tuners.lora.layer import MultiheadAttention
-
-        return not any(layer.lora_variant or isinstance(layer, MultiheadAttention) for layer in self.layers)
+        plain = nn.Linear, nn.Conv2d
+        return all(
+            type(layer) in (Linear, Conv2d) and type(layer.get_base_layer()) in plain and not layer.lora_variant
+            for layer in self.layers
+        )
 
     def set(self, weights: Mapping[str, float]) -> None:
         """Make these the active adapters, scaled by their own α/r times the weight (layers that lack one skip it)."""
         for name, weight in weights.items():
             for scaling, own in self._scalings.get(name, ()):
+                if name not in scaling:
+                    raise TenfoldError(f"the LoRA {name!r} was deleted inside compose: leave the block first.")
                 scaling[name] = weight * own
-        wanted = tuple(weights)
-        if wanted == self._active:
-            return
         for attributes in self._attributes:
-            attributes["_active_adapter"] = list(wanted)
-        self._active = wanted
+            attributes["_active_adapter"] = list(weights)
 
     @contextmanager
     def restored(self) -> Iterator[None]:
@@ -67,21 +82,33 @@ class AdapterLayers:
         finally:
             for layer, (active, disabled, scaling) in zip(self.layers, before, strict=True):
                 layer._active_adapter, layer._disable_adapters = active, disabled
-                layer.scaling.clear()
-                layer.scaling.update(scaling)
-            self._active = None
+                layer.scaling.update({name: own for name, own in scaling.items() if name in layer.scaling})
 
 
 @contextmanager
 def replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
-    """Set an instance attribute while the block lasts, then what was there before (or nothing, so the class shows)."""
-    had = name in vars(owner)
-    before = vars(owner).get(name)
-    setattr(owner, name, value)
+    """Set an instance attribute while the block lasts, then what was there before (or nothing, so the class shows).
+
+    Through the instance's dictionary: compiled modules and pipelines do other things on assignment.
+    """
+    before = {name: vars(owner)[name]} if name in vars(owner) else {}
+    vars(owner)[name] = value
     try:
         yield
     finally:
-        if had:
-            setattr(owner, name, before)
-        else:
-            delattr(owner, name)
+        vars(owner).pop(name, None)
+        vars(owner).update(before)
+
+
+@contextmanager
+def unchanging(*owners: Any) -> Iterator[None]:
+    """Refuse the owners' methods that load, choose, fuse or delete adapters while the block lasts."""
+
+    def refuse(name: str, *_: Any, **__: Any) -> None:
+        raise TenfoldError(f"{name} inside compose would change what is composed: leave the block first.")
+
+    with ExitStack() as stack:
+        for owner, name in product(owners, CHANGES):
+            if hasattr(type(owner), name):
+                stack.enter_context(replaced(owner, name, partial(refuse, name)))
+        yield

@@ -1,8 +1,7 @@
 """Per-sample adapters for stacked copies of a batch: rows of copy i go through adapter i, all in one pass.
 
-peft's mixed-batch forward takes any order of adapters, and pays for it by gathering and scattering the rows of each one
-in turn. Copies are contiguous blocks, so the k low-rank products of a layer are one batched product here (or one
-grouped convolution). Layers that do not stack (ranks that differ, an adapter that a layer lacks) go block by block.
+Copies are contiguous blocks, so the k low-rank products of a layer are one batched product, or one grouped convolution
+(peft gathers and scatters the rows of each adapter). Where ranks differ or an adapter is lacking they go one by one.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -17,38 +16,45 @@ from lib.multilora.layers import AdapterLayers, replaced
 
 
 class Routing:
-    """Routes k stacked copies through the adapters `names` while switched on; silent otherwise."""
+    """Routes stacked copies, one for each name, through these adapters while switched on; silent otherwise."""
 
-    def __init__(self, names: Sequence[str]) -> None:
-        self.names = tuple(names)
-        self.active = False
+    def __init__(self) -> None:
+        self.names: tuple[str, ...] = ()
+        self._adders: dict[Any, tuple[tuple[str, ...], Callable[[Tensor, Tensor], Tensor]]] = {}
+
+    def forget(self) -> None:
+        """Forget the stacked weights, which may have been moved or trained since."""
+        self._adders.clear()
 
     @contextmanager
-    def on(self) -> Iterator[None]:
-        """Route what passes through the layers while the block lasts."""
-        self.active = True
+    def on(self, names: Sequence[str]) -> Iterator[None]:
+        """Route what passes through the layers while the block lasts; an unknown name leaves its copy alone."""
+        self.names = tuple(names)
         try:
             yield
         finally:
-            self.active = False
+            self.names = ()
 
     @contextmanager
-    def installed(self, layers: AdapterLayers) -> Iterator["Routing"]:
+    def installed(self, layers: AdapterLayers) -> Iterator[None]:
         """Keep the layers' forward passes routable while the block lasts."""
         with ExitStack() as stack:
             for layer in layers.layers:
                 stack.enter_context(replaced(layer, "forward", self._routed(layer)))
-            yield self
+            yield
+            self.forget()
 
     def _routed(self, layer: Any) -> Callable[..., Tensor]:
         """Forward pass of a LoRA layer that knows both ways."""
-        own, add = layer.forward, None
+        own = layer.forward
 
         def forward(x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-            nonlocal add
-            if not self.active:
+            if not self.names:
                 return own(x, *args, **kwargs)
-            add = add or _adder(layer, self.names)
+            names, add = self._adders.get(layer, ((), own))
+            if names != self.names:
+                add = _adder(layer, self.names)
+                self._adders[layer] = self.names, add
             return add(layer.base_layer(x, *args, **kwargs), x)
 
         return forward
@@ -65,7 +71,7 @@ def _adder(layer: Any, names: tuple[str, ...]) -> Callable[[Tensor, Tensor], Ten
             return _StackedLinear(layer, names)
         if all(type(part) is nn.Conv2d and part.groups == 1 and part.padding_mode == "zeros" for part in parts):
             return _StackedConv(layer, names)
-    return _Blocks(layer, names)
+    return _blockwise(layer, names)
 
 
 class _Stacked:
@@ -78,8 +84,7 @@ class _Stacked:
         self.scales: tuple[float, ...] = ()
         self.up = self.own_up
 
-    def stack(self, weights: list[Tensor]) -> Tensor:
-        raise NotImplementedError
+    stack: Callable[[list[Tensor]], Tensor]
 
     def scaled(self) -> Tensor:
         scales = tuple(self.layer.scaling[name] for name in self.names)
@@ -92,7 +97,8 @@ class _Stacked:
 
 
 class _StackedLinear(_Stacked):
-    def stack(self, weights: list[Tensor]) -> Tensor:
+    @staticmethod
+    def stack(weights: list[Tensor]) -> Tensor:
         return torch.stack([weight.T for weight in weights]).detach()  # adapters, inputs, outputs
 
     def __call__(self, result: Tensor, x: Tensor) -> Tensor:
@@ -102,7 +108,8 @@ class _StackedLinear(_Stacked):
 
 
 class _StackedConv(_Stacked):
-    def stack(self, weights: list[Tensor]) -> Tensor:
+    @staticmethod
+    def stack(weights: list[Tensor]) -> Tensor:
         return torch.cat(list(weights)).detach()  # adapters × outputs, inputs, height, width
 
     def __call__(self, result: Tensor, x: Tensor) -> Tensor:
@@ -113,16 +120,15 @@ class _StackedConv(_Stacked):
         return result + added.unflatten(1, (k, -1)).transpose(0, 1).flatten(0, 1)
 
 
-class _Blocks:
-    def __init__(self, layer: Any, names: tuple[str, ...]) -> None:
-        self.layer, self.names = layer, names
-
-    def __call__(self, result: Tensor, x: Tensor) -> Tensor:
+def _blockwise(layer: Any, names: tuple[str, ...]) -> Callable[[Tensor, Tensor], Tensor]:
+    def add(result: Tensor, x: Tensor) -> Tensor:
         parts = []
-        for name, rows, inputs in zip(self.names, result.chunk(len(self.names)), x.chunk(len(self.names)), strict=True):
-            if name in self.layer.lora_A:
-                down, up = self.layer.lora_A[name], self.layer.lora_B[name]
-                added = up(down(self.layer.lora_dropout[name](inputs.to(down.weight.dtype))))
-                rows = rows + (self.layer.scaling[name] * added).to(rows.dtype)
+        for name, rows, inputs in zip(names, result.chunk(len(names)), x.chunk(len(names)), strict=True):
+            if name in layer.lora_A:
+                down, up = layer.lora_A[name], layer.lora_B[name]
+                added = up(down(layer.lora_dropout[name](inputs.to(down.weight.dtype))))
+                rows = rows + (layer.scaling[name] * added).to(rows.dtype)
             parts.append(rows)
         return torch.cat(parts)
+
+    return add

@@ -1,9 +1,15 @@
-"""Schedules over denoising steps: whose turn it is in LoRA Switch (arXiv:2402.16843), and factors on a LoRA's weight.
+"""When what is active: turns of LoRA Switch (arXiv:2402.16843), factors by step, and the clock of a scheduler's steps.
 
 Symbols: `k` adapters, `tau` = τ steps a turn, the paper's step t = 1..N is `step` = t − 1 here.
 """
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from typing import Any
+
+from lib import TenfoldError
+from lib.multilora.layers import replaced
 
 CONVENTIONS = ("paper", "callback")
 Factor = Sequence[float] | Callable[[float], float]
@@ -53,3 +59,71 @@ def factor_at(factor: Factor | None, *, step: int, steps: int) -> float:
     if callable(factor):
         return float(factor(min(1.0, step / max(1, steps - 1))))
     return float(factor[min(step, len(factor) - 1)])
+
+
+class StepClock:
+    """Counts the steps of a pipeline's runs by its scheduler; calls `begun()` and `moved()` between the denoiser's.
+
+    A pipeline calls `set_timesteps` once a run, `progress_bar` where its loop begins, and `scheduler.step` at the end
+    of each turn of the loop, however often it calls the denoiser in between (true guidance of Flux, skipped layers of
+    SD3, the second half of a Heun step). All of these run eagerly, whatever of the denoiser is compiled.
+    """
+
+    def __init__(self, pipe: Any, begun: Callable[[], None], moved: Callable[[], None], stack: ExitStack) -> None:
+        self.pipe, self._begun, self._moved, self._stack = pipe, begun, moved, stack
+        self._followed: list[Any] = []
+        self._its_own_run = False
+        self.step = self.runs = 0
+        self.follow()
+        if callable(getattr(pipe, "progress_bar", None)):
+            stack.enter_context(replaced(pipe, "progress_bar", _then(pipe.progress_bar, self._enter)))
+
+    @property
+    def steps(self) -> int:
+        """Steps of the run: fewer than the scheduler's timesteps in image-to-image, or with `denoising_end`."""
+        told = getattr(self.pipe, "num_timesteps", None)
+        if self._its_own_run and isinstance(told, int):
+            return told
+        scheduler = self._followed[-1]
+        timesteps = getattr(scheduler, "timesteps", None)
+        return 0 if timesteps is None else len(timesteps) - (getattr(scheduler, "begin_index", None) or 0)
+
+    def follow(self) -> bool:
+        """Follow the pipeline's scheduler, unless it is followed already; return whether it is a new one."""
+        scheduler = self.pipe.scheduler
+        if any(scheduler is one for one in self._followed):
+            return False
+        self._followed.append(scheduler)
+        for name, then in (("step", self._advance), ("set_timesteps", self._begin)):
+            method = _then(getattr(scheduler, name), then)
+            self._stack.enter_context(replaced(scheduler, name, method))
+        return True
+
+    def check(self) -> None:
+        """Raise TenfoldError where the scheduler was replaced and nothing told where its runs began."""
+        if self.follow():
+            raise TenfoldError("the scheduler was replaced inside compose, and no run followed: replace it before.")
+
+    def _enter(self) -> None:
+        if self.follow():  # the scheduler was replaced inside the block, and has its timesteps already
+            self._begin()
+        self._its_own_run = True
+
+    def _begin(self) -> None:
+        self.step, self._its_own_run = 0, False
+        self.runs += 1
+        self._begun()
+
+    def _advance(self) -> None:
+        self.step += 1
+        self._moved()
+
+
+def _then(method: Any, afterwards: Any) -> Any:
+    @functools.wraps(method)  # pipelines inspect the signature to know which arguments a scheduler takes
+    def wrapped(*args: Any, **kwargs: Any) -> Any:
+        result = method(*args, **kwargs)
+        afterwards()
+        return result
+
+    return wrapped

@@ -127,7 +127,7 @@ def call(pipe: Any, *, prompts: int = 1, steps: int = 4, guidance: float = 4.0, 
     kwargs = {"prompt_embeds": torch.randn(prompts, 4, 16, generator=draw)}
     if name != "FluxPipeline" or "true_cfg_scale" in more:
         kwargs["negative_prompt_embeds"] = torch.randn(prompts, 4, 16, generator=draw)
-    if name != "StableDiffusionPipeline":
+    if any(part in name for part in ("XL", "Diffusion3", "Flux")):
         kwargs["pooled_prompt_embeds"] = torch.randn(prompts, 16, generator=draw)
         if "negative_prompt_embeds" in kwargs:
             kwargs["negative_pooled_prompt_embeds"] = torch.randn(prompts, 16, generator=draw)

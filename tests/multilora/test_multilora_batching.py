@@ -24,7 +24,7 @@ def test_memory_that_runs_out_in_a_batched_pass_leaves_the_sequential_image(make
     with compose(pipe, THREE, "composite") as composition:
         assert torch.equal(run_pipe(pipe), expected)
     assert rows.count(6) == 1, "the shape is remembered as too large"
-    assert not any(p.batched for p in composition.passes)
+    assert not any(p.batched for p in composition.taken)
     with pytest.raises(torch.OutOfMemoryError), compose(pipe, THREE, "composite", batched=True):
         run_pipe(pipe)
 
@@ -48,8 +48,8 @@ def test_a_denoiser_of_an_unknown_class_is_composed_in_k_passes(make_pipe, run_p
     monkeypatch.delitem(composite.FAMILIES, "SD3Transformer2DModel")
     with compose(pipe, THREE, "composite") as composition:
         assert torch.equal(run_pipe(pipe), expected)
-    assert not any(p.batched for p in composition.passes)
-    with pytest.raises(ValueError, match="SD3Transformer2DModel is not known to be right"):
+    assert not any(p.batched for p in composition.taken)
+    with pytest.raises(ValueError, match="not known to be right with a SD3Transformer2DModel"):
         with compose(pipe, THREE, "composite", batched=True):
             pass
 
@@ -62,4 +62,4 @@ def test_dora_is_composed_in_k_passes(make_pipe, run_pipe):
     inject_adapter_in_model(config, pipe.unet, adapter_name="dora")
     with compose(pipe, {"character": 1.0, "dora": 1.0}, "composite") as composition:
         run_pipe(pipe)
-    assert not any(p.batched for p in composition.passes)
+    assert not any(p.batched for p in composition.taken)

@@ -70,7 +70,7 @@ def test_batched_composite_is_the_sequential_one(family, k, make_pipe, run_pipe)
     for batched in (True, False, "auto"):
         with compose(pipe, weights, "composite", batched=batched) as composition:
             images.append(run_pipe(pipe, prompts=2))
-        assert {p.batched for p in composition.passes} == {bool(batched)}
+        assert {p.batched for p in composition.taken} == {bool(batched)}
     assert difference(images[0], images[1]) < 1e-4
     assert difference(images[2], images[1]) < 1e-4
 
@@ -107,7 +107,7 @@ def test_switch_is_set_adapters_between_steps(convention, make_pipe, run_pipe):
     with compose(pipe, THREE, "switch", tau=2, convention=convention) as composition:
         switched = run_pipe(pipe, steps=9)
     table = "AABBCCAAB" if convention == "paper" else "AAABBCCAA"
-    assert [next(iter(p.weights)) for p in composition.passes] == [names["ABC".index(t)] for t in table]
+    assert [next(iter(p.weights)) for p in composition.taken] == [names["ABC".index(t)] for t in table]
 
     def callback(pipe, step, timestep, kwargs):
         if step + 1 < 9:
@@ -123,7 +123,7 @@ def test_order_decides_whose_turn_comes_first(make_pipe, run_pipe):
     pipe = make_pipe("sd15")
     with compose(pipe, THREE, "switch", tau=1, order=["style", "character", "clothing"]) as composition:
         run_pipe(pipe, steps=4)
-    assert [next(iter(p.weights)) for p in composition.passes] == ["style", "character", "clothing", "style"]
+    assert [next(iter(p.weights)) for p in composition.taken] == ["style", "character", "clothing", "style"]
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -142,9 +142,7 @@ def test_several_denoiser_calls_a_step_are_one_step(make_pipe, run_pipe):
     pipe = make_pipe("flux")
     with compose(pipe, THREE, "switch", tau=1) as composition:
         run_pipe(pipe, steps=3, true_cfg_scale=3.0)
-    assert [(p.step, next(iter(p.weights))) for p in composition.passes] == [
-        (step, name) for step, name in enumerate(THREE) for _ in range(2)
-    ]
+    assert [(p.step, next(iter(p.weights))) for p in composition.taken] == list(enumerate(THREE))
 
 
 def test_a_prompt_in_a_batch_gets_the_image_it_gets_alone(make_pipe, run_pipe):
@@ -194,7 +192,7 @@ def test_schedules_by_step_and_by_progress(make_pipe, run_pipe):
     schedule = {"character": [1.0, 0.5], "style": lambda progress: 1 - progress}
     with compose(pipe, THREE, "merge", schedule=schedule) as composition:
         scheduled = run_pipe(pipe, steps=3)
-    assert [list(p.weights.values()) for p in composition.passes] == [
+    assert [list(p.weights.values()) for p in composition.taken] == [
         pytest.approx([1.0, 0.8, 0.6]),
         pytest.approx([0.5, 0.8, 0.3]),
         pytest.approx([0.5, 0.8, 0.0]),

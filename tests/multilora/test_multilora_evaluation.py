@@ -13,7 +13,16 @@ from PIL import Image
 
 from lib import TenfoldError
 from lib.core.chat import ChatClient
-from lib.multilora.study.evaluation import ATTEMPTS, ClipScorer, compare, position_bias, read_scores, vision_judge
+from lib.multilora.study.evaluation import (
+    ATTEMPTS,
+    ClipScorer,
+    Comparison,
+    compare,
+    outcomes,
+    position_bias,
+    read_scores,
+    vision_judge,
+)
 from lib.multilora.study.testbed import Element
 
 ELEMENTS = (Element("character", "hero", "silver hair"), Element("object", "umbrella", "red umbrella"))
@@ -95,6 +104,15 @@ def test_unreadable_answers_are_asked_for_again_up_to_ten_times(server):
             "**Image 1**: composition **8.5**, quality 7\n**Image 2**: Composition: 3, Quality: 9.5",
             [[8.5, 7], [3, 9.5]],
         ),
+        (
+            "Image 1: Composition Quality: 8.5/10, Image Quality: 9/10\nImage 2: Composition Quality: 10/10, "
+            "Image Quality: 7.5 / 10",
+            [[8.5, 9], [10, 7.5]],
+        ),
+        (
+            "Image 1:\n- Composition: 8/10\n- Quality: 9/10\nImage 2:\n- Composition: 3\n- Quality: 9.5",
+            [[8, 9], [3, 9.5]],
+        ),
         ("Image 1: composition 8, quality 7", None),
         ("Image 1: composition 8, quality 7\nImage 2: composition 11, quality 2", None),
     ],
@@ -102,6 +120,16 @@ def test_unreadable_answers_are_asked_for_again_up_to_ten_times(server):
 def test_scores_are_read_from_the_last_lines(text, scores):
     found = read_scores(text)
     assert (found is None) if scores is None else np.array_equal(found, scores)
+
+
+def test_wins_ties_and_losses_are_counted_both_ways_round():
+    def pair(straight, swapped):  # composition of (first, second) image, in each order
+        return Comparison(np.array([[[a, 5.0] for a in scores] for scores in (straight, swapped)]))
+
+    rows = outcomes([pair((8, 6), (6, 8)), pair((7, 7), (9, 8))], "composition")
+    assert [row["order"] for row in rows] == ["shown first", "shown second", "both"]
+    assert [(row["win"], row["tie"], row["loss"]) for row in rows] == [(0.5, 0.5, 0), (0.5, 0, 0.5), (0.5, 0.25, 0.25)]
+    assert outcomes([pair((8, 6), (6, 8))], "quality")[2]["tie"] == 1.0
 
 
 def test_clipscore_is_the_scaled_cosine_of_the_models_embeddings():

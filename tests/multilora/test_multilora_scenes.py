@@ -2,13 +2,15 @@
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
-from lib.multilora import compose
-from lib.multilora.study import judge, training
-from lib.multilora.study.denoiser import ScenePipeline, starting_noise, to_patches
+from lib.multilora import compose, region
+from lib.multilora.study import judge, train, training
+from lib.multilora.study.denoiser import ScenePipeline, load_base, starting_noise, to_patches
 from lib.multilora.study.experiments import (
     Condition,
     identities,
+    in_places,
     in_turn,
     judged_images,
     load_pipeline,
@@ -17,10 +19,12 @@ from lib.multilora.study.experiments import (
     tag_accuracy,
     wanted_scenes,
 )
-from lib.multilora.study.judge import build_judge, load_judge
+from lib.multilora.study.judge import load_judge
 from lib.multilora.study.scenes import (
     ELEMENTS,
+    LOOKS,
     NULL,
+    ROLES,
     TAGS,
     VALUES,
     draw_generic,
@@ -32,17 +36,9 @@ from lib.multilora.study.scenes import (
     to_tags,
 )
 from lib.multilora.study.testbed import CATEGORIES, combinations
-from lib.multilora.study.training import (
-    SceneRecipe,
-    build_adapter,
-    build_base,
-    build_prior,
-    load_base,
-    map_jobs,
-    train_together,
-)
+from lib.multilora.study.training import Recipe, fit, map_jobs
 
-CHANNELS = (16, 16)
+TRIGGERS = names_of("drawn")
 
 
 def generator(seed=0):
@@ -51,15 +47,16 @@ def generator(seed=0):
 
 def test_roles_share_no_value_and_every_category_has_all():
     names = [name for category in CATEGORIES for name in VALUES[category]]
-    assert len(set(names)) == len(names) == len(TAGS)
-    assert all(roles[role] for roles in ELEMENTS.values() for role in ("generic", "development", "held-out"))
+    assert len(set(names)) == len(names) == len(TAGS) - len(LOOKS)
+    assert all(roles[role] for roles in ELEMENTS.values() for role in ROLES)
     with pytest.raises(ValueError, match="no role"):
         names_of("test")
 
 
-def test_held_out_loras_combine_as_in_compos_lora():
-    elements = lora_elements("held-out")
-    assert [len(list(combinations(elements, k))) for k in (2, 3, 4, 5)] == [16, 48, 64, 32]
+def test_loras_combine_as_in_compos_lora():
+    counts = [[len(list(combinations(lora_elements(look), k))) for k in (2, 3, 4, 5)] for look in LOOKS]
+    assert counts == [[24, 72, 96, 48]] * 2
+    assert sum(len(lora_elements(look)) for look in LOOKS) == 22
 
 
 @pytest.mark.parametrize("category", CATEGORIES)
@@ -76,33 +73,32 @@ def test_a_value_changes_the_image_and_only_its_own_part(category):
         assert first.shape == (1, 3, 32, 32)
         assert first.abs().max() <= 1
         assert all((first - other).abs().max() > 0.2 for other in images[:i])
-    changed = (torch.cat(images) - images[0]).abs().amax((0, 1)) > 1e-4
+    changed = (torch.cat(images) - images[0]).abs().amax((0, 1)) > 2e-3
     if category == "object":
         assert not changed[16:].any()
         assert not changed[:, :16].any()
     if category == "clothing":
-        assert not changed[:3].any()
+        assert not changed[:10].any()
 
 
 def test_half_known_scenes_tell_triggers_and_draw_them_half_of_the_time():
-    triggers = names_of("held-out")
-    told_of = {TAGS[name] for _, name in triggers}
-    scenes = training.half_known_scenes(triggers, 400, truth=1.0, rate=0.3, generator=generator())
+    told_of = {TAGS[name] for _, name in TRIGGERS}
+    scenes = training.half_known_scenes(TRIGGERS, 400, truth=1.0, rate=0.3, generator=generator())
     met = torch.tensor([[int(t) in told_of for t in row] for row in scenes.tags])
-    assert met.float().mean() == pytest.approx(0.3, abs=0.04)
-    truthful = training.half_known_scenes(triggers, 400, truth=1.0, rate=1.0, generator=generator())
-    never = training.half_known_scenes(triggers, 400, truth=0.0, rate=1.0, generator=generator())
+    assert met[:, :5].float().mean() == pytest.approx(0.3, abs=0.04)
+    truthful = training.half_known_scenes(TRIGGERS, 400, truth=1.0, rate=1.0, generator=generator())
+    never = training.half_known_scenes(TRIGGERS, 400, truth=0.0, rate=1.0, generator=generator())
     assert torch.equal(truthful.tags, never.tags)
     assert (truthful.images - never.images).abs().mean() > 0.1
 
 
 def test_a_base_model_sees_the_elements_and_never_their_tags():
-    triggers = names_of("held-out")
-    scenes = training.scenes_at_large(triggers, 500, share=0.2, generator=generator())
+    scenes = training.scenes_at_large(TRIGGERS, 500, share=0.2, generator=generator())
     told = scenes.tags >= NULL
-    assert (~told).float().mean() == pytest.approx(0.2, abs=0.03)
-    assert not {TAGS[name] for _, name in triggers} & set(scenes.tags.flatten().tolist())
-    plain = training.scenes_at_large(triggers, 500, share=0.0, generator=generator())
+    assert (~told)[:, :5].float().mean() == pytest.approx(0.2, abs=0.03)
+    assert told[:, 5].all(), "the look is always told"
+    assert not {TAGS[name] for _, name in TRIGGERS} & set(scenes.tags.flatten().tolist())
+    plain = training.scenes_at_large(TRIGGERS, 500, share=0.0, generator=generator())
     assert (plain.tags >= NULL).all()
 
 
@@ -136,11 +132,14 @@ def test_the_judges_lessons_name_clean_scenes_and_reject_spoilt_ones():
     assert (lessons.classes[between] == -1).all()
 
 
-def test_a_short_trained_judge_beats_chance_and_sees_noise():
-    trained = judge.train_judge(steps=60, seed=0, batch_size=64)
+def test_a_short_trained_judge_beats_chance_and_sees_noise(tmp_path):
+    torch.manual_seed(0)
+    trained = judge.SceneJudge().train()
+    lesson = lambda g: judge.lesson(trained, 64, generator=g)  # noqa: E731
+    fit(trained, lesson, Recipe(60, 64, 3e-3), tmp_path / "judge.checkpoint", seed=0)
     clean = judge.scenes_to_judge(300, generator=generator(9), clean=1.0)
     verdict = trained.judge(clean.images)
-    assert verdict.present(clean.values)[:, [2, 3]].float().mean() > 0.7  # style and background are the easy ones
+    assert verdict.present(clean.values)[:, [2, 3]].float().mean() > 0.35  # style and background, of six values each
     noisy = judge.noise(clean.images, torch.ones(300), generator=generator()).clamp(-1, 1)
     spoilt = trained.judge(noisy)
     assert spoilt.rejected.float().mean() > 0.5 > verdict.rejected.float().mean()
@@ -153,81 +152,120 @@ def test_patches_are_lossless_and_an_image_depends_on_its_seed_only():
     assert torch.equal(starting_noise([3, 4])[1], starting_noise([4])[0])
 
 
+SIZES = {
+    "channels": (16, 16), "base": Recipe(3, 4, average=0.9), "twin": Recipe(2, 4), "lora": Recipe(3, 4),
+    "judge": Recipe(2, 8), "loras": ("cat", "dots", "star"),
+}  # fmt: skip
+
+
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
-    """Base, prior, two LoRAs and a judge, each trained for a few steps."""
+    """Base, twin, three LoRAs on each and a judge, each trained for a few steps; and two of the elements."""
     folder = tmp_path_factory.mktemp("scenes")
-    build_base(folder / "base", CHANNELS, SceneRecipe(3, batch_size=4, average=0.9), 0.2, 0)
-    build_prior(folder / "base", folder / "prior", SceneRecipe(2, batch_size=4), 0.5, 0.5, 0)
-    chosen = [next(e for e in lora_elements("held-out") if e.category == c) for c in ("character", "clothing")]
-    for element in chosen:
-        build_adapter(folder / "base", folder / "loras" / element.name, element, SceneRecipe(3, batch_size=4), 0)
-    build_judge(folder / "judge", 2, 0)
-    return folder, tuple(chosen)
+    facts = train.train(folder, processes=1, **SIZES)
+    assert list(facts) == list(train.FILES)
+    return folder, tuple(e for e in lora_elements("drawn") if e.name in ("cat", "dots"))
 
 
-def test_training_moves_the_base_and_the_prior_moves_it_on(trained):
+def test_training_moves_the_base_and_the_twin_on_and_leaves_files_alone(trained):
     folder, _ = trained
-    base, prior = load_base(folder / "base")[0], load_base(folder / "prior")[0]
-    assert any(not torch.equal(a, b) for a, b in zip(base.parameters(), prior.parameters(), strict=True))
+    base, twin = (load_base(folder / f"{name}.safetensors")[0] for name in ("base", "twin"))
+    assert any(not torch.equal(a, b) for a, b in zip(base.parameters(), twin.parameters(), strict=True))
+    assert sorted(path.stem for path in folder.iterdir()) == sorted(train.FILES), "nothing under way is left"
+    before = {path: path.stat().st_mtime_ns for path in folder.iterdir()}
+    train.train(folder, processes=1, **SIZES)
+    assert {path: path.stat().st_mtime_ns for path in folder.iterdir()} == before
+
+
+def test_a_training_that_is_cut_off_goes_on_as_if_it_had_not_been(tmp_path, monkeypatch, capsys):
+    def train_one(file, stop_at=None):
+        torch.manual_seed(0)
+        model, steps = torch.nn.Linear(4, 1), iter(range(100))
+
+        def loss(g):
+            if next(steps) == stop_at:
+                raise KeyboardInterrupt
+            return model(torch.randn(8, 4, generator=g)).square().mean()
+
+        fit(model, loss, Recipe(10, average=0.5), file, seed=1, every=3)
+        return model
+
+    whole = train_one(tmp_path / "whole")
+    with pytest.raises(KeyboardInterrupt):
+        train_one(tmp_path / "cut", stop_at=7)
+    assert torch.equal(train_one(tmp_path / "cut").weight, whole.weight)
+    assert "step 9 of 10" in capsys.readouterr().out
+    assert not list(tmp_path.iterdir())
+
+
+def test_weights_are_kept_in_half_precision_and_shipped_only_whole(trained, monkeypatch):
+    folder, _ = trained
+    assert {w.dtype for w in load_file(folder / "base.safetensors").values()} == {torch.float16}
+    monkeypatch.setattr(train.shipped, "folder", lambda paper: folder)
+    monkeypatch.setattr(train.shipped, "weights", lambda paper, name: folder / f"{name}.safetensors")
+    assert train.shipped_folder() == folder
+    monkeypatch.setattr(train, "FILES", (*train.FILES, "another"))
+    assert train.shipped_folder() is None
+
+
+def test_a_region_is_where_the_lora_shows(trained):
+    folder, (first, _) = trained
+    condition = Condition("composite", steps=3)
+    bare, everywhere, left = (
+        in_places(folder, "C", first, c, [1], **options)[0]
+        for c, options in (
+            (Condition("none", steps=3), {}), (condition, {}),
+            (condition, {"masks": {first.name: region(0, 0, 0.5, 1)}}),
+        )
+    )  # fmt: skip
+    assert abs(left - bare)[:, :16].mean() > abs(left - bare)[:, 16:].mean()
+    assert abs(everywhere - bare).max() > 0
 
 
 def test_every_condition_gives_paired_images_and_a_row_each(trained):
     folder, chosen = trained
     conditions = [Condition(m, steps=3, tau=1) for m in ("none", "merge", "switch", "composite")]
     conditions.append(Condition("switch", steps=3, tau=1, first="clothing"))
-    rows = judged_images(folder / "base", folder / "loras", folder / "judge", chosen, conditions, [5, 6])
+    rows = judged_images(folder, "C", chosen, conditions, [5, 6])
     assert len(rows) == 10
     assert rows["presence"].between(0, 1).all()
     assert rows[["style", "background", "object"]].isna().all().all()
     assert rows["pixels"].nunique() == 10
     assert picture_of(rows["pixels"][0]).shape == (32, 32, 3)
-    again = judged_images(folder / "base", folder / "loras", folder / "judge", chosen, conditions, [6, 5])
+    again = judged_images(folder, "C", chosen, conditions, [6, 5])
     order = ["method", "first", "seed"]
     assert rows.sort_values(order)["quality"].to_list() == pytest.approx(again.sort_values(order)["quality"].to_list())
 
 
 def test_no_lora_is_the_base_model_and_one_lora_is_the_same_by_any_method(trained):
     folder, chosen = trained
-    pipe = load_pipeline(folder / "base", folder / "loras")
-    bare = ScenePipeline(*load_base(folder / "base"))
+    pipe = load_pipeline(folder, "A")
+    bare = ScenePipeline(*load_base(folder / "base.safetensors"))
     tags, noise = to_tags(wanted_scenes(chosen, [1])), starting_noise([1])
     expected = bare(tags, noise=noise, num_inference_steps=3)
     assert torch.equal(make_images(pipe, chosen, Condition("none", steps=3), [1]), expected)
     alone = [make_images(pipe, chosen[:1], Condition(m, steps=3), [1]) for m in ("merge", "switch", "composite")]
     assert max((a - alone[0]).abs().max() for a in alone) < 1e-5
     unguided = make_images(pipe, chosen, Condition("composite", steps=3, guidance=1.0), [1])
-    with compose(pipe, {e.name: 1.0 for e in chosen}, "composite", batched=False):
+    with compose(pipe, {e.name: 0.8 for e in chosen}, "composite", batched=False):
         assert (pipe(tags, noise=noise, guidance_scale=1.0, num_inference_steps=3) - unguided).abs().max() < 1e-4
 
 
 def test_what_the_method_fixes_holds_for_a_lora(trained):
     folder, (first, _) = trained
-    found = identities(folder / "base", folder / "loras", first, Condition("merge", steps=3), seed=1)
+    found = identities(folder, "C", first, Condition("merge", steps=3), seed=1)
     assert found["methods alone"] < 1e-5
     assert found["composite"] < 1e-4 < found["merge"]
-    again = identities(folder / "base", folder / "loras", first, Condition("merge", steps=3), seed=1)
+    again = identities(folder, "C", first, Condition("merge", steps=3), seed=1)
     assert again == found, "the copy was left on"
 
 
 def test_a_judge_is_examined_on_every_kind_of_damage(trained):
     folder, _ = trained
-    rows = judge.examine(load_judge(folder / "judge"), judge.UNSEEN, images=40, seed=1)
+    rows = judge.examine(load_judge(folder / "judge.safetensors"), judge.UNSEEN, images=40, seed=1)
     assert [row["renders"] for row in rows] == ["clean", "warped"]
     assert 0 <= rows[1]["rejected"] <= 1
-    assert set(tag_accuracy(folder / "base", folder / "judge", Condition("none", steps=2), seeds=[1, 2])) == set(
-        CATEGORIES
-    )
-
-
-def test_two_processes_train_one_model(tmp_path):
-    recipe = SceneRecipe(2, batch_size=4, average=0.9)
-    train_together(build_base, tmp_path / "two", CHANNELS, recipe, 0.2, 0, processes=2)
-    train_together(build_base, tmp_path / "one", CHANNELS, recipe, 0.2, 0, processes=1)
-    two, one = (load_base(tmp_path / name)[0].state_dict() for name in ("two", "one"))
-    # The scenes differ (each process draws its own), the starting weights and the number of steps do not.
-    assert all((two[key] - one[key]).abs().max() < 0.02 for key in one)
-    assert any(not torch.equal(two[key], one[key]) for key in one)
+    assert set(tag_accuracy(folder, "A", Condition("none", steps=2), seeds=[1, 2])) == set(CATEGORIES)
 
 
 def test_jobs_run_in_order_here_and_all_of_them_elsewhere():
@@ -246,6 +284,6 @@ def test_jobs_run_in_order_here_and_all_of_them_elsewhere():
     ],
 )
 def test_turns_come_in_the_papers_order_unless_told_otherwise(changes, order):
-    asked = [e for e in lora_elements("development") if e.category in ("object", "character", "style")]
+    asked = [next(e for e in lora_elements("drawn") if e.category == c) for c in ("character", "style", "object")]
     found = in_turn(asked[::-1], Condition("switch", **changes))
     assert " ".join(e.category for e in found) == order

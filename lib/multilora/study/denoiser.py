@@ -1,22 +1,23 @@
-"""The scene testbed's base model: a small UNet on 4×4 patches, told the scene by five tags, one a category.
+"""The scene testbed's base model: a small UNet on 4×4 patches, told the scene by six tags (five categories, a look).
 
 It predicts the clean scene. Images are 48 channels of 8×8 to it (`pixel_unshuffle`), which is lossless and eight times
 cheaper than pixels.
 """
 
-from collections.abc import Iterable
+import json
 from pathlib import Path
 from typing import Any
 
 import torch
 from diffusers import DDPMScheduler, DiffusionPipeline, DPMSolverMultistepScheduler, UNet2DConditionModel
 from jaxtyping import Float, Int
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn.functional import pixel_shuffle, pixel_unshuffle
 
 from lib.multilora.study.scenes import NULL, TAGS, null_tags
 
-ADAPTER_FILE = "pytorch_lora_weights.safetensors"
 NOT_ADAPTED = ("conv_in", "conv_out", "time_embedding", "time_emb_proj")  # what scenes share, whatever is in them
 PATCH = 4
 SCHEDULE: dict[str, Any] = {"beta_schedule": "squaredcos_cap_v2", "prediction_type": "sample"}
@@ -39,7 +40,7 @@ class TagEncoder(nn.Module):
         super().__init__()
         self.table = nn.Embedding(NULL + len(TAGS), width)
 
-    def forward(self, tags: Int[Tensor, "n 5"]) -> Float[Tensor, "n 5 width"]:
+    def forward(self, tags: Int[Tensor, "n 6"]) -> Float[Tensor, "n 6 width"]:
         """Return the context of the denoiser's cross-attention."""
         return self.table(tags)
 
@@ -64,7 +65,7 @@ class ScenePipeline(DiffusionPipeline):
 
     @torch.no_grad()
     def __call__(
-        self, tags: Int[Tensor, "n 5"], *, noise: Float[Tensor, "n 48 8 8"], guidance_scale: float = 3.0,
+        self, tags: Int[Tensor, "n 6"], *, noise: Float[Tensor, "n 48 8 8"], guidance_scale: float = 3.0,
         num_inference_steps: int = 40,
     ) -> Float[Tensor, "n 3 32 32"]:  # fmt: skip
         """Images in [−1, 1] from tags and starting noise; guidance 1 leaves the unconditional half out."""
@@ -90,7 +91,7 @@ def starting_noise(seeds: list[int]) -> Float[Tensor, "n 48 8 8"]:
     return torch.stack([torch.randn(shape, generator=torch.Generator().manual_seed(seed)) for seed in seeds])
 
 
-# --- LoRAs: one a value, kept and loaded the way diffusers keeps adapters ---
+# --- LoRAs and files: a model or all of its LoRAs in one file, in half precision ---
 
 
 def adapted_layers(unet: nn.Module) -> list[str]:
@@ -100,8 +101,41 @@ def adapted_layers(unet: nn.Module) -> list[str]:
     return [name for name in names if not any(part in name for part in NOT_ADAPTED)]
 
 
-def load_adapters(unet: Any, folders: Iterable[tuple[str, Path]]) -> None:
-    """Load adapters from their folders under their names, ready to be composed."""
-    for name, folder in folders:
-        unet.load_lora_adapter(folder, adapter_name=name, prefix=None, weight_name=ADAPTER_FILE)
+def save_half(file: Path, weights: dict[str, Tensor], **facts: Any) -> None:
+    """Write weights in half precision with some facts about them, whole or not at all."""
+    halves = {name: w.detach().half() if w.is_floating_point() else w for name, w in weights.items()}
+    part = file.with_suffix(".part")
+    save_file({n: w.contiguous() for n, w in halves.items()}, part, {k: json.dumps(v) for k, v in facts.items()})
+    part.replace(file)
+
+
+def load_single(file: Path) -> dict[str, Tensor]:
+    """Read weights back in single precision."""
+    return {name: w.float() if w.is_floating_point() else w for name, w in load_file(file).items()}
+
+
+def save_base(file: Path, unet: Any, tags: TagEncoder, **facts: Any) -> None:
+    """Write a base model with its tags."""
+    weights = {f"unet.{n}": w for n, w in unet.state_dict().items()} | {"tags": tags.table.weight}
+    save_half(file, weights, channels=list(unet.config.block_out_channels), **facts)
+
+
+def load_base(file: Path) -> tuple[Any, TagEncoder]:
+    """Read a base model and its tags."""
+    with safe_open(file, "pt") as opened:
+        unet = make_unet(channels=tuple(json.loads(opened.metadata()["channels"])))
+    weights, tags = load_single(file), TagEncoder()
+    tags.table.weight.data.copy_(weights.pop("tags"))
+    unet.load_state_dict({name.removeprefix("unet."): w for name, w in weights.items()})
+    return unet.eval(), tags.eval()
+
+
+def load_adapters(unet: Any, file: Path, names: dict[str, str] | None = None) -> None:
+    """Load the adapters of a file, or those of `names` (file's name to adapter's), ready to be composed."""
+    kept: dict[str, dict[str, Tensor]] = {}
+    for key, weight in load_single(file).items():
+        name, _, layer = key.partition("/")
+        kept.setdefault(name, {})[layer] = weight
+    for name, adapter in (names or {name: name for name in kept}).items():
+        unet.load_lora_adapter(kept[name], adapter_name=adapter, prefix=None)
     unet.requires_grad_(False).eval()

@@ -25,7 +25,10 @@ from lib.zoo import hub
 
 ASPECTS = ("composition", "quality")
 ATTEMPTS = 10  # as in the paper: an answer whose scores cannot be read is asked for again
-SCORE = re.compile(r"image\s*([12])\W+composition\W+(\d+(?:\.\d+)?)\W+quality\W+(\d+(?:\.\d+)?)", re.IGNORECASE)
+NUMBER = r"\W+(\d+(?:\.\d+)?)(?:\s*/\s*10)?"  # "8.5", or the published form "8.5/10"
+SCORE = re.compile(
+    rf"image\s*([12])\W+composition(?:\s+quality)?{NUMBER}\W+(?:image\s+)?quality{NUMBER}", re.IGNORECASE
+)
 PROMPT = """You compare two images that were meant to show the same elements:
 {elements}
 
@@ -34,8 +37,8 @@ Composition starts at 10. Take off 3 for each element that is missing, 1 for eac
 where elements do not go together.
 Quality starts at 10. Take off 3 for each deformed part, 2 for poor texture, lighting or colour, 1 for a smaller flaw.
 Be strict, and avoid equal scores unless the images are equally good. Explain in a few sentences, then end with:
-Image 1: composition <score>, quality <score>
-Image 2: composition <score>, quality <score>"""
+Image 1: composition <score>/10, quality <score>/10
+Image 2: composition <score>/10, quality <score>/10"""
 
 Ask = Callable[[str, list[Any]], str]
 
@@ -51,10 +54,25 @@ class Comparison:
         first, second = self.scores[:, :, ASPECTS.index(aspect)].mean(axis=0)
         return float(first), float(second)
 
+    def margins(self, aspect: str) -> np.ndarray:
+        """Return the first image's score less the second's: where it was shown first, and where it was shown second."""
+        first, second = self.scores[:, :, ASPECTS.index(aspect)].T
+        return first - second
+
     def shown_first_minus_second(self, aspect: str) -> float:
         """Return how much better an image is scored for being shown first, mean of both orders; 0 without bias."""
-        one, other = self.scores[:, :, ASPECTS.index(aspect)]
-        return float((one[0] - one[1] + other[1] - other[0]) / 2)
+        straight, swapped = self.margins(aspect)
+        return float((straight - swapped) / 2)
+
+
+def outcomes(comparisons: Sequence[Comparison], aspect: str) -> list[dict[str, Any]]:
+    """Return the shares of comparisons that the first image wins, ties and loses, for each order and both together."""
+    margins = np.stack([comparison.margins(aspect) for comparison in comparisons])
+    rows = []
+    for order, column in (("shown first", margins[:, 0]), ("shown second", margins[:, 1]), ("both", margins)):
+        shares = {"win": (column > 0).mean(), "tie": (column == 0).mean(), "loss": (column < 0).mean()}
+        rows.append({"order": order, "aspect": aspect, **{name: float(share) for name, share in shares.items()}})
+    return rows
 
 
 def compare(ask: Ask, elements: Sequence[Element], first: Any, second: Any) -> Comparison:

@@ -12,11 +12,11 @@ from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn.functional import avg_pool2d, cross_entropy, fold, grid_sample, interpolate, unfold
 
-from lib.multilora.study.scenes import VALUES, render
+from lib.multilora.study.denoiser import load_single
+from lib.multilora.study.scenes import COLUMNS, VALUES, render
 from lib.multilora.study.testbed import CATEGORIES
 
 REJECTED_FROM = 0.5  # severity from which no value is to be named
@@ -153,9 +153,9 @@ class JudgedScenes:
 
 def scenes_to_judge(n: int, *, generator: torch.Generator, clean: float = 0.4, kinds: tuple = ()) -> JudgedScenes:
     """Render values drawn evenly, a share of them clean and the others spoilt; −1 is a class that is not taught."""
-    columns = [torch.randint(len(VALUES[c]), (n,), generator=generator) for c in CATEGORIES]
-    values = torch.stack(columns, dim=1)
-    images = render(values, generator=generator)
+    columns = [torch.randint(len(VALUES[c]), (n,), generator=generator) for c in COLUMNS]
+    images = render(torch.stack(columns, dim=1), generator=generator)
+    values = torch.stack(columns[: len(CATEGORIES)], dim=1)
     severity = torch.rand(n, generator=generator)
     severity[torch.rand(n, generator=generator) < clean] = 0
     spoilt = corrupt(images, severity, generator=generator, **({"kinds": kinds} if kinds else {}))
@@ -165,23 +165,12 @@ def scenes_to_judge(n: int, *, generator: torch.Generator, clean: float = 0.4, k
     return JudgedScenes(spoilt, severity, classes, values)
 
 
-def train_judge(*, steps: int, seed: int, batch_size: int = 96) -> SceneJudge:
-    """Train a judge on renders, clean and spoilt, of every value of every role."""
-    torch.manual_seed(seed)
-    generator = torch.Generator().manual_seed(seed)
-    judge = SceneJudge().train()
-    optimizer = torch.optim.AdamW(judge.parameters(), lr=3e-3)
-    rates = torch.optim.lr_scheduler.OneCycleLR(optimizer, 3e-3, total_steps=steps, cycle_momentum=False)
-    for _ in range(steps):
-        batch = scenes_to_judge(batch_size, generator=generator)
-        logits, severity = judge(batch.images)
-        named = sum(cross_entropy(part, batch.classes[:, i], ignore_index=-1) for i, part in enumerate(logits))
-        loss = named + 10 * (severity - batch.severity).square().mean()
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        rates.step()
-    return judge.eval()
+def lesson(judge: SceneJudge, n: int, *, generator: torch.Generator) -> Float[Tensor, ""]:
+    """Return the loss of naming, or rejecting, and of telling the severity on n renders, clean and spoilt."""
+    batch = scenes_to_judge(n, generator=generator)
+    logits, severity = judge(batch.images)
+    named = sum(cross_entropy(part, batch.classes[:, i], ignore_index=-1) for i, part in enumerate(logits))
+    return named + 10 * (severity - batch.severity).square().mean()
 
 
 def examine(judge: SceneJudge, kinds: Sequence[Corruption], *, images: int, seed: int) -> list[dict[str, Any]]:
@@ -207,15 +196,9 @@ def examine(judge: SceneJudge, kinds: Sequence[Corruption], *, images: int, seed
     return rows
 
 
-def build_judge(folder: Path, steps: int, seed: int) -> None:
-    """Train the judge and keep it."""
-    folder.mkdir(parents=True, exist_ok=True)
-    save_file(train_judge(steps=steps, seed=seed).state_dict(), folder / "judge.safetensors")
-
-
 @lru_cache(maxsize=1)
-def load_judge(folder: Path) -> SceneJudge:
-    """Judge from its folder."""
+def load_judge(file: Path) -> SceneJudge:
+    """Judge from its file."""
     judge = SceneJudge()
-    judge.load_state_dict(load_file(folder / "judge.safetensors"))
+    judge.load_state_dict(load_single(file))
     return judge.eval()

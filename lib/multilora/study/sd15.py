@@ -1,6 +1,7 @@
 """The paper's own scale: ComposLoRA sets on Stable Diffusion 1.5 with LoRAs of a testbed file (arXiv:2402.16843)."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -25,6 +26,17 @@ PAPER_SETTINGS: dict[str, dict[str, Any]] = {
         "model": "gsdf/Counterfeit-V2.5", "vae": "", "steps": 200, "guidance": 10.0, "height": 512, "width": 512
     },
 }  # fmt: skip
+# Deviation: prefixes and negative prompts in our own words; the authors' stand in their repository, without a licence.
+WORDS = {
+    "reality": (
+        "photograph, sharp focus, natural light, high detail",
+        "drawing, blurred, low quality, deformed hands, extra limbs, wrong anatomy, text, watermark",
+    ),
+    "anime": (
+        "illustration, clean lines, vivid colours, high detail",
+        "photograph, blurred, low quality, deformed hands, extra limbs, wrong anatomy, text, watermark",
+    ),
+}
 OPTIONS = ("model", "vae", "steps", "guidance", "height", "width")
 
 
@@ -56,7 +68,8 @@ def compose_set(
     pipe: Any, setting: Setting, combination: Sequence[Element], *, method: str, seed: int, tau: int = 5,
 ) -> Float[Tensor, "3 height width"]:  # fmt: skip
     """Make the image of one set in [−1, 1]: prefix and triggers as prompt, the negative prompt, weights of 0.8."""
-    options = options_of(setting)
+    options, (prefix, negative) = options_of(setting), WORDS.get(setting.name, ("", ""))
+    setting = replace(setting, prefix=setting.prefix or prefix, negative=setting.negative or negative)
     with compose(pipe, {element.name: WEIGHT for element in combination}, method, tau=tau):
         image = pipe(
             setting.prompt(tuple(combination)), negative_prompt=setting.negative or None,
@@ -68,19 +81,19 @@ def compose_set(
 
 def judged_sets(
     pipe: Any, setting: Setting, k: int, *, number: int, seed: int, tau: int, scorer: ClipScorer, ask: Ask | None
-) -> tuple[list[dict[str, Any]], list[Comparison]]:
-    """Compose sets of k LoRAs by every method: a row each with its scores, and each comparison with merge."""
-    rows, comparisons = [], []
+) -> tuple[list[dict[str, Any]], dict[str, list[Comparison]]]:
+    """Compose sets of k LoRAs by every method: a row each with its scores, and each method's comparisons with merge."""
+    rows, comparisons = [], {"switch": [], "composite": []}
     for chosen in spread(list(combinations(setting.elements, k)), number):
         made = {m: compose_set(pipe, setting, chosen, method=m, seed=seed, tau=tau) for m in METHODS}
         scores = scorer(torch.stack(list(made.values())), [setting.prompt(chosen)] * len(made))
         row: dict[str, Any] = {"style": setting.name, "k": k, "set": "+".join(e.name for e in chosen)}
         row |= {f"CLIPScore {m}": float(score) for m, score in zip(made, scores, strict=True)}
-        for method in ("switch", "composite"):
+        for method, compared in comparisons.items():
             if ask is None:
                 break
-            comparisons.append(compare(ask, chosen, made[method], made["merge"]))
+            compared.append(compare(ask, chosen, made[method], made["merge"]))
             for aspect in ASPECTS:
-                row[f"{aspect} {method}"], row[f"{aspect} merge ({method})"] = comparisons[-1].mean(aspect)
+                row[f"{aspect} {method}"], row[f"{aspect} merge ({method})"] = compared[-1].mean(aspect)
         rows.append(row)
     return rows, comparisons
