@@ -12,7 +12,9 @@ from functools import partial
 
 VALUE = r"[^\s\"'`,;<>(){}\[\]]"  # a character of a value that is written without quotes
 NAMES = r"pass(?:word|wd|phrase|code)?|pwd|secret|token|credential|(?:api|access|private|auth|account)[-_ ]?key|apikey"
-PLACEHOLDER = r"(?!(?:your|my|the|some|xxx|\*|<|\$|%|\{|string|text|password|none|null|true|false|example|process\.)[^\n]*)"
+PLACEHOLDER = (
+    r"(?!your|my|the|some|xxx|\*|<|\$|%|\{|string|text|password|none|null|true|false|example|process\.)"
+)
 
 
 def _luhn(match: re.Match[str]) -> bool:
@@ -35,7 +37,9 @@ def _host(match: re.Match[str]) -> bool:
 
 def _hash_is_secret(match: re.Match[str]) -> bool:
     """Whether hexadecimal digits are not a check sum or a commit, which say so before them."""
-    return not re.search(r"(?i)(?:sha\d*|md5|commit|hash|integrity|digest)\W{0,3}$", match.string[: match.start()][-24:])
+    return not re.search(
+        r"(?i)(?:sha\d*|md5|commit|hash|integrity|digest)\W{0,3}$", match.string[: match.start()][-24:]
+    )
 
 
 Check = Callable[[re.Match[str]], bool]
@@ -52,21 +56,22 @@ PATTERNS: tuple[tuple[str, str, Check | None], ...] = (
     # NAME = "value": a quoted one, one of an environment variable, or one with a digit or a sign in it
     ("key", rf"(?i)(?P<keep>(?:{NAMES})[\w-]{{0,30}}[\"']?\s*(?:[:=]|=>|:=)\s*[\"'`])"
             rf"{PLACEHOLDER}[^\s\"'`]{{6,}}(?=[\"'`])", None),
-    ("key", rf"(?P<keep>\b(?:[A-Z\d]+_)*(?:PASS(?:WORD|WD|PHRASE)?|PWD|SECRET|TOKEN|KEY)(?:_[A-Z]+)*=)(?i:{PLACEHOLDER})"
-            rf"{VALUE}{{6,}}(?=\s|$)", None),
+    ("key", rf"(?P<keep>\b(?:[A-Z\d]+_)*(?:PASS(?:WORD|WD|PHRASE)?|PWD|SECRET|TOKEN|KEY)(?:_[A-Z]+)*=)"
+            rf"(?i:{PLACEHOLDER}){VALUE}{{6,}}(?=\s|$)", None),
     ("key", rf"(?i)(?P<keep>(?:{NAMES})[\w-]{{0,30}}[\"']?(?:\s*(?:[:=]|=>|:=)\s*|\s+is:?\s+))"
             rf"{PLACEHOLDER}(?={VALUE}*[\d!@#$%^&*])(?!\d+\b){VALUE}{{6,}}(?=[\s,;\"'`<]|$)", None),
     ("e-mail", r"(?<![\w.+-])[\w.+-]+@[\w-]+(?:\.[\w-]+)*\.[A-Za-z]{2,}\b", None),
     ("address", r"(?<![\w./-])(?:\d{1,3}\.){3}\d{1,3}(?![\w-]|\.\d)", _host),
     ("address", r"(?i)(?<![\w:])(?:[23][0-9a-f]{3}|f[cde][0-9a-f]{2})(?::[0-9a-f]{0,4}){2,7}(?![\w:])", None),
-    ("address", r"(?<![\w:-])(?:(?:[0-9A-Fa-f]{2}:){5}|(?=[\d-]*[A-Fa-f])(?:[0-9A-Fa-f]{2}-){5})[0-9A-Fa-f]{2}(?![\w:-])",
-     None),
+    ("address", r"(?<![\w:-])(?:(?:[0-9A-Fa-f]{2}:){5}|(?=[\d-]*[A-Fa-f])(?:[0-9A-Fa-f]{2}-){5})[0-9A-Fa-f]{2}"
+                r"(?![\w:-])", None),
     ("number", r"(?<![\w.-])(?:\d[ -]?){12,18}\d(?![\w-]|\.\d)", _luhn),
     ("number", r"\b[A-Z]{2}\d{2}(?: ?[A-Z0-9]{4}){2,7}(?: ?[A-Z0-9]{1,4})?\b", _iban),
     ("number", r"(?<![\w-])(?!000|666|9)\d{3}-(?!00)\d{2}-(?!0000)\d{4}(?![\w-])", None),
     ("phone", r"(?<![\w.+)\]])\+\d(?:[ .-]?\(?\d\)?){8,14}(?!\w|\.\d)", None),
-    ("phone", r"(?<![\w.,/-])\(\d{3}\) ?\d{3}[ .-]\d{4}\b|(?<![\w.,/+-])(?:1-)?\d{3}([-.])\d{3}\1\d{4}(?![\w-]|\.\d)", None),
-    ("phone", r"(?i)(?P<keep>\b(?:phone|tel|telephone|telefon|mobile|cell|call|whatsapp|fax|ring|text|dial|handy|contact|m[oó]vil)\b"
+    ("phone", r"(?<![\w.,/-])\(\d{3}\) ?\d{3}[ .-]\d{4}\b", None),
+    ("phone", r"(?<![\w.,/+-])(?:1-)?\d{3}([-.])\d{3}\1\d{4}(?![\w-]|\.\d)", None),
+    ("phone", r"(?i)(?P<keep>\b(?:phone|tele(?:ph|f)one?|tel|mobile|cell|call|whatsapp|fax|ring|text|dial|handy|contact)\b"
               r"[^\d\n+(]{0,16})\+?\(?\d(?:[ ./()-]{0,2}\d){6,13}(?![\w-]|\.\d)", None),
     ("key", r"\b(?=[A-Fa-f]*\d)(?=\d*[A-Fa-f])[A-Fa-f0-9]{32,}\b", _hash_is_secret),
     ("key", r"\b(?=\w*[a-z])(?=\w*[A-Z])(?=(?:[A-Za-z_]*\d){3})[A-Za-z0-9_]{36,}\b", _hash_is_secret),
