@@ -12,6 +12,7 @@ from lib.usergpt.conversations import Conversation, ConversationReader, draw
 from lib.usergpt.merging import merge_labels
 from lib.usergpt.pool import DemonstrationPool, load_demonstrations
 from lib.usergpt.privacy import mask, masked_excerpt
+from lib.usergpt.report import report
 from lib.usergpt.similarity import CalibratedAnnotator, Cut, EmbeddingAnnotator
 from lib.usergpt.taxonomy import GoldLabel, Taxonomy, agreement, load_gold, load_taxonomy
 
@@ -45,5 +46,6 @@ __all__ = [
     "merge_labels",
     "read_annotations",
     "rectified",
+    "report",
     "share_table",
 ]

@@ -53,7 +53,7 @@ class DemonstrationPool:
     """
 
     def __init__(
-        self, start: Sequence[Demonstration], *, rule: Rule = "published", share: float = 0.05, per_call: int = 3
+        self, start: Sequence[Demonstration], *, rule: Rule | str = "published", share: float = 0.05, per_call: int = 3
     ) -> None:
         if not start:
             raise ValueError("a pool needs at least one demonstration to start from")

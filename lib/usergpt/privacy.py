@@ -12,9 +12,7 @@ from functools import partial
 
 VALUE = r"[^\s\"'`,;<>(){}\[\]]"  # a character of a value that is written without quotes
 NAMES = r"pass(?:word|wd|phrase|code)?|pwd|secret|token|credential|(?:api|access|private|auth|account)[-_ ]?key|apikey"
-PLACEHOLDER = (
-    r"(?!your|my|the|some|xxx|\*|<|\$|%|\{|string|text|password|none|null|true|false|example|process\.)"
-)
+PLACEHOLDER = r"(?!your|my|the|some|xxx|\*|<|\$|%|\{|string|text|password|none|null|true|false|example|process\.)"
 
 
 def _luhn(match: re.Match[str]) -> bool:
@@ -71,7 +69,7 @@ PATTERNS: tuple[tuple[str, str, Check | None], ...] = (
     ("phone", r"(?<![\w.+)\]])\+\d(?:[ .-]?\(?\d\)?){8,14}(?!\w|\.\d)", None),
     ("phone", r"(?<![\w.,/-])\(\d{3}\) ?\d{3}[ .-]\d{4}\b", None),
     ("phone", r"(?<![\w.,/+-])(?:1-)?\d{3}([-.])\d{3}\1\d{4}(?![\w-]|\.\d)", None),
-    ("phone", r"(?i)(?P<keep>\b(?:phone|tele(?:ph|f)one?|tel|mobile|cell|call|whatsapp|fax|ring|text|dial|handy|contact)\b"
+    ("phone", r"(?i)(?P<keep>\b(?:phone|tele(?:ph|f)one?|tel|mobile|cell|call|whatsapp|fax|ring|text|dial|contact)\b"
               r"[^\d\n+(]{0,16})\+?\(?\d(?:[ ./()-]{0,2}\d){6,13}(?![\w-]|\.\d)", None),
     ("key", r"\b(?=[A-Fa-f]*\d)(?=\d*[A-Fa-f])[A-Fa-f0-9]{32,}\b", _hash_is_secret),
     ("key", r"\b(?=\w*[a-z])(?=\w*[A-Z])(?=(?:[A-Za-z_]*\d){3})[A-Za-z0-9_]{36,}\b", _hash_is_secret),

@@ -4,13 +4,13 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from lib.usergpt.study.topics import Cluster, Topics
 
 from lib.core.chat import ChatFailed, Reply
 from lib.usergpt import Conversation, GoldLabel, labelled, share_table
 from lib.usergpt.compare import divergence
 from lib.usergpt.similarity import LabelSpace
 from lib.usergpt.study import comparison
-from lib.usergpt.study.topics import Cluster, Topics
 
 CODES = ("QAN", "SUM", "OTH")
 

@@ -12,7 +12,8 @@ WANTED = ("technology", ("coding assistance", "debugging"), "The user wants a bu
 PLAIN = "[domain] technology\n[summary] The user wants a bug found.\n[task type] coding assistance, debugging"
 ROW = {"domain": "Technology", "summary": WANTED[2], "task types": ["coding assistance", "debugging"]}
 SHAPES = [
-    PLAIN, f"** Output 1 **\n{PLAIN}", f"### Output 1:\n{PLAIN}", f"**Output #1:**\n\n{PLAIN}", f"Sure!\n\nOutput 1\n{PLAIN}",
+    PLAIN, f"** Output 1 **\n{PLAIN}", f"### Output 1:\n{PLAIN}", f"**Output #1:**\n\n{PLAIN}",
+    f"Sure!\n\nOutput 1\n{PLAIN}",
     "**[domain]** technology\n**[summary]** The user wants a bug found.\n**[task type]** coding assistance, debugging",
     "- [domain] technology\n- [summary] The user wants a bug found.\n- [task type] coding assistance, debugging",
     "[domain]: technology\n[summary]: The user wants a bug found.\n[task type]: coding assistance, debugging",
@@ -22,8 +23,8 @@ SHAPES = [
     "`[domain]` \"technology\"\n`[summary]` The user wants a bug found.\n`[task_type]` coding assistance -> debugging",
     "[domain]\ntechnology\n[summary]\nThe user wants a bug found.\n[task types]\n- coding assistance\n- debugging",
     "> [domain] technology.\n> [summary] The user wants a bug found.\n> [tasks] coding assistance / debugging",
-    "<think>[domain] none yet</think>" + PLAIN,
-    json.dumps(ROW), "```json\n" + json.dumps([ROW]) + "\n```", json.dumps({"outputs": [ROW]}),
+    "<think>[domain] none yet</think>" + PLAIN, json.dumps(ROW), "```json\n" + json.dumps([ROW]) + "\n```",
+    json.dumps({"outputs": [ROW]}),
     "Here it is: " + json.dumps({"Domain": "technology", "Summary": WANTED[2], "task_type": "coding assistance, debugging"}),
 ]  # fmt: skip
 
@@ -70,11 +71,13 @@ def test_the_last_output_of_a_reply_that_was_cut_off_is_not_believed():
 @pytest.mark.parametrize(
     ("text", "domain", "tasks", "fault"),
     [
-        ("E a", "TEC", ("GEN",), ""), ("**E**, **a**", "TEC", ("GEN",), ""), ("Task: F\nDomain: j", "LAW", ("DBG",), ""),
-        ('{"task": "E", "domain": "a"}', "TEC", ("GEN",), ""), ("debugging, law", "LAW", ("DBG",), ""), ("W u", None, (), ""),
+        ("E a", "TEC", ("GEN",), ""), ("**E**, **a**", "TEC", ("GEN",), ""), ("W u", None, (), ""),
+        ("Task: F\nDomain: j", "LAW", ("DBG",), ""), ('{"task": "E", "domain": "a"}', "TEC", ("GEN",), ""),
+        ("debugging, law", "LAW", ("DBG",), ""),
         ("E a\n\nThe request asks for code.", "TEC", ("GEN",), ""),
         *((text, None, (), "no letters of the guide") for text in
-          ("This is a request for Code", "E", "Z a", "e a", "", "E or F, a", "debugging or advice, law", '{"task": "E"}')),
+          ("This is a request for Code", "E", "Z a", "e a", "", "E or F, a", "debugging or advice, law",
+           '{"task": "E"}')),
     ],
 )  # fmt: skip
 def test_letters_of_the_guide(text, domain, tasks, fault):
@@ -84,7 +87,13 @@ def test_letters_of_the_guide(text, domain, tasks, fault):
 
 def test_scores_are_the_log_probabilities_of_the_letters():
     guide = Guide(load_taxonomy())
-    told = [{"token": " E", "logprob": -0.1, "top_logprobs": [{"token": " E", "logprob": -0.1}, {"token": "F", "logprob": -3.0}]}]
+    told = [
+        {
+            "token": " E",
+            "logprob": -0.1,
+            "top_logprobs": [{"token": " E", "logprob": -0.1}, {"token": "F", "logprob": -3.0}],
+        }
+    ]
     reply = Reply((" E a",), logprobs=(told,))
     scores = guide.scores(reply, "tasks")
     assert scores is not None
