@@ -136,7 +136,7 @@ def name_by_model(
     for number in numbers:
         own = np.flatnonzero(member == number)
         picked = own[np.linspace(0, len(own) - 1, min(8, len(own))).astype(int)]
-        listed = "\n".join(f"- {mask(texts[i])[:200]}" for i in picked)
+        listed = "\n".join(f"- {mask(texts[int(i)])[:200]}" for i in picked)
         prompts.append(NAME.format(words=words[number], listed=listed))
     names = {}
     for number, reply in zip(numbers, model.complete_many(prompts), strict=True):

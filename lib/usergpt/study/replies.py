@@ -51,7 +51,7 @@ def pool_runs(
 
     One row a rule, run and conversation `read`: the distinct labels so far, its fault, and the pool's size.
     """
-    drawn = draw(corpus, 3 * calls * runs, salt="pool")
+    drawn = draw(corpus, 3 * CALLS * RUNS, salt="pool")  # each run has its own, however few are asked for
     jobs: Mapping[tuple[int, Rule], FreeForm] = {
         (run, rule): FreeForm(DemonstrationPool(load_demonstrations(), rule=rule, share=share), seed=run)
         for run in range(runs)
@@ -61,7 +61,7 @@ def pool_runs(
     rows: list[tuple[Any, ...]] = []
     distinct: dict[tuple[int, Rule], set[str]] = {job: set() for job in jobs}
     for call in range(calls):
-        batches = [drawn[3 * (call * runs + run) :][:3] for run in range(runs)]
+        batches = [drawn[3 * (call * RUNS + run) :][:3] for run in range(runs)]
         requests = [reader.requests(batch) for batch in batches]
         prompts = {job: form.messages(requests[job[0]]) for job, form in jobs.items()}
         unique = list(dict.fromkeys(prompts.values()))  # rules agree until their pools differ
@@ -85,7 +85,5 @@ def labelled_draw(corpus: Sequence[Conversation], count: int = 300) -> tuple[lis
 def record(model: ChatModel) -> None:
     """Ask everything that the notebook replays, the most needed first."""
     corpus = list(ConversationReader(zoo.stream_dataset("sharegpt", "all")))
-    marked, fresh = labelled_draw(corpus)
-    ask_guide(model, fresh)
+    ask_guide(model, labelled_draw(corpus)[1])
     pool_runs(model, corpus)
-    ask_guide(model, marked)
