@@ -25,7 +25,7 @@ SELECT := --profile="$(PROFILE)" --papers="$(PAPERS)"
 OPTIONS := $(SELECT) $(if $(SEED),--seed="$(SEED)") $(if $(filter-out 0,$(DRY_RUN)),--dry-run)
 PAPER_NAMES := $(patsubst lib/%/paper.toml,%,$(wildcard lib/*/paper.toml))
 
-.PHONY: help env lab assets reproduce $(addprefix reproduce-,$(PAPER_NAMES)) claims doctor record mutants serve bench sweep new docs test lint format clean clean-cache
+.PHONY: help env lab assets reproduce $(addprefix reproduce-,$(PAPER_NAMES)) claims doctor record mutants rehearse serve train replies bench sweep new docs test lint format clean clean-cache
 
 help: ## list the targets and variables
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | awk -F'\t' '{printf "  make %-18s %s\n", $$1, $$2}'
@@ -67,6 +67,16 @@ record: $(STAMP) ## record golden results of the smoke profile (clean commits on
 mutants: $(STAMP) ## break each core formula once in a copy, and see that its test fails (some minutes)
 	@$(RUN) mutants --papers="$(PAPERS)"
 
+rehearse: $(STAMP) ## run the gpu profile's notebooks to their last cell on tiny stand-ins, without a GPU
+	@$(RUN) assets
+	@$(TEST_ENV) $(RUN) rehearse --papers="$(PAPERS)"
+
+train: $(STAMP) ## make the shipped weights of one paper again: PAPER=multilora (hours; goes on where it stopped)
+	@$(RUN) train "$(PAPER)" $(if $(SEED),--seed="$(SEED)")
+
+replies: $(STAMP) ## record again the replies that a notebook replays: PAPER=autoinstruct (URL=… of an endpoint, MODEL=…)
+	@$(RUN) replies "$(PAPER)" $(if $(URL),--url="$(URL)") $(if $(filter file,$(origin MODEL)),,--model="$(MODEL)")
+
 serve: $(STAMP) ## an OpenAI-compatible server of a model, on this machine: MODEL=qwen2.5-coder-0.5b-instruct (PORT=8000)
 	@$(PY) -m pip install --quiet --disable-pip-version-check -c requirements.lock 'transformers[serving]'
 	@$(RUN) serve "$(MODEL)" --port=$(if $(filter file,$(origin PORT)),8000,$(PORT))
@@ -97,7 +107,7 @@ format: $(STAMP) ## format the sources and notebooks
 	@$(VENV)/bin/ruff check --fix . ; $(VENV)/bin/ruff format .
 
 clean: ## remove what runs leave outside git (results of other profiles, failed notebooks)
-	rm -rf figures/smoke figures/gpu figures/interactive figures/*/.*.running figures/*/*.failed.ipynb .pytest_cache .ruff_cache
+	rm -rf figures/smoke figures/gpu figures/rehearsal figures/interactive figures/*/.*.running figures/*/*.failed.ipynb .pytest_cache .ruff_cache
 
 clean-cache: ## remove cached stages and converted models (they are computed again)
 	rm -rf data/cache

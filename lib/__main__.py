@@ -101,6 +101,14 @@ def _parser() -> Parser:
     add("docs", docs, "build the site from results and docstrings")
     add("doctor", doctor, "what is here, what is missing, how to get it", anywhere=True)
     add("record", record, "record golden results from a clean commit", papers=True)
+    add("rehearse", rehearse, "run the gpu profile's notebooks to their last cell on tiny stand-ins", papers=True)
+    command = add("train", train, "make a paper's shipped weights again (hours; goes on where it was stopped)")
+    command.add_argument("paper", help="its short name")
+    command.add_argument("--seed", type=_seed, default=0, help="seed of the training")
+    command = add("replies", replies, "record again the replies of a model that a paper's notebook replays")
+    command.add_argument("paper", help="its short name")
+    command.add_argument("--model", default="qwen2.5-coder-1.5b-instruct", help="name of the model at the endpoint")
+    command.add_argument("--url", default="http://127.0.0.1:8000/v1", help="an OpenAI-compatible endpoint, up to /v1")
     add("mutants", mutants, "break each core formula once, and see that its test fails", papers=True)
     add("bench", bench, "ratios to peers, measured in turn", profile=True)
     command = add("new", new, "write the first files of a new paper")
@@ -309,6 +317,34 @@ def record(options) -> int:
 
     _refuse_unwritable()
     golden.record(_papers(options), told=lambda line: print(line, flush=True))
+    return 0
+
+
+def rehearse(options) -> int:
+    """Rehearse the gpu profile; exit status 1 where a notebook does not reach its last cell."""
+    from lib.lab.rehearsal import rehearse as rehearsed
+
+    failed = 0
+    for outcome in rehearsed(_papers(options)):
+        failed += bool(outcome.reason)
+        print(f"{outcome.paper}: {outcome.reason or 'to its last cell'} ({outcome.minutes:.1f} min)", flush=True)
+    return int(failed > 0)
+
+
+def train(options) -> int:
+    """Make shipped weights and their cards."""
+    from lib.lab import shipping
+
+    for path in shipping.train(options.paper, seed=options.seed):
+        print(f"{path.name}: {path.stat().st_size / 2**20:.1f} MiB, with its card")
+    return 0
+
+
+def replies(options) -> int:
+    """Record a model's replies and write their card."""
+    from lib.lab import shipping
+
+    print(f"{shipping.record_replies(options.paper, model=options.model, url=options.url)} replies, with their card")
     return 0
 
 

@@ -1,5 +1,6 @@
 """The repository itself: what git keeps, versions that agree, tables that are generated, imports that stay light."""
 
+import hashlib
 import re
 import subprocess
 import sys
@@ -10,6 +11,7 @@ import yaml
 
 from lib import root
 from lib.lab import doctor, paths, profiles, report, structure
+from lib.zoo import shipped
 from lib.zoo.assets import ASSETS
 from lib.zoo.models import SHAPES
 
@@ -99,6 +101,21 @@ def test_a_method_is_a_room_that_can_be_read_through(paper):
 def test_every_figure_kept_in_git_has_its_csv_twin():
     for png in (root() / "figures").glob("cpu/*/*.png"):
         assert png.with_suffix(".csv").exists(), png.name
+
+
+def test_every_shipped_file_is_the_one_of_its_card():
+    """And its commit is in this history, so that anyone can make the file again."""
+    files = list(shipped.files())
+    for path in files:
+        card = shipped.card_of(path)
+        assert card["sha256"] == hashlib.sha256(path.read_bytes()).hexdigest(), path.name
+        assert {"command", "commit", "machine", "minutes"} <= set(card)
+        assert path.stat().st_size <= shipped.LARGEST
+        if git("rev-parse", "--is-shallow-repository").stdout.strip() == "false":
+            assert git("merge-base", "--is-ancestor", card["commit"].split()[0], "HEAD").returncode == 0, path.name
+    cards = {path.name for path in (root() / "data" / "weights").glob(f"*/*{shipped.CARD}")}
+    assert len(cards) == len(files)
+    assert sum(path.stat().st_size for path in files) <= shipped.LARGEST_IN_ALL
 
 
 def test_every_room_is_named_in_the_import_contracts():

@@ -285,12 +285,12 @@ class Recorder:
         return _reply(self.journal.once(reply_key(self.model, messages, decoding, attempt), ask))
 
 
-def write_replies(path: Path | str, journal: Journal) -> int:
-    """Write a journal's replies as compressed JSON lines, the same bytes for the same replies; return their number.
+def write_replies(path: Path | str, rows: Mapping[str, Any]) -> int:
+    """Write replies (a journal, or some of one) as compressed JSON lines; return their number.
 
-    The questions are not in the file: they may be somebody's text.
+    The same replies give the same bytes. The questions are not in the file: they may be somebody's text.
     """
-    lines = [json.dumps({"key": key} | row) + "\n" for key, row in journal.items()]
+    lines = [json.dumps({"key": key} | rows[key]) + "\n" for key in sorted(rows)]
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
@@ -312,7 +312,7 @@ class Replayer:
         self.path, self.model, self.decoding = Path(path), model, decoding or Decoding()
         try:
             lines = gzip.decompress(self.path.read_bytes()).decode("utf8").splitlines()
-            self._rows = {row["key"]: row for row in map(json.loads, lines)}
+            self.rows = {row["key"]: row for row in map(json.loads, lines)}
         except FileNotFoundError:
             raise TenfoldError(
                 f"the recorded replies {self.path} are not there: record them, or ask a model."
@@ -323,11 +323,11 @@ class Replayer:
             ) from None
 
     def __len__(self) -> int:
-        return len(self._rows)
+        return len(self.rows)
 
     def complete(self, messages: Messages, decoding: Decoding | None = None, *, attempt: int = 0) -> Reply:
         """Return the recorded reply."""
-        row = self._rows.get(reply_key(self.model, messages, decoding or self.decoding, attempt))
+        row = self.rows.get(reply_key(self.model, messages, decoding or self.decoding, attempt))
         if row is None:
             question = json.dumps(_dialogue(messages)[-1]["content"], ensure_ascii=False)
             raise TenfoldError(

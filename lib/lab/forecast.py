@@ -159,6 +159,8 @@ def _certain(paper: str, entry: str, functions: dict[str, set[str]], parameters:
     pinned = [a for a, f in parts["assets"].items() if keys.fingerprint(a) != f]
     if pinned:
         return COMPUTED, f"the asset {pinned[0]} is another file" + _and_more(pinned)
+    if parts.get("shipped", {}) != keys.shipped_to(parts["modules"]):
+        return COMPUTED, "what data/weights ships is another file"
     return KEPT, ""
 
 

@@ -22,7 +22,7 @@ import time
 import types
 import warnings
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -33,6 +33,7 @@ import xxhash
 import lib
 from lib import TenfoldError
 from lib.lab import paths
+from lib.zoo import shipped
 from lib.zoo.assets import ASSETS, fingerprint
 
 STARTED = time.time()  # a module edited after its import is not the code that runs
@@ -86,6 +87,12 @@ def assets_named_in(module: str) -> tuple[str, ...]:
     """Short names of assets that stand as strings in a module's code."""
     path = _source_of(module)
     return _file_digest(path, path.stat().st_mtime_ns)[1]
+
+
+def shipped_to(modules: Collection[str]) -> dict[str, str]:
+    """Fingerprints of the weights and replies shipped for the rooms among the modules, where any module reads such."""
+    rooms = {module.split(".")[1] for module in modules if module.count(".")} if shipped.__name__ in modules else set()
+    return {room: said for room in sorted(rooms) if (said := shipped.fingerprint(room))}
 
 
 def edited_since_start(module: str) -> bool:
@@ -391,7 +398,8 @@ def parts_of(stage: str, compute: Callable[..., Any], namespace: dict[str, Any])
     except TenfoldError as error:
         raise TenfoldError(f"stage {stage!r}: {error}") from None
     imitated = {name: os.environ[name] for name in IMITATED if name in os.environ}
-    return parts | ({"processor": imitated} if imitated else {})
+    read = shipped_to(parts["modules"])
+    return parts | ({"shipped": read} if read else {}) | ({"processor": imitated} if imitated else {})
 
 
 def changed_under_us(parts: dict[str, Any]) -> list[str]:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from lib import TenfoldError, root
-from lib.lab import cache, claims, figures, keys, papers, paths, profiles, provenance
+from lib.lab import cache, claims, figures, keys, papers, paths, profiles, provenance, rehearsal
 from lib.lab import parameters as cell
 
 RESULTS = "results.json"
@@ -31,6 +31,8 @@ def start(paper: str, namespace: dict[str, Any]) -> "Run":
     results lie apart, and what differs from the `cpu` profile is named. Raises TenfoldError for an unknown paper, or a
     parameter of the wrong type or out of its range.
     """
+    if rehearsal.VARIABLE in os.environ:
+        rehearsal.begin()
     record = papers.load(paper)
     declared = profiles.declared(_notebook(paper), paper)
     values = {name: namespace[name] for name in declared if name in namespace}
