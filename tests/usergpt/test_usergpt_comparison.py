@@ -1,10 +1,8 @@
 """The experiment's tables: annotators against a person, corrected shares of both sides, pools side by side, merging."""
 
 import numpy as np
-import pandas as pd
 import pytest
 import torch
-from lib.usergpt.study.topics import Cluster, Topics
 
 from lib.core.chat import ChatFailed, Reply
 from lib.usergpt import Conversation, GoldLabel, labelled, share_table

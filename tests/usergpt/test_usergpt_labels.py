@@ -1,9 +1,9 @@
 import numpy as np
 import pytest
-from lib.usergpt.topics import HIDDEN, find_topics, flat_map, name_clusters
 
 from lib.usergpt.merging import merge_labels, mutual_neighbour_groups, purity, synonym
 from lib.usergpt.study.requests import languages_asked, task_phrase
+from lib.usergpt.topics import HIDDEN, find_topics, flat_map, name_clusters
 
 
 @pytest.mark.parametrize(

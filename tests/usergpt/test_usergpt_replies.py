@@ -25,7 +25,8 @@ SHAPES = [
     "> [domain] technology.\n> [summary] The user wants a bug found.\n> [tasks] coding assistance / debugging",
     "<think>[domain] none yet</think>" + PLAIN, json.dumps(ROW), "```json\n" + json.dumps([ROW]) + "\n```",
     json.dumps({"outputs": [ROW]}),
-    "Here it is: " + json.dumps({"Domain": "technology", "Summary": WANTED[2], "task_type": "coding assistance, debugging"}),
+    "Here it is: "
+    + json.dumps({"Domain": "technology", "Summary": WANTED[2], "task_type": "coding assistance, debugging"}),
 ]  # fmt: skip
 
 
