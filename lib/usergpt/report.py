@@ -15,7 +15,7 @@ import numpy as np
 from lib import TenfoldError, unwritable, zoo
 from lib.usergpt.annotation import read_rows
 from lib.usergpt.chat_annotator import ChatModel
-from lib.usergpt.compare import Population, distribution, labelled, share_table
+from lib.usergpt.compare import Population, balanced, distribution, labelled, share_table
 from lib.usergpt.similarity import Cut, LabelSpace, SentenceEncoder, choose, indicator
 from lib.usergpt.taxonomy import OTHER, GoldLabel, Kind, Taxonomy, load_gold, load_taxonomy
 from lib.usergpt.topics import HIDDEN, Topics, find_topics, flat_map
@@ -103,9 +103,16 @@ def _shares(
     codes = (*taxonomy.codes(kind), OTHER)
     own = distribution(indicator(labels, codes, kind))
     mine = labelled(own, [row["thread"] for row in rows], codes, unit="conversations", seed=seed)
-    theirs = distribution(indicator(benchmarks, codes, kind))
-    ids = [label.id for label in benchmarks]
-    other = labelled(theirs, ids, codes, unit="families", seed=seed + 7)
+    collections: dict[str, list[GoldLabel]] = {}
+    for label in benchmarks:
+        collections.setdefault(label.id.split("/")[0], []).append(label)
+    sides = [
+        labelled(
+            distribution(indicator(side, codes, kind)), [label.id for label in side], codes, unit=name, seed=seed + 7
+        )
+        for name, side in collections.items()
+    ]
+    other = balanced(sides)
     table = share_table(users[kind] if users else mine, other, taxonomy.names(kind), taxonomy.paper_shares(kind))
     table = table.sort_values("users", ascending=False).round(4).astype(object)
     return table.where(table.notna(), None).to_dict("records")
