@@ -122,7 +122,7 @@ def test_processes_share_the_work(tmp_path):
 
 
 def peak(folder, count):
-    long_texts = (Conversation(str(i), str(i), ("write a poem " + str(i) * 5000,)) for i in range(count))
+    long_texts = (Conversation(str(i), str(i), ("write a poem " + str(i + 1000) * 300,)) for i in range(count))
     tracemalloc.start()
     annotate_corpus(long_texts, PhraseAnnotator(), folder, part_size=20)
     found = tracemalloc.get_traced_memory()[1]

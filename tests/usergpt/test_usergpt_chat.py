@@ -260,6 +260,7 @@ def test_nothing_is_lost_and_nothing_paid_twice_by_two_processes_and_twenty_kill
     assert not any("@mail.org" in str(row) for row in read_rows(tmp_path))
 
 
+@pytest.mark.alone
 def test_eight_at_once_are_at_least_six_times_as_fast(chat_server, tmp_path):
     Paying(chat_server, seconds=0.8, bad=0.0)  # a model takes seconds
     seconds = {}

@@ -1,4 +1,4 @@
-"""What a larger model is asked once and the notebook replays: the guide's letters, and the pools side by side."""
+"""What chat models are asked: the guide's letters, recorded of a larger model and replayed, and pools side by side."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -12,12 +12,13 @@ from lib.usergpt.conversations import Conversation, ConversationReader, draw
 from lib.usergpt.pool import DemonstrationPool, Rule, load_demonstrations
 from lib.usergpt.taxonomy import SALT, load_taxonomy
 
+RECORDED = 120  # of the fresh conversations, the first ones, whose guide replies are shipped
 FRESH = 300  # conversations after the first 300 of the same draw: labelled by a language model
 LETTERS = Decoding(temperature=0, max_tokens=4, logprobs=20)
 LABELS = Decoding(temperature=0.4, max_tokens=200)  # the paper's temperature
 CHARACTERS = {"guide": 400, "pool": 160}  # of a conversation that are shown
 RUNS, CALLS = 10, 10  # of each rule of the pool, and calls of three conversations in a run
-RULES: tuple[Rule, ...] = ("fixed", "published", "stated")
+RULES: tuple[Rule, ...] = ("fixed", "published")
 
 
 def guide_annotator(model: ChatModel) -> ChatAnnotator:
@@ -85,5 +86,4 @@ def labelled_draw(corpus: Sequence[Conversation], count: int = 300) -> tuple[lis
 def record(model: ChatModel) -> None:
     """Ask everything that the notebook replays, the most needed first."""
     corpus = list(ConversationReader(zoo.stream_dataset("sharegpt", "all")))
-    ask_guide(model, labelled_draw(corpus)[1])
-    pool_runs(model, corpus)
+    ask_guide(model, labelled_draw(corpus)[1][:RECORDED])
