@@ -8,7 +8,7 @@ from lib.core.chat import ChatFailed, Reply
 from lib.usergpt import Conversation, GoldLabel, labelled, share_table
 from lib.usergpt.compare import divergence
 from lib.usergpt.similarity import LabelSpace, features
-from lib.usergpt.study import comparison
+from lib.usergpt.study import comparison, replies
 
 CODES = ("QAN", "SUM", "OTH")
 
