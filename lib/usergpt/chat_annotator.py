@@ -130,8 +130,9 @@ class Guide:
     def read(self, reply: Reply, identities: Sequence[str]) -> list[Annotation]:
         """Read the two letters, or the two names; anything else is a fault."""
         (identity,) = identities
-        told = (self.letters, self.codes, self.names)
-        chosen = read_choices(reply.text, *([own[kind] for kind in self.codes] for own in told))
+        kinds = tuple(self.codes)
+        letters, codes = [self.letters[kind] for kind in kinds], [self.codes[kind] for kind in kinds]
+        chosen = read_choices(reply.text, letters, codes, [self.names[kind] for kind in kinds])
         if chosen is None:
             return [Annotation(identity, fault="no letters of the guide")]
         task, domain = ("" if code == OTHER else code for code in chosen)
