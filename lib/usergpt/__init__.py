@@ -5,12 +5,14 @@ by part (`annotation`), checked against labels of people (`taxonomy`), and compa
 """
 
 from lib.usergpt.annotation import Annotation, Annotator, annotate_corpus, read_annotations
-from lib.usergpt.chat_annotator import ChatAnnotator, DemonstrationPool, load_demonstrations
-from lib.usergpt.chat_models import ChatModel, LocalChatModel
+from lib.usergpt.chat_annotator import ChatAnnotator, ChatModel, FreeForm, Guide
+from lib.usergpt.chat_models import LocalChatModel
 from lib.usergpt.compare import distribution, divergence, labelled, rectified, share_table
 from lib.usergpt.conversations import Conversation, ConversationReader, draw
 from lib.usergpt.merging import merge_labels
+from lib.usergpt.pool import DemonstrationPool, load_demonstrations
 from lib.usergpt.privacy import mask, masked_excerpt
+from lib.usergpt.report import report
 from lib.usergpt.similarity import CalibratedAnnotator, Cut, EmbeddingAnnotator
 from lib.usergpt.taxonomy import GoldLabel, Taxonomy, agreement, load_gold, load_taxonomy
 
@@ -25,7 +27,9 @@ __all__ = [
     "Cut",
     "DemonstrationPool",
     "EmbeddingAnnotator",
+    "FreeForm",
     "GoldLabel",
+    "Guide",
     "LocalChatModel",
     "Taxonomy",
     "agreement",
@@ -42,5 +46,6 @@ __all__ = [
     "merge_labels",
     "read_annotations",
     "rectified",
+    "report",
     "share_table",
 ]

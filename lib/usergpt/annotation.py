@@ -1,18 +1,24 @@
 """What an annotator says of a conversation, and a corpus of any size annotated: part by part to disk, in flat memory.
 
-Each part of the corpus becomes one parquet file, renamed when complete; a repeated run skips the parts that are there.
-Under `accelerate launch` or `torchrun` each process takes every n-th part.
+Each part becomes one entry of `folder/annotations.sqlite`, whole or absent after a crash, with the state that the
+annotator had after it. What a chat annotator sets aside is asked again when the corpus is through. Processes share the
+work: under `accelerate launch` or `torchrun` each takes every n-th part; chat annotators, whose pool may hang on the
+part before, share the calls of each part, by the journal of their client: start the same command twice.
 """
 
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 from lib import TenfoldError
+from lib.core.store import Journal
 from lib.usergpt.conversations import Conversation, batched
+
+FILE = "annotations.sqlite"
+EXCERPT = 160  # characters of a masked conversation that are kept beside its labels
 
 
 @dataclass(frozen=True)
@@ -38,6 +44,35 @@ class Annotator(Protocol):
         ...
 
 
+@runtime_checkable
+class PatientAnnotator(Annotator, Protocol):
+    """An annotator that sets failures aside (`ChatAnnotator`): it asks once, has a state, and asks again at the end."""
+
+    def requests(self, batch: Iterable[Conversation]) -> list[str]:
+        """Return what is shown of each conversation."""
+        ...
+
+    def first(self, identities: Sequence[str], requests: Sequence[str]) -> list[Annotation]:
+        """Annotate a part, with faults in the place of what failed."""
+        ...
+
+    def again(self, aside: dict[str, str]) -> dict[str, Annotation]:
+        """Annotate what was set aside, by id."""
+        ...
+
+    def settings(self) -> str:
+        """Name what the labels hang on."""
+        ...
+
+    def state(self) -> dict[str, Any]:
+        """Return what later prompts hang on."""
+        ...
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Become what a state says."""
+        ...
+
+
 @dataclass(frozen=True)
 class Share:
     """Which part of the work this process does."""
@@ -56,7 +91,7 @@ def share_of_process() -> Share:
 
 @dataclass
 class Progress:
-    """What one run did: conversations annotated now and found done before, faults by reason, and its seconds."""
+    """What one run did: conversations annotated now and found done before, faults left by reason, and its seconds."""
 
     annotated: int = 0
     done_before: int = 0
@@ -73,60 +108,95 @@ def annotate_corpus(
     share: Share | None = None,
     total: int | None = None,
 ) -> Progress:
-    """Annotate conversations into `folder/part-<n>.parquet`, going on where an earlier run of the same corpus stopped.
+    """Annotate conversations into a folder, going on where an earlier run of the same corpus stopped.
 
-    Raises TenfoldError where a part that is there holds other conversations (another corpus, order or part size).
+    Raises TenfoldError where a part that is there holds other conversations (another corpus, order or part size), or
+    labels of another model or form.
     """
     from tqdm import tqdm
 
-    share = share or share_of_process()
-    folder.mkdir(parents=True, exist_ok=True)
-    done, began = Progress(), time.perf_counter()
-    with tqdm(total=total, unit="conv", desc="annotate", disable=share.index > 0) as bar:
+    chat = annotator if isinstance(annotator, PatientAnnotator) else None
+    share = share or (Share(0, 1) if chat else share_of_process())
+    done, began, numbers = Progress(), time.perf_counter(), []
+    with Journal(folder / FILE) as ledger, tqdm(total=total, unit="conv", desc="annotate") as bar:
+        if chat:
+            start = ledger.once("start", lambda: {"settings": chat.settings(), "state": chat.state()})
+            if start["settings"] != chat.settings():
+                raise TenfoldError(f"{folder} holds labels of another model or form: use another folder for these.")
+            chat.restore(start["state"])
         for number, batch in enumerate(batched(conversations, part_size)):
-            if number % share.count == share.index:
-                path = folder / f"part-{number:06d}.parquet"
-                if path.exists():
-                    _check_same(path, batch)
-                    done.done_before += len(batch)
-                else:
-                    annotations = list(annotator.annotate(batch))
-                    _write(path, batch, annotations)
-                    done.annotated += len(batch)
-                    done.faults.update(a.fault for a in annotations if a.fault)
+            if chat or number % share.count == share.index:
+                key = f"part {number:06d}"
+                kept, new = ledger.get(key), key not in ledger
+                if kept is None:
+                    part = _part(batch, annotator)
+                    kept = ledger.once(key, lambda part=part: part)  # of several processes the first decides
+                if [row["id"] for row in kept["rows"]] != [conversation.id for conversation in batch]:
+                    raise TenfoldError(
+                        f"{key} of {folder} holds other conversations than this corpus gives there: use another "
+                        "folder, or the same corpus and part size."
+                    )
+                if chat:
+                    chat.restore(kept["state"])
+                numbers.append(number)
+                done.annotated += len(batch) * new
+                done.done_before += len(batch) * (not new)
             bar.update(len(batch))
+        done.faults = sum((_last(ledger, number, chat) for number in numbers), Counter())
     done.seconds = time.perf_counter() - began
     return done
 
 
-def _write(path: Path, batch: list[Conversation], annotations: list[Annotation]) -> None:
-    import pandas as pd
-
-    threads = {conversation.id: conversation.thread for conversation in batch}
-    if [annotation.id for annotation in annotations] != list(threads):
+def _part(batch: list[Conversation], annotator: Annotator) -> dict[str, Any]:
+    """Rows of a part as JSON, and the annotator's state after it; what was set aside keeps what was shown of it."""
+    requests = [""] * len(batch)
+    if isinstance(annotator, PatientAnnotator):
+        requests = annotator.requests(batch)
+        annotations, state = annotator.first([c.id for c in batch], requests), annotator.state()
+    else:
+        annotations, state = list(annotator.annotate(batch)), {}
+    if [annotation.id for annotation in annotations] != [conversation.id for conversation in batch]:
         raise TenfoldError("an annotator must give one annotation for each conversation, in order: this one did not.")
-    rows = [asdict(a) | {"thread": threads[a.id], "tasks": " | ".join(a.tasks)} for a in annotations]
-    temporary = path.with_name(f".{path.name}")
-    pd.DataFrame(rows).to_parquet(temporary, index=False)
-    temporary.rename(path)
+    rows = []
+    for annotation, conversation, request in zip(annotations, batch, requests, strict=True):
+        excerpt = " ".join(conversation.masked().excerpt(EXCERPT).split())
+        row = asdict(annotation) | {"thread": conversation.thread, "excerpt": excerpt}
+        rows.append(row | ({"request": request} if annotation.fault else {}))
+    return {"rows": rows, "state": state}
 
 
-def _check_same(path: Path, batch: list[Conversation]) -> None:
-    import pyarrow.parquet
+def _last(ledger: Journal, number: int, chat: PatientAnnotator | None) -> Counter[str]:
+    """Ask again for what a part set aside, with the state that its prompts had; return the faults that are left."""
+    rows = _rows(ledger, number)
+    left = {row["id"]: row["request"] for row in rows if row["fault"]}
+    if left and chat:
+        before = ledger["start"] if number == 0 else ledger[f"part {number - 1:06d}"]
+        chat.restore(before["state"])
+        found = {i: asdict(annotation) for i, annotation in chat.again(left).items()}
+        kept = {i: row for i, row in ledger.get(f"again {number:06d}", {}).items() if not row["fault"]}
+        ledger.put(f"again {number:06d}", found | kept)
+        rows = _rows(ledger, number)
+    return Counter(row["fault"] for row in rows if row["fault"])
 
-    kept = pyarrow.parquet.read_table(path, columns=["id"])["id"].to_pylist()
-    if kept != [conversation.id for conversation in batch]:
-        raise TenfoldError(
-            f"{path.name} holds other conversations than this corpus gives there: use another folder, or the same "
-            "corpus and part size."
-        )
+
+def _rows(ledger: Journal, number: int) -> list[dict[str, Any]]:
+    again = ledger.get(f"again {number:06d}", {})
+    return [row | again.get(row["id"], {}) for row in ledger[f"part {number:06d}"]["rows"]]
+
+
+def read_rows(folder: Path) -> Iterator[dict[str, Any]]:
+    """Read what `annotate_corpus` kept of each conversation: its labels, thread, and masked `excerpt`, part after part.
+
+    Raises TenfoldError where the folder holds no annotations.
+    """
+    if not (folder / FILE).exists():
+        raise TenfoldError(f"{folder} holds no annotations: fill it by annotate_corpus first.")
+    with Journal(folder / FILE) as ledger:
+        for key in sorted(key for key in ledger if key.startswith("part ")):
+            yield from _rows(ledger, int(key.split()[1]))
 
 
 def read_annotations(folder: Path) -> Iterator[Annotation]:
     """Read the annotations of a folder that `annotate_corpus` filled, part after part."""
-    import pyarrow.parquet
-
-    for path in sorted(folder.glob("part-*.parquet")):
-        for row in pyarrow.parquet.read_table(path).to_pylist():
-            tasks = tuple(filter(None, row["tasks"].split(" | ")))
-            yield Annotation(row["id"], row["domain"], tasks, row["summary"], row["fault"])
+    for row in read_rows(folder):
+        yield Annotation(row["id"], row["domain"], tuple(row["tasks"]), row["summary"], row["fault"])

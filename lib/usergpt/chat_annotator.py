@@ -1,116 +1,241 @@
-"""The paper's annotator for any chat model (section 3 of arXiv:2310.12418): three conversations a call, with k
-demonstrations from a pool that grows by the rule λ.
+"""Annotation by any chat model, concurrent, with failures set aside: the paper's free-form labels, or a written guide.
 
-Requests are masked before they leave; replies are kept; a conversation that no attempt could label is kept with its
-fault, and counted. The prompt's wording is ours; its layout of numbered inputs and outputs with three bracketed fields
-is the paper's.
+Prompts are a function of the requests and the pool's state at their part of the corpus, so that with a client that
+keeps its replies (`lib.core.chat.ChatClient` on a journal) nothing is asked twice after a crash, by nobody. Requests
+are masked before they are cut and sent. The wording is ours; the layout of numbered inputs and outputs with three
+bracketed fields is the paper's (section 3 of arXiv:2310.12418).
 """
 
-import re
-import tomllib
-from collections import Counter
-from collections.abc import Generator, Iterable, Iterator, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from random import Random
-from typing import Literal
+from typing import Any, Protocol, runtime_checkable
 
-from lib import TenfoldError
-from lib.core.chat import ChatFailed
-from lib.core.store import Journal, key_of
+from lib.core.chat import ChatFailed, Decoding, Messages, Reply
+from lib.core.store import key_of
 from lib.usergpt.annotation import Annotation
-from lib.usergpt.chat_models import ChatModel
 from lib.usergpt.conversations import Conversation, batched
-from lib.usergpt.privacy import mask
+from lib.usergpt.pool import Demonstration, DemonstrationPool
+from lib.usergpt.replies import FIELDS, read_choices, read_outputs
+from lib.usergpt.taxonomy import OTHER, Kind, Taxonomy
 
-Rule = Literal["stated", "published", "fixed"]
-Call = tuple[str, int]  # a prompt and the number of its attempt
 STEPS = """You label what people asked an AI assistant. Do three things for each input:
 1. Name the domain of the request in one to three words.
 2. Say in one short sentence what the person wants.
 3. Name the types of task, from coarse to fine, with commas between them. There may be several.
 Keep exactly the format of the outputs shown, and label each input once."""
 TRIGGER = "Now label the following inputs in the same format."
-FIELDS = ("domain", "summary", "task type")
-BLOCK = re.compile(r"^\W*output\s+(\d+)\W*$", re.IGNORECASE | re.MULTILINE)
+GUIDE = """You label what a person asks an AI assistant: the main type of task, and the domain that it is about.
+
+Types of task:
+{tasks}
+
+Domains:
+{domains}
+
+Answer with two letters only: the capital letter of the task, then the small letter of the domain, such as: E a"""
+ASK = 'The request:\n"""\n{request}\n"""\nThe two letters for this request:'
 
 
-# --- demonstrations ------------------------------------------------------------------------------------------------
+@runtime_checkable
+class ChatModel(Protocol):
+    """Anything that answers many prompts at once: `lib.core.chat.ChatClient`, a `LocalChatModel`, or your own."""
+
+    model: str
+
+    def complete_many(
+        self, questions: Sequence[Messages], decoding: Decoding | None = None, *, attempt: int = 0
+    ) -> Sequence[Reply | ChatFailed]:
+        """Reply to each, in order, with the failure in its place where there is none; another attempt may differ."""
+        ...
 
 
-@dataclass(frozen=True)
-class Demonstration:
-    """A request with its labels, shown to a chat model."""
+@runtime_checkable
+class Form(Protocol):
+    """What a chat model is asked about requests, and how its reply is read."""
 
-    request: str
-    domain: str
-    summary: str
-    tasks: tuple[str, ...]
+    per_call: int
 
+    def messages(self, requests: Sequence[str]) -> Messages:
+        """Ask for the labels of some requests."""
+        ...
 
-def load_demonstrations(path: Path | None = None) -> list[Demonstration]:
-    """Read the demonstrations of a file (ours where None); raises TenfoldError where one lacks a field."""
-    path = path or Path(__file__).with_name("demonstrations.toml")
-    try:
-        rows = tomllib.loads(path.read_text(encoding="utf8"))["demonstrations"]
-        return [Demonstration(r["request"], r["domain"], r["summary"], tuple(r["tasks"])) for r in rows]
-    except (KeyError, TypeError, tomllib.TOMLDecodeError) as error:
-        raise TenfoldError(
-            f"{path.name} holds no demonstrations ({error}): each needs request, domain, summary and tasks."
-        ) from None
+    def schema(self, count: int) -> dict[str, Any]:
+        """Describe the reply to `count` requests as a JSON schema."""
+        ...
+
+    def read(self, reply: Reply, identities: Sequence[str]) -> list[Annotation]:
+        """Read one annotation for each identity, with its fault where there is nothing that can be used."""
+        ...
 
 
-class DemonstrationPool:
-    """Demonstrations to draw from, growing by what the annotator says; `share` is λ.
+class FreeForm:
+    """The paper's prompt: `per_call` requests after `k` demonstrations of a pool, labelled in free words.
 
-    A conversation becomes a demonstration when one of its task types is frequent, more than a share λ of the
-    conversations so far, and no demonstration has that type yet. The published script compares with a counter that
-    already advances by the three conversations of a call, multiplied by three again: its threshold is 3λ (15 % where
-    the paper says 5 %), and 0 at the first call, whose new types all enter. `rule="published"` does the same,
-    `rule="stated"` does what the paper says. Raises ValueError for an empty pool, or a λ that is no share.
+    Which demonstrations are shown depends on the requests, the pool and the seed alone.
     """
 
-    def __init__(self, start: Sequence[Demonstration], *, rule: Rule = "stated", share: float = 0.05) -> None:
-        if not start:
-            raise ValueError("a pool needs at least one demonstration to start from")
-        if not 0 < share < 1:
-            raise ValueError(f"λ = {share} is no share: give a number between 0 and 1")
-        self.demonstrations = list(start)
-        self.rule, self.share = rule, share
-        self.counts: Counter[str] = Counter()
-        self.seen = 0
+    def __init__(self, pool: DemonstrationPool, *, k: int = 3, seed: int = 0) -> None:
+        self.pool, self.k, self.seed, self.per_call = pool, k, seed, pool.per_call
 
-    def threshold(self, just_read: int) -> float:
-        """Count that a type must exceed (`stated`) or reach (`published`) after a call of `just_read` conversations."""
-        if self.rule == "published":
-            return (self.seen - just_read) * just_read * self.share  # Deviation kept: 3λ, and 0 at the first call
-        return self.share * self.seen
+    def messages(self, requests: Sequence[str]) -> str:
+        """Show k demonstrations, and ask for the labels of the requests."""
+        return build_prompt(requests, self.pool.draw(self.k, Random(key_of(self.seed, *requests))))
 
-    def grow(self, annotations: Sequence[Annotation], requests: Sequence[str]) -> int:
-        """Count the task types of one call and add the conversations that the rule calls for; returns how many."""
-        self.seen += len(annotations)
-        for annotation in annotations:
-            self.counts.update(annotation.tasks)
-        if self.rule == "fixed":
-            return 0
-        threshold, before = self.threshold(len(annotations)), len(self.demonstrations)
-        for annotation, request in zip(annotations, requests, strict=True):
-            if any(self._is_due(task, threshold) for task in annotation.tasks):
-                new = Demonstration(request, annotation.domain or "", annotation.summary, annotation.tasks)
-                self.demonstrations.append(new)
-        return len(self.demonstrations) - before
+    def schema(self, count: int) -> dict[str, Any]:
+        """Describe a list of outputs."""
+        text = {"type": "string"}
+        fields = {"domain": text, "summary": text, "task types": {"type": "array", "items": text, "minItems": 1}}
+        one = {"type": "object", "properties": fields, "required": list(fields), "additionalProperties": False}
+        outputs = {"type": "array", "items": one, "minItems": count, "maxItems": count}
+        return _object({"outputs": outputs})
 
-    def _is_due(self, task: str, threshold: float) -> bool:
-        if any(task in demonstration.tasks for demonstration in self.demonstrations):
-            return False
-        return self.counts[task] >= threshold if self.rule == "published" else self.counts[task] > threshold
-
-    def draw(self, k: int, random: Random) -> list[Demonstration]:
-        """Draw `k` demonstrations (all where there are fewer), in random order."""
-        return random.sample(self.demonstrations, min(k, len(self.demonstrations)))
+    def read(self, reply: Reply, identities: Sequence[str]) -> list[Annotation]:
+        """Read each output by its number; a broken one costs its own conversation, never its neighbours."""
+        return read_outputs(reply.text, identities, cut_off=reply.finish[:1] == ("length",))
 
 
-# --- the prompt, and its strict reading ----------------------------------------------------------------------------
+class Guide:
+    """The written guide: a chat model picks one of the taxonomy's task types and domains, by letters, a request a call.
+
+    The guide comes first and is the same for all requests, so that a server reads it once. With `logprobs` asked for,
+    `scores` gives what the model thought of every label.
+    """
+
+    per_call = 1
+
+    def __init__(self, taxonomy: Taxonomy, *, examples: int = 2) -> None:
+        self.codes: dict[Kind, tuple[str, ...]] = {k: (*taxonomy.codes(k), OTHER) for k in ("tasks", "domains")}
+        self.letters: dict[Kind, str] = {"tasks": "ABCDEFGHIJKLMNOPQRSTUVWXYZ", "domains": "abcdefghijklmnopqrstuvwxyz"}
+        if max(map(len, self.codes.values())) > 26:
+            raise ValueError("a guide has letters for 25 labels of a kind: join some of the taxonomy's")
+        self.names = {kind: taxonomy.names(kind) for kind in self.codes}
+        lists = {}
+        for kind, letters in self.letters.items():
+            lines = [f"{name}: {definition}" for name, definition in _guidelines(taxonomy, kind, examples)]
+            lines.append("other: none of these, a mere 'continue', or unclear.")
+            lists[kind] = "\n".join(f"{letter} {line}" for letter, line in zip(letters, lines, strict=False))
+        self.text = GUIDE.format(**lists)
+
+    def messages(self, requests: Sequence[str]) -> list[dict[str, str]]:
+        """Give the guide, and one request."""
+        (request,) = requests
+        return [{"role": "system", "content": self.text}, {"role": "user", "content": ASK.format(request=request)}]
+
+    def schema(self, count: int) -> dict[str, Any]:
+        """Describe a letter of each kind."""
+        kinds = {"task": "tasks", "domain": "domains"}
+        return _object({key: {"enum": list(self.letters[k])[: len(self.codes[k])]} for key, k in kinds.items()})
+
+    def read(self, reply: Reply, identities: Sequence[str]) -> list[Annotation]:
+        """Read the two letters, or the two names; anything else is a fault."""
+        (identity,) = identities
+        kinds = tuple(self.codes)
+        letters, codes = [self.letters[kind] for kind in kinds], [self.codes[kind] for kind in kinds]
+        chosen = read_choices(reply.text, letters, codes, [self.names[kind] for kind in kinds])
+        if chosen is None:
+            return [Annotation(identity, fault="no letters of the guide")]
+        task, domain = ("" if code == OTHER else code for code in chosen)
+        return [Annotation(identity, domain or None, (task,) if task else ())]
+
+    def scores(self, reply: Reply, kind: Kind) -> list[float] | None:
+        """Log-probability of each label at the reply's first letter of the kind; None where it was not told.
+
+        A label that is not among the alternatives gets the least of them, less 1.
+        """
+        letters = self.letters[kind][: len(self.codes[kind])]
+        for place in reply.logprobs[0] if reply.logprobs else ():
+            told = {row["token"].strip(): row["logprob"] for row in reversed(place["top_logprobs"])}
+            if place["token"].strip() in [*letters]:
+                lowest = min(told.values()) - 1
+                return [told.get(letter, lowest) for letter in letters]
+        return None
+
+
+class ChatAnnotator:
+    """Labels conversations by a chat model and a form (`FreeForm`, `Guide`); `characters` of each are shown, masked.
+
+    A part of a corpus (`part_size` conversations) is asked side by side and a pool grows at its end; with a part of
+    one call that is the paper's order. What fails or cannot be read is set aside, and asked again at the end, alone,
+    `attempts` times. `structured` asks for JSON by a schema, of a server that offers it.
+    """
+
+    def __init__(
+        self, model: ChatModel, form: Form, *, characters: int = 2000, attempts: int = 2, part_size: int = 512,
+        structured: bool = False, decoding: Decoding | None = None,
+    ) -> None:  # fmt: skip
+        self.model, self.form, self.characters, self.attempts = model, form, characters, attempts
+        self.part_size, self.structured, self.decoding = part_size, structured, decoding
+        self.pool: DemonstrationPool | None = getattr(form, "pool", None)
+
+    def annotate(self, conversations: Iterable[Conversation]) -> Iterator[Annotation]:
+        """Yield one annotation for each conversation, part by part, each part's failures asked again at its end."""
+        for batch in batched(conversations, self.part_size):
+            requests, state = self.requests(batch), self.state()
+            found = self.first([c.id for c in batch], requests)
+            after = self.state()
+            self.restore(state)
+            again = self.again({a.id: r for a, r in zip(found, requests, strict=True) if a.fault})
+            self.restore(after)
+            yield from (again.get(annotation.id, annotation) for annotation in found)
+
+    def requests(self, batch: Iterable[Conversation]) -> list[str]:
+        """Return what is shown of each conversation: masked, then cut."""
+        masked = (conversation.masked() for conversation in batch)
+        return [c.text if len(c.text) <= self.characters else c.excerpt(self.characters) for c in masked]
+
+    def first(self, identities: Sequence[str], requests: Sequence[str]) -> list[Annotation]:
+        """Ask once for each call of a part, all side by side, and let the pool grow."""
+        calls = list(batched(zip(identities, requests, strict=True), self.form.per_call))
+        found = [annotation for call in self._asked(calls) for annotation in call]
+        if self.pool is not None:
+            self.pool.grow(found, requests)
+        return found
+
+    def again(self, aside: dict[str, str]) -> dict[str, Annotation]:
+        """Ask for each of the requests set aside alone, until it can be read; the pool stays as it is."""
+        found: dict[str, Annotation] = {}
+        for attempt in range(1, self.attempts + 1):
+            left = [(i, request) for i, request in aside.items() if i not in found or found[i].fault]
+            for (annotation,) in self._asked([[item] for item in left], attempt):
+                found[annotation.id] = annotation
+        return found
+
+    def _asked(self, calls: Sequence[Sequence[tuple[str, str]]], attempt: int = 0) -> list[list[Annotation]]:
+        """Annotations of each call, asked in an order of this process's own, so that two seldom want the same."""
+        order = Random().sample(range(len(calls)), len(calls))
+        found: dict[int, list[Annotation]] = {}
+        for count in sorted({len(call) for call in calls}):
+            same = [place for place in order if len(calls[place]) == count]
+            questions = [self.form.messages([request for _, request in calls[place]]) for place in same]
+            replies = self.model.complete_many(questions, self._decoding(count), attempt=attempt)
+            for place, reply in zip(same, replies, strict=True):
+                identities = [identity for identity, _ in calls[place]]
+                if isinstance(reply, ChatFailed):
+                    found[place] = [Annotation(identity, fault=reply.reason) for identity in identities]
+                else:
+                    found[place] = self.form.read(reply, identities)
+        return [found[place] for place in range(len(calls))]
+
+    def _decoding(self, count: int) -> Decoding | None:
+        if not self.structured:
+            return self.decoding
+        schema = {"name": "labels", "strict": True, "schema": self.form.schema(count)}
+        base = self.decoding or getattr(self.model, "decoding", Decoding())
+        return replace(base, extra={**base.extra, "response_format": {"type": "json_schema", "json_schema": schema}})
+
+    def settings(self) -> str:
+        """Name what the labels hang on besides the corpus: another model or form must not go on in its folder."""
+        return key_of(self.model.model, self.form.messages(["x"] * self.form.per_call), self.characters)
+
+    def state(self) -> dict[str, Any]:
+        """Return the pool's state, as JSON can hold it."""
+        return {} if self.pool is None else self.pool.state()
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Become what a `state` says."""
+        if self.pool is not None:
+            self.pool.restore(state)
 
 
 def build_prompt(requests: Sequence[str], demonstrations: Sequence[Demonstration]) -> str:
@@ -126,141 +251,13 @@ def _fields(demonstration: Demonstration) -> str:
     return "\n".join(f"[{field}] {value}" for field, value in zip(FIELDS, values, strict=True))
 
 
-def parse_reply(reply: str, identities: Sequence[str]) -> list[Annotation]:
-    """Read one annotation for each identity: what the reply says of it, or why it says nothing that can be used.
-
-    Every output block is read by its own number; a broken one costs its own conversation, never its neighbours.
-    """
-    parts = BLOCK.split(reply)
-    numbers, bodies = parts[1::2], parts[2::2]
-    if not numbers and len(identities) == 1:
-        numbers, bodies = ["1"], [reply]  # a single request needs no header
-    blocks = [(int(number), body) for number, body in zip(numbers, bodies, strict=True)]
-    return [_read([b for n, b in blocks if n == place], identity) for place, identity in enumerate(identities, 1)]
+def _guidelines(taxonomy: Taxonomy, kind: Kind, examples: int) -> list[tuple[str, str]]:
+    rows = []
+    for label in taxonomy.labels(kind):
+        shown = "; ".join(f'"{text}"' for text in label.examples[:examples]) if kind == "tasks" else ""
+        rows.append((label.name, f"{label.definition} Such as: {shown}" if shown else label.definition))
+    return rows
 
 
-def _read(bodies: Sequence[str], identity: str) -> Annotation:
-    if len(bodies) != 1:
-        return Annotation(identity, fault="no output" if not bodies else "more than one output")
-    values = {}
-    for field in FIELDS:
-        lines = re.findall(rf"^\s*\[{field}\][ \t]*(.*)$", bodies[0], re.IGNORECASE | re.MULTILINE)
-        if not lines or not lines[0].strip():
-            return Annotation(identity, fault=f"no [{field}]")
-        if len(lines) > 1:
-            return Annotation(identity, fault=f"more than one [{field}]")
-        values[field] = lines[0].strip()
-    tasks = tuple(dict.fromkeys(filter(None, map(_bare, re.split(r"[,;/]", values["task type"])))))
-    if not tasks:
-        return Annotation(identity, fault="no [task type]")
-    return Annotation(identity, _bare(values["domain"]), tasks, values["summary"])
-
-
-def _bare(phrase: str) -> str:
-    """A label in lower case, without brackets, quotes, a full stop or doubled spaces."""
-    return " ".join(re.sub(r"[\[\]\"'*.]", " ", phrase.lower()).split())
-
-
-# --- the annotator -------------------------------------------------------------------------------------------------
-
-
-class ChatAnnotator:
-    """Labels conversations with free-form domains and task types.
-
-    `per_call` conversations share a prompt (the paper: 3) with `k` demonstrations; `characters` of each are shown.
-    What does not parse is asked again `attempts` times in all. Masked replies are kept in `journal` where one is given
-    (a `ChatClient` has its own). `faults` counts what stayed without labels, by reason.
-    """
-
-    def __init__(
-        self,
-        model: ChatModel,
-        pool: DemonstrationPool,
-        *,
-        k: int = 3,
-        per_call: int = 3,
-        characters: int = 2000,
-        attempts: int = 2,
-        seed: int = 0,
-        journal: Journal | None = None,
-    ) -> None:
-        self.model, self.pool = model, pool
-        self.k, self.per_call, self.characters, self.attempts = k, per_call, characters, attempts
-        self.random, self.journal = Random(seed), journal
-        self.faults: Counter[str] = Counter()
-        self.calls = 0
-
-    def annotate(self, conversations: Iterable[Conversation]) -> Iterator[Annotation]:
-        """Yield one annotation for each conversation, call by call."""
-        for batch in batched(conversations, self.per_call):
-            yield from in_lockstep([(self, batch)], self.model)[0]
-
-    def dialogue(self, conversations: Sequence[Conversation]) -> Generator[Call, str | ChatFailed, list[Annotation]]:
-        """Yield what to ask next and take the reply; return the annotations of all conversations."""
-        annotations = []
-        for batch in batched(conversations, self.per_call):
-            annotations += yield from self._one_call(batch)
-        return annotations
-
-    def _one_call(self, batch: Sequence[Conversation]) -> Generator[Call, str | ChatFailed, list[Annotation]]:
-        requests = [mask(c.text if len(c.text) <= self.characters else c.excerpt(self.characters)) for c in batch]
-        prompt = build_prompt(requests, self.pool.draw(self.k, self.random))
-        best = {conversation.id: Annotation(conversation.id, fault="not asked") for conversation in batch}
-        for attempt in range(self.attempts):
-            self.calls += 1
-            reply = yield prompt, attempt
-            if isinstance(reply, ChatFailed):
-                fresh = [Annotation(identity, fault=reply.reason) for identity in best]
-            else:
-                fresh = parse_reply(reply, list(best))
-            best = {new.id: new if best[new.id].fault else best[new.id] for new in fresh}
-            if not any(annotation.fault for annotation in best.values()):
-                break
-        annotations = list(best.values())
-        self.faults.update(annotation.fault for annotation in annotations if annotation.fault)
-        self.pool.grow(annotations, requests)
-        return annotations
-
-
-def in_lockstep(
-    jobs: Sequence[tuple[ChatAnnotator, Sequence[Conversation]]], model: ChatModel
-) -> list[list[Annotation]]:
-    """Run several annotators side by side, so that a local model answers their prompts in one batch.
-
-    A growing pool makes one annotator's calls depend on each other; annotators do not depend on one another.
-    """
-    dialogues = [annotator.dialogue(conversations) for annotator, conversations in jobs]
-    results: list[list[Annotation]] = [[] for _ in jobs]
-    replies: dict[int, str | ChatFailed | None] = dict.fromkeys(range(len(jobs)))  # None starts a dialogue
-    while replies:
-        calls: dict[int, Call] = {}
-        for place, reply in replies.items():
-            try:
-                calls[place] = dialogues[place].send(reply)  # type: ignore[arg-type]
-            except StopIteration as end:
-                results[place] = end.value
-        replies = {}
-        for attempt in sorted({attempt for _, attempt in calls.values()}):
-            same = {p: (jobs[p][0].journal, prompt) for p, (prompt, again) in calls.items() if again == attempt}
-            replies |= _replies(same, model, attempt)
-    return results
-
-
-def _replies(
-    asked: dict[int, tuple[Journal | None, str]], model: ChatModel, attempt: int
-) -> dict[int, str | ChatFailed]:
-    """Replies from the journals where they are there, else from the model; new ones are masked and kept."""
-    keys = {place: key_of(model.model, prompt, attempt) for place, (_, prompt) in asked.items()}
-    replies = {
-        place: journal[keys[place]]
-        for place, (journal, _) in asked.items()
-        if journal is not None and keys[place] in journal
-    }
-    new = [place for place in asked if place not in replies]
-    made = model.complete_many([asked[place][1] for place in new], attempt=attempt) if new else []
-    for place, reply in zip(new, made, strict=True):
-        replies[place] = reply if isinstance(reply, ChatFailed) else mask(reply.text)
-        journal = asked[place][0]
-        if journal is not None and not isinstance(reply, ChatFailed):
-            journal.put(keys[place], replies[place])
-    return replies
+def _object(properties: dict[str, Any]) -> dict[str, Any]:
+    return {"type": "object", "properties": properties, "required": list(properties), "additionalProperties": False}

@@ -41,6 +41,13 @@ def labelled(
     return Population(tuple(codes), labels.mean(axis=0), draws, f"{len(labels)} {unit}")
 
 
+def balanced(populations: Sequence[Population]) -> Population:
+    """Average populations of the same labels with equal weight, so that the largest collection is not all there is."""
+    point = np.mean([population.point for population in populations], axis=0)
+    draws = np.mean([population.draws for population in populations], axis=0)
+    return Population(populations[0].codes, point, draws, " and ".join(population.n for population in populations))
+
+
 def rectified(
     predicted: Float[np.ndarray, "all labels"],
     groups: Sequence[str],

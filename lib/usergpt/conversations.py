@@ -9,11 +9,12 @@ import heapq
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Any, TypeVar
 
 from lib import TenfoldError
+from lib.usergpt.privacy import mask
 
 Item = TypeVar("Item")
 LONGEST_TURN = 100_000  # characters; what is beyond is cut, and counted
@@ -66,6 +67,10 @@ class Conversation:
     def text(self) -> str:
         """All human turns, one after another."""
         return "\n".join(self.requests)
+
+    def masked(self) -> "Conversation":
+        """Return the conversation with what may identify or harm a person masked in every turn."""
+        return replace(self, requests=tuple(map(mask, self.requests)))
 
     def excerpt(self, characters: int) -> str:
         """At most `characters` of the human turns: each turn's head and tail, the first turns first."""

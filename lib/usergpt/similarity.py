@@ -125,6 +125,13 @@ def indicator(labels: Sequence[GoldLabel], codes: Sequence[str], kind: Kind) -> 
     return np.array([[float(code in labels_of(label, kind)) for code in codes] for label in labels])
 
 
+def features(
+    scores: Float[np.ndarray, "items labels"], embeddings: Any, *, weight: float = 0.3
+) -> Float[np.ndarray, "items features"]:
+    """What a calibration reads: scores beside the embeddings, by the weight of greatest agreement within `gold`."""
+    return np.hstack([scores, weight * np.asarray(embeddings)])
+
+
 class Calibration:
     """Probability of each label from zero-shot scores; a label with fewer than two examples gets its frequency."""
 
@@ -197,12 +204,9 @@ class CalibratedAnnotator:
         self.domains = Calibration().fit(scores["domains"], indicator(gold, self.codes["domains"], "domains"))
 
     def scores(self, conversations: Sequence[Conversation]) -> dict[str, np.ndarray]:
-        """Zero-shot scores of conversations for both kinds of label."""
-        embeddings = self.base.embed(conversations)
-        return {
-            "tasks": self.base.tasks.scores(embeddings).numpy(),
-            "domains": self.base.domains.scores(embeddings).numpy(),
-        }
+        """Features of conversations for both kinds of label."""
+        embeddings, spaces = self.base.embed(conversations), {"tasks": self.base.tasks, "domains": self.base.domains}
+        return {kind: features(space.scores(embeddings).numpy(), embeddings) for kind, space in spaces.items()}
 
     def annotate(self, conversations: Iterable[Conversation]) -> Iterator[Annotation]:
         """Yield one annotation for each conversation, batch by batch."""

@@ -1,10 +1,12 @@
 """The stated taxonomy, the labels that people gave by it, and how well an annotator agrees with them.
 
 The taxonomy is built from the domains and task groups of arXiv:2310.12418 (`taxonomy.toml`): names, guidelines,
-examples, and the paper's share where it has one; load your own with the same fields. `gold.csv` holds ids and codes
-only, no text: a random draw of conversations (`draw(…, salt="gold")`) labelled by one maintainer from masked excerpts
-with these guidelines: one domain, one to three task types, the main one first. `gold_second.csv`: a part of them
-labelled once more by the same person within hours. That is an upper bound of how well two people would agree.
+examples, and the paper's share where it has one; load your own with the same fields. Gold labels are ids and codes,
+no text, of masked excerpts by these guidelines: one domain, one to three task types, the main one first. `gold`: the
+first 300 of a random draw of conversations (`draw(…, salt="gold")`) by one labeller; `gold_second`: a part of them once
+more by the same one within hours, an upper bound of how well two would agree; `gold_fresh`: the 300 that come next in
+the draw, labelled by a language model that read the guide, not by people, before any annotator here saw them;
+`benchmark_gold`: families of benchmarks by their names and prompts (all of `lm-eval`, a random third of `evals`).
 """
 
 import csv
@@ -20,6 +22,7 @@ from lib import TenfoldError
 from lib.usergpt.annotation import Annotation
 
 Kind = Literal["tasks", "domains"]
+Which = Literal["gold", "gold_second", "gold_fresh", "benchmark_gold"]
 Wording = Literal["examples", "definitions"]
 SALT = "gold"  # of the draw that people have labelled
 OTHER = "OTH"  # none of the labels: unclear, a mere "continue", text without a request
@@ -110,9 +113,9 @@ class GoldLabel:
     tasks: tuple[str, ...]
 
 
-def load_gold(taxonomy: Taxonomy, path: Path | None = None, *, second: bool = False) -> dict[str, GoldLabel]:
+def load_gold(taxonomy: Taxonomy, which: Which | Path = "gold") -> dict[str, GoldLabel]:
     """Read labels by id; raises TenfoldError where a code is not in the taxonomy or an id comes twice."""
-    path = path or Path(__file__).with_name("gold_second.csv" if second else "gold.csv")
+    path = which if isinstance(which, Path) else Path(__file__).with_name(f"{which}.csv")
     with path.open(encoding="utf8", newline="") as file:
         rows = [GoldLabel(row["id"], row["domain"], tuple(row["tasks"].split())) for row in csv.DictReader(file)]
     known = {kind: {*taxonomy.codes(kind), OTHER} for kind in ("tasks", "domains")}

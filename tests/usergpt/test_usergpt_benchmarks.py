@@ -7,8 +7,9 @@ import pytest
 from lib import TenfoldError, zoo
 from lib.usergpt import Annotation, Conversation, load_taxonomy
 from lib.usergpt.annotation import Share, annotate_corpus, read_annotations, share_of_process
-from lib.usergpt.study.families import evals_families, hub_task_counts, lm_eval_families, load_benchmark_gold
+from lib.usergpt.study.families import evals_families, hub_task_counts, lm_eval_families
 from lib.usergpt.study.requests import task_phrase
+from lib.usergpt.taxonomy import load_gold
 
 
 @pytest.fixture(scope="module")
@@ -26,7 +27,7 @@ def test_the_harness_is_read_inside_its_wheel(harness):
 
 
 def test_every_family_of_the_harness_has_a_label_and_a_third_of_evals(harness):
-    gold = load_benchmark_gold(load_taxonomy())
+    gold = load_gold(load_taxonomy(), "benchmark_gold")
     assert {family.id for family in harness} == {i for i in gold if i.startswith("lm-eval/")}
     tasks = {f"evals/{task}" for task in set(zoo.load_dataset("evals", "all")["task"])}
     labelled = {i for i in gold if i.startswith("evals/")}
@@ -99,7 +100,7 @@ def test_an_interrupted_corpus_goes_on_where_it_was(tmp_path):
 
 def test_another_corpus_in_the_same_folder_is_refused(tmp_path):
     annotate_corpus(people(20), PhraseAnnotator(), tmp_path, part_size=10)
-    with pytest.raises(TenfoldError, match=r"part-000000\.parquet holds other conversations"):
+    with pytest.raises(TenfoldError, match=r"part 000000 of .* holds other conversations"):
         annotate_corpus(people(20), PhraseAnnotator(), tmp_path, part_size=5)
 
 
@@ -121,7 +122,7 @@ def test_processes_share_the_work(tmp_path):
 
 
 def peak(folder, count):
-    long_texts = (Conversation(str(i), str(i), ("write a poem " + str(i) * 5000,)) for i in range(count))
+    long_texts = (Conversation(str(i), str(i), ("write a poem " + str(i + 1000) * 300,)) for i in range(count))
     tracemalloc.start()
     annotate_corpus(long_texts, PhraseAnnotator(), folder, part_size=20)
     found = tracemalloc.get_traced_memory()[1]

@@ -1,3 +1,10 @@
+"""The chat annotator: prompts, pools, failures set aside, and a corpus under a server that misbehaves and kill -9."""
+
+import multiprocessing
+import os
+import signal
+import time
+from collections import Counter
 from random import Random
 
 import pytest
@@ -6,20 +13,12 @@ import torch
 from lib import TenfoldError, zoo
 from lib.core.chat import ChatClient, ChatFailed, Decoding, Reply
 from lib.core.store import Journal, key_of
-from lib.usergpt.annotation import Annotation, Annotator
-from lib.usergpt.chat_annotator import (
-    ChatAnnotator,
-    Demonstration,
-    DemonstrationPool,
-    build_prompt,
-    in_lockstep,
-    load_demonstrations,
-    parse_reply,
-)
-from lib.usergpt.chat_models import ChatModel, LocalChatModel, OwnDraws
+from lib.usergpt import ChatAnnotator, DemonstrationPool, FreeForm, Guide, load_demonstrations, load_taxonomy
+from lib.usergpt.annotation import Annotation, Annotator, PatientAnnotator, annotate_corpus, read_annotations, read_rows
+from lib.usergpt.chat_annotator import ChatModel, build_prompt
+from lib.usergpt.chat_models import LocalChatModel, OwnDraws
 from lib.usergpt.conversations import Conversation
-from lib.usergpt.privacy import mask
-from lib.usergpt.study.comparison import failed
+from lib.usergpt.pool import Demonstration
 
 PEOPLE = [Conversation(str(i), str(i), (f"request {i}, mail me at p{i}@mail.org",)) for i in range(7)]
 
@@ -28,8 +27,12 @@ def output(number, domain="law", summary="s", tasks="advice, legal advice"):
     return f"** Output {number} **\n[domain] {domain}\n[summary] {summary}\n[task type] {tasks}\n"
 
 
-def said(text):
-    return Reply((text,))
+def asked_of(prompt):
+    return prompt.rsplit("in the same format.", 1)[1].count("** Input")
+
+
+def good(prompt):
+    return "".join(output(i + 1) for i in range(asked_of(prompt)))
 
 
 class Scripted:
@@ -42,29 +45,33 @@ class Scripted:
 
     def complete_many(self, questions, decoding=None, *, attempt=0):
         self.asked += questions
-        return [self.answer(question, attempt) for question in questions]
+        replies = [self.answer(question, attempt) for question in questions]
+        return [Reply((reply,)) if isinstance(reply, str) else reply for reply in replies]
 
 
 def pool(**options):
     return DemonstrationPool(load_demonstrations(), **options)
 
 
-def good(prompt, attempt):
-    asked = prompt.rsplit("in the same format.", 1)[1].count("** Input")
-    return said("".join(output(i + 1) for i in range(asked)))
+def annotator_of(model, *, rule="fixed", **options):
+    return ChatAnnotator(model, FreeForm(pool(rule=rule)), **options)
+
+
+# --- prompts and failures ------------------------------------------------------------------------------------------
 
 
 def test_every_conversation_gets_its_labels_three_a_call_and_masked():
-    model = Scripted(good)
-    annotator = ChatAnnotator(model, pool(rule="fixed"))
+    model = Scripted(lambda prompt, attempt: good(prompt))
+    annotator = annotator_of(model)
     assert isinstance(model, ChatModel)
     assert isinstance(annotator, Annotator)
+    assert isinstance(annotator, PatientAnnotator)
     found = list(annotator.annotate(PEOPLE))
     assert [a.id for a in found] == [c.id for c in PEOPLE]
     assert {a.tasks for a in found} == {("advice", "legal advice")}
-    assert len(model.asked) == annotator.calls == 3
+    assert len(model.asked) == 3
     assert "@mail.org" not in "".join(model.asked)
-    assert "[e-mail]" in model.asked[0]
+    assert any("[e-mail]" in question for question in model.asked)
 
 
 def test_the_prompt_shows_k_demonstrations_before_the_requests():
@@ -76,79 +83,62 @@ def test_the_prompt_shows_k_demonstrations_before_the_requests():
     assert tail.endswith("** Input 2 **\nsecond")
 
 
-@pytest.mark.parametrize(
-    ("reply", "faults"),
-    [
-        (output(1) + output(2), ["", ""]),
-        ("Sure!\n\n" + output(2) + "\n\n" + output(1), ["", ""]),
-        (output(1), ["", "no output"]),
-        (output(1) + output(2, tasks=" "), ["", "no [task type]"]),
-        (output(1) + output(2).replace("[domain] law\n", ""), ["", "no [domain]"]),
-        (output(1) + output(2) + output(2), ["", "more than one output"]),
-        (output(1) + output(2) + "[summary] again", ["", "more than one [summary]"]),
-        ("I cannot help with that.", ["no output", "no output"]),
-        ("", ["no output", "no output"]),
-    ],
-)
-def test_a_reply_is_read_strictly_and_a_broken_block_costs_its_own_conversation(reply, faults):
-    found = parse_reply(reply, ["a", "b"])
-    assert [a.fault for a in found] == faults
-    assert all(bool(a.tasks) != bool(a.fault) for a in found)
+def test_a_prompt_hangs_on_its_requests_and_its_pool_alone():
+    form, other = FreeForm(pool()), FreeForm(pool())
+    other.messages(["something before"])
+    assert form.messages(["a", "b"]) == other.messages(["a", "b"])
+    assert form.messages(["a", "b"]) != form.messages(["a", "c"]).replace("\nc", "\nb")  # other demonstrations
+    other.pool.demonstrations.append(Demonstration("new", "d", "s", ("t",)))
+    assert len({other.messages([str(i)]) == form.messages([str(i)]) for i in range(9)}) == 2
 
 
-def test_labels_are_brought_to_one_form():
-    (found,) = parse_reply(output(1, domain="Law.", tasks="Advice;  legal   Advice, advice/“x”"), ["a"])
-    assert (found.domain, found.tasks[:2]) == ("law", ("advice", "legal advice"))
-
-
-def test_failures_are_asked_again_then_kept_and_counted():
+def test_failures_are_asked_again_alone_at_the_end_then_kept_with_their_fault():
     def half(prompt, attempt):
-        return said(output(1)) if attempt else said("nonsense")
+        if "request 4" in prompt:
+            return ChatFailed("u", "400 Bad Request", status=400) if asked_of(prompt) > 1 else output(1)
+        return good(prompt) if "request 1," not in prompt else output(1) if attempt < 1 else "nonsense"
 
     model = Scripted(half)
-    annotator = ChatAnnotator(model, pool(rule="fixed"), attempts=3)
-    found = list(annotator.annotate(PEOPLE[:3]))
-    assert [a.fault for a in found] == ["", "no output", "no output"]
-    assert annotator.faults == {"no output": 2}
-    assert annotator.calls == 3
+    found = list(annotator_of(model, attempts=2).annotate(PEOPLE))
+    assert [a.fault for a in found] == ["", "no [domain]", "", "", "", "", ""]
+    assert [asked_of(question) for question in model.asked[3:]] == [1] * 6  # five aside, then the one left
+    assert len(model.asked) == 9
 
 
-def test_what_one_attempt_gave_another_does_not_take_away():
-    model = Scripted(lambda prompt, attempt: said([output(1), output(2), output(3)][attempt]))
-    found = list(ChatAnnotator(model, pool(rule="fixed"), attempts=3).annotate(PEOPLE[:3]))
-    assert [a.fault for a in found] == ["", "", ""]
+def test_structured_output_is_asked_for_by_a_schema_of_the_form():
+    seen = []
+
+    class Client(Scripted):
+        def complete_many(self, questions, decoding=None, *, attempt=0):
+            seen.append(decoding)
+            return super().complete_many(questions, decoding, attempt=attempt)
+
+    client = Client(lambda prompt, attempt: '{"task": "E", "domain": "a"}')
+    annotator = ChatAnnotator(client, Guide(load_taxonomy()), structured=True, decoding=Decoding(max_tokens=9))
+    assert next(iter(annotator.annotate(PEOPLE[:1]))).tasks == ("GEN",)
+    asked = seen[0].request()["response_format"]["json_schema"]["schema"]
+    assert (asked["required"], asked["properties"]["domain"]["enum"][-1]) == (["task", "domain"], "u")
+    assert seen[0].max_tokens == 9
+    three = FreeForm(pool()).schema(3)["properties"]["outputs"]
+    assert (three["minItems"], three["maxItems"]) == (3, 3)
 
 
-def test_an_interrupted_run_goes_on_from_its_cache(tmp_path):
-    path = tmp_path / "replies.sqlite"
-    whole = list(ChatAnnotator(Scripted(good), pool(), seed=1).annotate(PEOPLE))
-
-    def killed(prompt, attempt):
-        if killed.left == 0:
-            raise KeyboardInterrupt
-        killed.left -= 1
-        return good(prompt, attempt)
-
-    killed.left = 2
-    with pytest.raises(KeyboardInterrupt):
-        list(ChatAnnotator(Scripted(killed), pool(), seed=1, journal=Journal(path)).annotate(PEOPLE))
-    model = Scripted(good)
-    again = list(ChatAnnotator(model, pool(), seed=1, journal=Journal(path)).annotate(PEOPLE))
-    assert again == whole
-    assert len(model.asked) == 1
-    assert len(Journal(path)) == 3
-    assert "mail.org" not in str(Journal(path).values())
-
-
-def test_annotators_in_lockstep_are_as_alone():
-    jobs = [(ChatAnnotator(Scripted(good), pool(), seed=s), PEOPLE[: 3 + 2 * s]) for s in range(3)]
-    alone = [list(ChatAnnotator(Scripted(good), pool(), seed=s).annotate(PEOPLE[: 3 + 2 * s])) for s in range(3)]
-    model = Scripted(good)
-    assert in_lockstep(jobs, model) == alone
+# --- pools -----------------------------------------------------------------------------------------------------------
 
 
 def labels(*tasks):
     return [Annotation(str(i), "d", (task,), "s") for i, task in enumerate(tasks)]
+
+
+def test_the_published_rule_lets_a_type_in_on_its_repeat_at_three_times_lambda():
+    growing = pool(rule="published", share=0.1)
+    assert growing.grow(labels("knitting", "a", "b"), ["x", "y", "z"]) == 0  # seen for the first time
+    assert growing.grow(labels("knitting", "c", "knitting"), ["x", "y", "z"]) == 1  # 1 >= 3 · 0.1 · 3 before the call
+    assert growing.demonstrations[-1] == Demonstration("x", "d", "s", ("knitting",))
+    for _ in range(2):
+        assert growing.grow(labels("d", "e", "f"), ["x"] * 3) == 3 * (_ == 1) * 0
+    assert growing.counts["d"] == 2  # 1 < 3 · 0.1 · 9: the threshold is three times λ
+    assert pool(rule="published").grow(labels("new", "new", "other"), ["x", "y", "z"]) == 1  # 0 in the first call
 
 
 def test_the_stated_rule_waits_for_more_than_lambda():
@@ -159,34 +149,29 @@ def test_the_stated_rule_waits_for_more_than_lambda():
     assert growing.grow(labels("knitting", "knitting", "knitting"), ["x"] * 3) == 0  # represented by now
 
 
-def test_the_published_rule_has_three_times_the_threshold_and_none_at_first():
-    published = pool(rule="published", share=0.05)
-    assert published.grow(labels("p", "q", "r"), ["x"] * 3) == 3  # threshold 0: whatever is new enters
-    stated = pool(rule="stated", share=0.05)
-    assert stated.grow(labels("p", "q", "r"), ["x"] * 3) == 3  # 1 > 0.15
-    for calls in range(2, 20):
-        published.grow(labels("debugging", "debugging", "debugging"), ["x"] * 3)
-        stated.grow(labels("debugging", "debugging", "debugging"), ["x"] * 3)
-        before, after = 3 * (calls - 1), 3 * calls
-        assert published.threshold(3) == pytest.approx(0.15 * before)
-        assert stated.threshold(3) == pytest.approx(0.05 * after)
-
-
-def test_a_fixed_pool_stays():
+def test_a_fixed_pool_stays_and_a_state_brings_a_pool_back():
     fixed = pool(rule="fixed")
     before = list(fixed.demonstrations)
-    assert fixed.grow(labels("p", "q", "r"), ["x"] * 3) == 0
+    assert fixed.grow(labels("p", "p", "p"), ["x"] * 3) == 0
     assert fixed.demonstrations == before
-    assert len(fixed.draw(5, Random(0))) == 5
     assert len(fixed.draw(500, Random(0))) == len(before)
+    grown, again = pool(), pool()
+    grown.grow(labels("p", "p", "q"), ["x"] * 3)
+    again.restore(grown.state())
+    assert (again.demonstrations, again.counts, again.seen) == (grown.demonstrations, grown.counts, 3)
 
 
 @pytest.mark.parametrize(
-    ("start", "share", "message"), [([], 0.05, "at least one"), (None, 0.0, "λ = 0.0 is no share")]
+    ("start", "options", "message"),
+    [
+        ([], {}, "at least one"),
+        (None, {"share": 0.0}, "λ = 0.0 is no share"),
+        (None, {"rule": "grow"}, "'grow' is unknown"),
+    ],
 )
-def test_bad_pools_are_refused(start, share, message):
+def test_bad_pools_are_refused(start, options, message):
     with pytest.raises(ValueError, match=message):
-        DemonstrationPool(load_demonstrations() if start is None else start, share=share)
+        DemonstrationPool(load_demonstrations() if start is None else start, **options)
 
 
 def test_broken_demonstrations_are_one_sentence(tmp_path):
@@ -196,48 +181,144 @@ def test_broken_demonstrations_are_one_sentence(tmp_path):
         load_demonstrations(path)
 
 
-def test_an_endpoint_is_asked_masked_and_what_fails_costs_its_own_call_only(chat_server, tmp_path):
-    decoding = Decoding(temperature=0.4, max_tokens=800)
-    journal = Journal(tmp_path / "replies.sqlite")
-    client = ChatClient(
-        model="m", url=chat_server.url, decoding=decoding, journal=journal, clean=mask, tries=1, concurrency=1
-    )
-    assert isinstance(client, ChatModel)
-    chat_server.script = [503, output(1, summary="mail p4@mail.org") + output(2) + output(3), output(1)]
-    annotator = ChatAnnotator(client, pool(rule="fixed"), attempts=1)
-    found = list(annotator.annotate(PEOPLE))
-    assert [a.fault for a in found] == ["503 Service Unavailable"] * 3 + [""] * 4
-    assert found[3].summary == "mail [e-mail]"
-    assert "@mail.org" not in "".join(chat_server.questions)
-    assert not any("@mail.org" in str(row) for row in journal.values())
-    chat_server.script = [401]
+# --- a corpus, a server that misbehaves, and kill -9 ---------------------------------------------------------------
+
+
+class Paying:
+    """What a stub server does: it answers late and badly at times, and bills each completion once for its key."""
+
+    def __init__(self, server, *, seconds=0.0, bad=0.3):
+        self.server, self.seconds, self.bad, self.random = server, seconds, bad, Random(0)
+        self.paid = Counter()  # by prompt and Idempotency-Key
+        server.answer = self
+
+    def __call__(self, request):
+        prompt, number = request["messages"][-1]["content"], self.random.random()
+        if number < self.bad:
+            return [
+                (429, {"Retry-After": "0"}), 529, 400, self.server.wire(b"HTTP/1.1 2"), b"<html>garbage",
+                self.server.wire(b"HTTP/1.1 200 OK\r\nContent-Length: 900\r\n\r\n{\"choices\": [{"),
+                {"choices": []}, "I cannot label that.",
+            ][self.random.randrange(8)]  # fmt: skip
+        self.paid[prompt, self.server.headers[-1]["Idempotency-Key"]] += 1
+        return self.server.delay(self.seconds * (10 if number > 0.98 else 1), good(prompt))
+
+
+def client_of(server, folder, **options):
+    options = {"tries": 5, "pause": 0.01, "seconds": 20, "concurrency": 8} | options
+    return ChatClient(model="m", url=server.url, journal=Journal(folder / "replies.sqlite"), **options)
+
+
+def people(count):
+    return [Conversation(f"c{i}", f"t{i // 2}", (f"request {i}, mail p{i}@mail.org",)) for i in range(count)]
+
+
+def annotate(server, folder, count, **options):
+    annotator = annotator_of(client_of(server, folder, **options), rule="published", characters=200)
+    return annotate_corpus(people(count), annotator, folder, part_size=60)
+
+
+def killed_after(seconds, *work):
+    process = multiprocessing.get_context("fork").Process(target=annotate, args=work)
+    process.start()
+    process.join(seconds)
+    alive = process.exitcode is None
+    if alive:
+        os.kill(process.pid, signal.SIGKILL)
+        process.join()
+    return alive
+
+
+def test_nothing_is_lost_and_nothing_paid_twice_by_two_processes_and_twenty_kills(chat_server, tmp_path):
+    stub, random = Paying(chat_server, seconds=0.03), Random(1)
+    kills = 0
+    while kills < 20:
+        second = multiprocessing.get_context("fork").Process(target=annotate, args=(chat_server, tmp_path, 240))
+        second.start()
+        kills += killed_after(0.1 + 0.2 * random.random(), chat_server, tmp_path, 240)
+        kills += second.exitcode is None
+        os.kill(second.pid, signal.SIGKILL)
+        second.join()
+        if (tmp_path / "replies.sqlite").exists() and len(Journal(tmp_path / "replies.sqlite")) > 70:
+            stub.seconds = 0.2  # so that there is work left to be killed at
+    stub.seconds, stub.bad = 0.0, 0.0
+    done = annotate(chat_server, tmp_path, 240)
+    found = list(read_annotations(tmp_path))
+    assert [a.id for a in found] == [c.id for c in people(240)]
+    assert not done.faults
+    assert all(a.tasks == ("advice", "legal advice") for a in found)
+    by_prompt = Counter(prompt for prompt, _ in stub.paid)
+    assert (
+        max(by_prompt.values()) == 1
+    )  # one key a prompt: a server that knows its key bills it once, also after a crash
+    kept = {row["texts"][0] for row in Journal(tmp_path / "replies.sqlite").values()}
+    assert kept
+    answered = len(stub.paid)
+    annotate(chat_server, tmp_path, 240)
+    assert len(stub.paid) == answered
+    assert not any("@mail.org" in question for question in chat_server.questions)
+    assert not any("@mail.org" in str(row) for row in read_rows(tmp_path))
+
+
+@pytest.mark.alone
+def test_eight_at_once_are_at_least_six_times_as_fast(chat_server, tmp_path):
+    Paying(chat_server, seconds=0.8, bad=0.0)  # a model takes seconds
+    seconds = {}
+    for concurrency, count in ((1, 9), (8, 144)):
+        began = time.perf_counter()
+        folder = tmp_path / str(concurrency)
+        annotator = annotator_of(client_of(chat_server, folder, concurrency=concurrency))
+        assert not annotate_corpus(people(count), annotator, folder, part_size=144).faults
+        seconds[concurrency] = (time.perf_counter() - began) / count
+    assert seconds[1] / seconds[8] >= 6
+
+
+def test_what_failed_is_asked_again_when_the_corpus_is_through_with_the_pool_of_its_part(chat_server, tmp_path):
+    broken, seen = {"request 1,": 400, "request 65,": 503}, []
+
+    def answer(request):
+        prompt = request["messages"][-1]["content"]
+        seen.append(prompt)
+        wrong = [status for name, status in broken.items() if name in prompt.rsplit("same format.", 1)[1]]
+        return wrong[0] if wrong else good(prompt)
+
+    chat_server.answer = answer
+    done = annotate(chat_server, tmp_path, 130, tries=1)
+    assert done.faults == {"400 Bad Request": 1, "503 Service Unavailable": 1}  # their neighbours were asked alone
+    broken.clear()
+    count = len(seen)
+    done = annotate(chat_server, tmp_path, 130, tries=1)
+    assert (done.annotated, done.done_before, done.faults) == (0, 130, {})
+    assert [asked_of(prompt) for prompt in seen[count:]] == [1, 1]
+    with pytest.raises(TenfoldError, match="labels of another model or form"):
+        annotate_corpus(people(130), ChatAnnotator(client_of(chat_server, tmp_path), Guide(load_taxonomy())), tmp_path)
+    chat_server.script = [401] * 50
     with pytest.raises(TenfoldError, match="401"):
-        list(ChatAnnotator(client, pool(rule="fixed"), attempts=1).annotate(PEOPLE[:3]))
+        annotate(chat_server, tmp_path / "new", 30)
+
+
+# --- a local model -------------------------------------------------------------------------------------------------
 
 
 def test_a_local_model_answers_in_batches_the_same_twice_and_refuses_what_does_not_fit():
     lm, tokenizer = zoo.load_lm("smollm2-135m-instruct")
-    model = LocalChatModel(lm, tokenizer, max_new_tokens=6, batch_size=2)
+    model = LocalChatModel(lm, tokenizer, decoding=Decoding(temperature=0.4, max_tokens=6), batch_size=2, prefill="So")
     prompts = ["Say hello.", "word " * 9000, "Name a colour."]
     found = model.complete_many(prompts)
     assert found[1].reason.startswith("a prompt of 9")
-    assert all(found[i].text.startswith("** Output 1 **\n[domain]") for i in (0, 2))
+    assert all(found[i].text.startswith("So") for i in (0, 2))
     assert model.complete_many(prompts[::2]) == found[::2]
     assert model.complete_many(prompts[2:]) == found[2:]  # its own random numbers: no companion of the batch matters
     assert model.complete_many(prompts[2:], attempt=1) != found[2:]
+    (told,) = model.complete_many(["Say hello."], Decoding(temperature=0, max_tokens=2, logprobs=3))
+    assert len(told.logprobs[0][0]["top_logprobs"]) == 3
+    assert told.logprobs[0][0]["token"] == told.logprobs[0][0]["top_logprobs"][0]["token"]
+    with pytest.raises(ValueError, match="leave out top_p"):
+        model.complete_many(prompts, Decoding(n=2))
 
 
 def test_greedy_decoding_with_gumbel_noise_samples_the_models_law():
     logits = torch.tensor([[0.0, 1.0, 2.0]]).repeat(4000, 1)
     draws = OwnDraws([key_of(i) for i in range(4000)], 0.5)
-    chosen = draws(None, logits).argmax(dim=-1).bincount(minlength=3) / 4000
+    chosen = draws(logits, torch.arange(4000)).bincount(minlength=3) / 4000
     torch.testing.assert_close(chosen, torch.softmax(logits[0] / 0.5, dim=-1), atol=0.025, rtol=0)
-
-
-def test_failures_are_judged_and_what_cannot_be_read_is_no_verdict():
-    model = Scripted(lambda prompt, attempt: said(f"answer to {prompt}"))
-    verdicts = iter([said("FAIL."), said("pass"), said("PASS or FAIL?"), ChatFailed("u", "time-out")])
-    judge = Scripted(lambda prompt, attempt: next(verdicts))
-    assert failed(model, judge, ["a", "b", "c", "mail x@y.org"]) == [True, False, None, None]
-    assert "Answer:\nanswer to a\n" in judge.asked[0]
-    assert "x@y.org" not in "".join(model.asked + judge.asked)

@@ -7,6 +7,7 @@ from lib.core.statistics import bootstrap_weights, jackknife
 from lib.usergpt import Conversation, EmbeddingAnnotator, load_taxonomy
 from lib.usergpt.annotation import Annotator
 from lib.usergpt.compare import (
+    balanced,
     distribution,
     divergence,
     jensen_shannon,
@@ -225,3 +226,14 @@ def test_predictions_that_never_err_count_like_labels():
     gold, predicted = (np.repeat([[1.0], [0.0]], counts, axis=0) for counts in ((6, 24), (54, 36)))
     found = rectified(predicted, [str(i) for i in range(90)], gold, gold, [str(i) for i in range(30)], "a")
     assert found.point[0] == pytest.approx(0.5)
+
+
+def test_collections_of_benchmarks_weigh_the_same_whatever_their_size():
+    few, many = (
+        labelled(np.eye(2)[[side] * n], [str(i) for i in range(n)], ("a", "b"), unit="u")
+        for side, n in ((0, 3), (1, 90))
+    )
+    both = balanced([few, many])
+    assert both.point == pytest.approx([0.5, 0.5])
+    assert both.draws.mean(axis=0) == pytest.approx([0.5, 0.5])
+    assert both.n == "3 u and 90 u"

@@ -1,16 +1,14 @@
 """The experiment's tables: annotators against a person, corrected shares of both sides, pools side by side, merging."""
 
 import numpy as np
-import pandas as pd
 import pytest
 import torch
 
 from lib.core.chat import ChatFailed, Reply
 from lib.usergpt import Conversation, GoldLabel, labelled, share_table
 from lib.usergpt.compare import divergence
-from lib.usergpt.similarity import LabelSpace
-from lib.usergpt.study import comparison
-from lib.usergpt.study.topics import Cluster, Topics
+from lib.usergpt.similarity import LabelSpace, features
+from lib.usergpt.study import comparison, replies
 
 CODES = ("QAN", "SUM", "OTH")
 
@@ -41,22 +39,6 @@ def test_the_best_cuts_label_as_the_person_does():
     quality = comparison.quality_table(TRUTH, {"cut": found, "one": {"a": TRUTH["a"], "b": TRUTH["a"]}}, seed=0)
     assert quality["accuracy"].tolist() == [1.0, 1.0, 0.5, 0.5]
     assert quality["kappa"].tolist()[:2] == [1.0, 1.0]
-
-
-def test_free_form_labels_are_mapped_by_the_finest_task_and_faults_to_none():
-    chat = pd.DataFrame(
-        {"id": ["a", "b"], "domain": ["law", ""], "tasks": ["advice | legal", ""], "fault": ["", "no output"]}
-    )
-    asked = []
-
-    def encode(phrases):
-        asked.append(phrases)
-        return [[0.0, 1.0]] * len(phrases)
-
-    assert comparison.chat_labels(chat, SPACES, encode) == {
-        "a": GoldLabel("a", "LAW", ("SUM",)), "b": GoldLabel("b", "OTH", ("OTH",)),
-    }  # fmt: skip
-    assert asked == [["law"], ["legal"]]
 
 
 def test_corrected_shares_of_all_and_of_a_part():
@@ -105,40 +87,54 @@ def test_coverage_is_weighted_by_the_label():
     assert table.to_dict() == pytest.approx({"b": 0.9, "a": 0.3})
 
 
-def test_topics_are_listed_by_size_and_can_be_explored():
-    clusters = (Cluster(0, 2, "a & b", 0), Cluster(1, 3, "c", 0))
-    topics = Topics(np.array([0, 0, 1, 1, 1]), clusters, {0: "branch"})
-    table = comparison.topic_table(topics, np.arange(10.0).reshape(5, 2))
-    assert table["cluster"].tolist() == ["c", "a & b"]
-    assert table["x"].tolist() == [6.0, 1.0]
-    page = comparison.explorer(table)
-    assert "<title>a &amp; b: 2</title>" in page
-    assert "<summary>branch (5)</summary>" in page
-
-
 class Labeller:
-    """Labels every input with types that are new in each call."""
+    """Labels every input with a type that is new in each call, but for one that comes again and again."""
 
     model = "labeller"
 
     def __init__(self):
-        self.asked = 0
+        self.asked = []
 
     def complete_many(self, questions, decoding=None, *, attempt=0):
-        self.asked += 1
-        block = "** Output {} **\n[domain] d\n[summary] s\n[task type] t{}\n"
-        return [Reply(("".join(block.format(i, f"{self.asked}{i}") for i in (1, 2, 3)),)) for _ in questions]
+        self.asked.append(len(questions))
+        block = "** Output {} **\n[domain] d\n[summary] s\n[task type] {}\n"
+        return [Reply(("".join(block.format(i, f"t{len(self.asked)}{i}" if i < 3 else "knitting") for i in (1, 2, 3)),))
+                for _ in questions]  # fmt: skip
 
 
 def test_pools_grow_side_by_side_and_distinct_labels_are_counted():
-    draws = [[Conversation(f"{run}{i}", "t", (f"request {i}",)) for i in range(6)] for run in range(2)]
-    options = {"share": 0.05, "characters": 100, "seed": 0}
-    growth = comparison.pool_runs(Labeller(), draws, ["fixed", "stated"], **options)
-    assert growth.groupby(["rule", "run"])["distinct"].last().tolist() == [6, 6, 6, 6]
+    corpus = [Conversation(str(i), "t", (f"request {i}",)) for i in range(400)]
+    model = Labeller()
+    growth = replies.pool_runs(model, corpus, runs=2, calls=2, rules=["fixed", "published"])
+    assert growth.groupby(["rule", "run"])["distinct"].last().tolist() == [5, 5, 5, 5]
     sizes = growth.groupby("rule")["pool"].max()
-    assert sizes["stated"] == sizes["fixed"] + 6
-    chat = comparison.annotated_by_chat(Labeller(), draws[0], characters=100)
-    assert chat["tasks"].tolist() == ["t11", "t12", "t13"] * 2  # all calls in one batch
+    assert sizes["published"] == sizes["fixed"] + 1
+    assert model.asked == [2, 2]  # rules agree until their pools differ: two prompts in the place of four
+
+
+class Letters:
+    """Picks the letters of code generation and technology, and tells what it thought of each label's."""
+
+    model = "letters"
+
+    def complete_many(self, questions, decoding=None, *, attempt=0):
+        def told(letter):
+            return {"token": letter, "logprob": -0.1, "top_logprobs": [{"token": letter, "logprob": -0.1}]}
+
+        return [Reply(("E a",), logprobs=([told("E"), told(" a")],)) for _ in questions]
+
+
+def test_a_guide_is_asked_and_its_letters_join_similarity():
+    people = [Conversation(str(i), "t", (f"request {i}",)) for i in range(24)]
+    frame, told = replies.ask_guide(Letters(), people)
+    labels = comparison.guide_labels(frame)
+    assert labels["3"] == GoldLabel("3", "TEC", ("GEN",))
+    assert np.array(told["tasks"]).shape == (24, 23)
+    assert np.array(told["domains"]).argmax(1).tolist() == [0] * 24
+    gold = [GoldLabel(str(i), "TEC", (CODES[i % 2],)) for i in range(24)]
+    similar = features(np.eye(3)[np.arange(24) % 2], np.ones((24, 1)))
+    probable = comparison.joined(similar, told["tasks"], gold, "tasks", CODES, seed=0)
+    assert (probable.argmax(1) == np.arange(24) % 2).all()
 
 
 class Judge:

@@ -3,7 +3,7 @@ import pytest
 
 from lib.usergpt.merging import merge_labels, mutual_neighbour_groups, purity, synonym
 from lib.usergpt.study.requests import languages_asked, task_phrase
-from lib.usergpt.study.topics import HIDDEN, find_topics, flat_map, name_clusters
+from lib.usergpt.topics import HIDDEN, find_topics, flat_map, name_clusters
 
 
 @pytest.mark.parametrize(

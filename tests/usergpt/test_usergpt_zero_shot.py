@@ -140,7 +140,7 @@ def test_the_word_encoder_finds_shared_words():
 
 
 def test_the_labellers_second_pass_is_a_part_of_the_first_and_agrees(taxonomy):
-    first, second = load_gold(taxonomy), load_gold(taxonomy, second=True)
+    first, second = load_gold(taxonomy), load_gold(taxonomy, "gold_second")
     assert second.keys() < first.keys()
     assert len(second) >= 60
     assert agreement(first, second, "tasks").kappa > 0.6

@@ -1,7 +1,6 @@
 """The experiment: annotators against a person's labels, users beside benchmarks, what pools and merging do."""
 
-from collections.abc import Callable, Mapping, Sequence
-from html import escape
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -10,10 +9,9 @@ from jaxtyping import Float
 
 from lib.core.chat import ChatFailed
 from lib.core.statistics import Estimate, bootstrap, bootstrap_weights, jackknife, percentiles
-from lib.usergpt.chat_annotator import ChatAnnotator, DemonstrationPool, Rule, in_lockstep, load_demonstrations
-from lib.usergpt.chat_models import ChatModel
+from lib.usergpt.chat_annotator import ChatModel
 from lib.usergpt.compare import Divergence, Population, distribution, rectified
-from lib.usergpt.conversations import Conversation, rank
+from lib.usergpt.conversations import rank
 from lib.usergpt.merging import Merge, merge_labels, purity
 from lib.usergpt.privacy import mask
 from lib.usergpt.similarity import Calibration, Cut, LabelSpace, choose, cross_fit, indicator
@@ -62,22 +60,19 @@ def best_cuts(
     return {kind: Cut(max(grid, key=lambda t, kind=kind: kappa(kind, t)), margin=margin) for kind in spaces}
 
 
-def chat_labels(
-    chat: pd.DataFrame, spaces: Mapping[Kind, LabelSpace], encode: Callable[[list[str]], Any]
-) -> dict[str, GoldLabel]:
-    """Map a chat annotator's free-form labels (`id`, `domain`, `tasks`, `fault`) to the nearest of the taxonomy."""
+def guide_labels(frame: pd.DataFrame) -> dict[str, GoldLabel]:
+    """Take a chat model's codes (`id`, `domain`, `tasks`, `fault`) as labels; faults are the code for none."""
+    rows = frame[["id", "domain", "tasks"]].itertuples(index=False)
+    return {i: GoldLabel(i, domain or OTHER, (tasks or OTHER,)) for i, domain, tasks in rows}
 
-    def nearest(phrases: list[str], kind: Kind) -> list[str]:
-        space = spaces[kind]
-        return [labels[0] for labels in choose(space.scores(encode(phrases)), space.codes, Cut(-1.0))]
 
-    labels = {i: GoldLabel(i, OTHER, (OTHER,)) for i in chat["id"]}
-    read = chat[chat["fault"] == ""]
-    if len(read):
-        finest = [tasks.split(" | ")[-1] for tasks in read["tasks"]]
-        rows = zip(read["id"], nearest(list(read["domain"]), "domains"), nearest(finest, "tasks"), strict=True)
-        labels |= {i: GoldLabel(i, domain, (task,)) for i, domain, task in rows}
-    return labels
+def joined(
+    similar: np.ndarray, told: Sequence[Sequence[float]], gold: Sequence[GoldLabel], kind: Kind, codes: Sequence[str],
+    *, seed: int,
+) -> Float[np.ndarray, "texts labels"]:  # fmt: skip
+    """Probabilities by similarity features and a chat model's log-probabilities of the labels together, out of fold."""
+    letters = np.clip(np.asarray(told), -10.0, 0.0) / 40  # some tenths, as cosines are
+    return cross_fit(np.hstack([similar, letters]), indicator(gold, codes, kind), seed=seed)
 
 
 def right(truth: Labels, labels: Labels, kind: Kind) -> list[float]:
@@ -199,80 +194,7 @@ def coverage_table(
     return pd.DataFrame(rows).sort_values("cosine", ascending=False)
 
 
-def topic_table(topics: Any, places: np.ndarray) -> pd.DataFrame:
-    """Lay out topics, largest first: name, size, branch, and the middle of its conversations on a map."""
-    rows = []
-    for cluster in sorted(topics.clusters, key=lambda c: -c.size):
-        x, y = np.median(places[topics.member == cluster.number], axis=0)
-        branch = topics.branches[cluster.branch]
-        rows.append({"cluster": cluster.name, "conversations": cluster.size, "branch": branch, "x": x, "y": y})
-    return pd.DataFrame(rows)
-
-
-def explorer(table: pd.DataFrame) -> str:
-    """Draw a `topic_table` as HTML: circles that say their name when pointed at, and branches to open."""
-    x, y_top = table["x"] - table["x"].min(), table["y"].max() - table["y"]
-    scale = 560 / max(x.max(), y_top.max(), 1e-9)
-    look = 'fill="steelblue" fill-opacity="0.5"'
-    circles = "".join(
-        f'<circle cx="{30 + scale * a:.0f}" cy="{30 + scale * b:.0f}" r="{2 + n**0.5:.0f}" {look}>'
-        f"<title>{escape(name)}: {n}</title></circle>"
-        for a, b, name, n in zip(x, y_top, table["cluster"], table["conversations"], strict=True)
-    )
-    tree = ""
-    for name, part in table.groupby("branch"):
-        items = zip(part["cluster"], part["conversations"], strict=True)
-        listed = "".join(f"<li>{escape(c)} ({n})</li>" for c, n in items)
-        head = f"{escape(str(name))} ({part['conversations'].sum()})"
-        tree += f"<details><summary>{head}</summary><ul>{listed}</ul></details>"
-    return f'<svg width="620" height="620">{circles}</svg>{tree}'
-
-
 # --- chat models ---------------------------------------------------------------------------------------------------
-
-
-def annotated_by_chat(
-    model: ChatModel, conversations: Sequence[Conversation], *, characters: int, per_call: int = 3
-) -> pd.DataFrame:
-    """Annotate conversations with the pool of demonstrations as it is, all calls side by side."""
-    calls = [conversations[i : i + per_call] for i in range(0, len(conversations), per_call)]
-    options: dict[str, Any] = {"characters": characters, "attempts": 1}
-    jobs = [
-        (ChatAnnotator(model, DemonstrationPool(load_demonstrations(), rule="fixed"), seed=i, **options), call)
-        for i, call in enumerate(calls)
-    ]
-    annotations = [annotation for call in in_lockstep(jobs, model) for annotation in call]
-    rows = [(a.id, a.domain or "", " | ".join(a.tasks), a.fault) for a in annotations]
-    return pd.DataFrame(rows, columns=["id", "domain", "tasks", "fault"])
-
-
-def pool_runs(
-    model: ChatModel,
-    draws: Sequence[Sequence[Conversation]],
-    rules: Sequence[Rule],
-    *,
-    share: float,
-    characters: int,
-    seed: int,
-) -> pd.DataFrame:
-    """Annotate each draw of conversations under every rule of the pool, side by side.
-
-    One row a rule, run and conversation `read`: the distinct labels so far, its fault, and the pool's final size.
-    """
-    keys: list[tuple[Rule, int]] = [(rule, number) for number in range(len(draws)) for rule in rules]
-    jobs = []
-    for rule, number in keys:
-        growing = DemonstrationPool(load_demonstrations(), rule=rule, share=share)
-        options: dict[str, Any] = {"characters": characters, "attempts": 1, "seed": 1000 * seed + number}
-        jobs.append((ChatAnnotator(model, growing, **options), draws[number]))
-    rows = []
-    for (rule, number), (annotator, _), annotations in zip(keys, jobs, in_lockstep(jobs, model), strict=True):
-        distinct: set[str] = set()
-        size = len(annotator.pool.demonstrations)
-        for place, annotation in enumerate(annotations, 1):
-            distinct.update(annotation.tasks)
-            rows.append((rule, number, place, len(distinct), annotation.fault, size))
-    return pd.DataFrame(rows, columns=["rule", "run", "read", "distinct", "fault", "pool"])
 
 
 def failed(model: ChatModel, judge: ChatModel, requests: Sequence[str]) -> list[bool | None]:

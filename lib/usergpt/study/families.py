@@ -16,7 +16,6 @@ from typing import Any
 
 from lib import TenfoldError, zoo
 from lib.usergpt.conversations import shorten
-from lib.usergpt.taxonomy import GoldLabel, Taxonomy, load_gold
 
 FOLDER = "lm_eval/tasks/"
 FILES = 6  # task files read of a family: the rest are its other languages and subjects
@@ -88,11 +87,6 @@ def evals_families(rows: Iterable[dict[str, Any]] | None = None) -> list[Family]
         if len(kept) < PROMPTS:
             kept.append(f"{shorten(row['instruction'], 240)}\n{shorten(row['input'], 240)}")
     return [Family(f"evals/{task}", counts[task], tuple(kept)) for task, kept in sorted(prompts.items())]
-
-
-def load_benchmark_gold(taxonomy: Taxonomy) -> dict[str, GoldLabel]:
-    """Read a maintainer's labels of benchmark families: all of `lm-eval`, a random third of `evals`."""
-    return load_gold(taxonomy, Path(__file__).with_name("benchmark_gold.csv"))
 
 
 CATEGORIES = {

@@ -7,15 +7,8 @@ phrase. A programming language is told by name where the name can mean nothing e
 
 import re
 
-VERBS = frozenset(
-    "write create make give generate explain tell show summarize summarise translate rewrite rephrase paraphrase fix "
-    "debug implement add change convert update find list describe suggest recommend design plan analyze analyse "
-    "compare discuss evaluate review rate help build develop code program improve edit correct proofread answer solve "
-    "calculate compute extract classify categorize identify provide draft outline continue finish complete expand "
-    "elaborate act pretend play imagine use turn format sort remove replace modify refactor optimize optimise test "
-    "check verify recount name define teach simplify shorten draw sketch prepare organize schedule estimate "
-    "predict".split()
-)
+from lib.usergpt.topics import VERBS
+
 SKIPPED = frozenset(
     "a an the my your our this that these those me us it its some any more please also now then just for of in to on "
     "with about from and or as is are be all each one two three new another very so you i we he she they can could "

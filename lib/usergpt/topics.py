@@ -5,19 +5,34 @@ arXiv:2203.05794); verbs of requests ("write", "explain") are left out, since th
 size are never shown: their members stand as one remainder.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from jaxtyping import Float, Int
 
+from lib.core.chat import ChatFailed
+from lib.usergpt.chat_annotator import ChatModel
 from lib.usergpt.privacy import mask
-from lib.usergpt.study.requests import VERBS
 
+VERBS = frozenset(
+    "write create make give generate explain tell show summarize summarise translate rewrite rephrase paraphrase fix "
+    "debug implement add change convert update find list describe suggest recommend design plan analyze analyse "
+    "compare discuss evaluate review rate help build develop code program improve edit correct proofread answer solve "
+    "calculate compute extract classify categorize identify provide draft outline continue finish complete expand "
+    "elaborate act pretend play imagine use turn format sort remove replace modify refactor optimize optimise test "
+    "check verify recount name define teach simplify shorten draw sketch prepare organize schedule estimate "
+    "predict".split()
+)
 WISHES = frozenset(
     "using used please like want need know let sure does did doing going new good make thank thanks".split()
 )
+NAME = """These are requests of many people to an AI assistant, all about one topic (frequent words: {words}):
+{listed}
+
+Give the topic a short name of two to five words, in English, that would tell a stranger what these people want. Name no
+person, firm or place. Answer with the name only."""
 HIDDEN = -1  # members of clusters that are too small to be shown
 
 
@@ -53,8 +68,11 @@ def find_topics(
     branches: int = 8,
     minimum: int = 10,
     seed: int = 0,
+    namer: ChatModel | None = None,
 ) -> Topics:
     """Find the topics of texts by k-means on unit embeddings, joined by Ward linkage of their centres into branches.
+
+    A `namer` names them in place of their words.
 
     Raises ValueError for fewer texts than clusters, or a minimum that hides everything.
     """
@@ -70,7 +88,7 @@ def find_topics(
     if len(shown) == 0:
         raise ValueError(f"no cluster has {minimum} members: ask for fewer clusters or a smaller minimum")
     member = np.where(sizes[assigned] >= minimum, assigned, HIDDEN)
-    names = name_clusters(texts, member)
+    names = _named(texts, member, namer)
     if len(shown) > branches:
         tree = AgglomerativeClustering(branches).fit_predict(fitted.cluster_centers_[shown])
     else:
@@ -78,7 +96,12 @@ def find_topics(
     place = dict(zip(shown.tolist(), tree.tolist(), strict=True))
     listed = tuple(Cluster(number, int(sizes[number]), names[number], place[number]) for number in shown.tolist())
     branch = np.array([place.get(int(m), HIDDEN) for m in member])
-    return Topics(member, listed, name_clusters(texts, branch))
+    return Topics(member, listed, _named(texts, branch, namer))
+
+
+def _named(texts: Sequence[str], member: Int[np.ndarray, "texts"], namer: ChatModel | None) -> dict[int, str]:
+    words = name_clusters(texts, member)
+    return words if namer is None else name_by_model(namer, texts, member, words)
 
 
 def name_clusters(
@@ -99,6 +122,27 @@ def name_clusters(
     weight = np.log1p(counts.sum() / len(numbers) / counts.sum(axis=0).clip(1))
     best = (share * weight).argsort(axis=1)[:, ::-1][:, :words]
     return {number: ", ".join(vocabulary[row]) for number, row in zip(numbers, best, strict=True)}
+
+
+def name_by_model(
+    model: ChatModel,
+    texts: Sequence[str],
+    member: Int[np.ndarray, "texts"],
+    words: Mapping[int, str],
+) -> dict[int, str]:
+    """Let a chat model name each cluster from eight of its masked texts; where it says nothing short, `words` stay."""
+    numbers = list(words)
+    prompts = []
+    for number in numbers:
+        own = np.flatnonzero(member == number)
+        picked = own[np.linspace(0, len(own) - 1, min(8, len(own))).astype(int)]
+        listed = "\n".join(f"- {mask(texts[int(i)])[:200]}" for i in picked)
+        prompts.append(NAME.format(words=words[number], listed=listed))
+    names = {}
+    for number, reply in zip(numbers, model.complete_many(prompts), strict=True):
+        said = "" if isinstance(reply, ChatFailed) else reply.text.strip().split("\n")[0].strip(" \"'*.#-")
+        names[number] = said if 2 < len(said) <= 60 else words[number]
+    return names
 
 
 def flat_map(

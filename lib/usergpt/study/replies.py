@@ -1,0 +1,89 @@
+"""What chat models are asked: the guide's letters, recorded of a larger model and replayed, and pools side by side."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import pandas as pd
+
+from lib import zoo
+from lib.core.chat import Decoding
+from lib.usergpt.chat_annotator import ChatAnnotator, ChatModel, FreeForm, Guide
+from lib.usergpt.conversations import Conversation, ConversationReader, draw
+from lib.usergpt.pool import DemonstrationPool, Rule, load_demonstrations
+from lib.usergpt.taxonomy import SALT, load_taxonomy
+
+RECORDED = 120  # of the fresh conversations, the first ones, whose guide replies are shipped
+FRESH = 300  # conversations after the first 300 of the same draw: labelled by a language model
+LETTERS = Decoding(temperature=0, max_tokens=4, logprobs=20)
+LABELS = Decoding(temperature=0.4, max_tokens=200)  # the paper's temperature
+CHARACTERS = {"guide": 400, "pool": 160}  # of a conversation that are shown
+RUNS, CALLS = 10, 10  # of each rule of the pool, and calls of three conversations in a run
+RULES: tuple[Rule, ...] = ("fixed", "published")
+
+
+def guide_annotator(model: ChatModel) -> ChatAnnotator:
+    """Return the annotator that picks labels of the written guide, as it is recorded."""
+    return ChatAnnotator(model, Guide(load_taxonomy(), examples=1), characters=CHARACTERS["guide"], decoding=LETTERS)
+
+
+def ask_guide(model: ChatModel, conversations: Sequence[Conversation]) -> tuple[pd.DataFrame, dict[str, list]]:
+    """Label conversations by the guide: rows of `id`, `domain`, `tasks`, `fault`, and log-probabilities of all labels.
+
+    A reply whose letters were not told gets equal log-probabilities.
+    """
+    annotator = guide_annotator(model)
+    form, requests = annotator.form, annotator.requests(conversations)
+    assert isinstance(form, Guide)
+    replies = model.complete_many([form.messages([request]) for request in requests], LETTERS)
+    rows, scores = [], {"tasks": [], "domains": []}
+    for conversation, reply in zip(conversations, replies, strict=True):
+        (a,) = form.read(reply, [conversation.id])  # type: ignore[arg-type]
+        rows.append((a.id, a.domain or "", " | ".join(a.tasks), a.fault))
+        for kind, own in scores.items():
+            own.append(form.scores(reply, kind) or [0.0] * len(form.codes[kind]))  # type: ignore[arg-type]
+    return pd.DataFrame(rows, columns=["id", "domain", "tasks", "fault"]), scores
+
+
+def pool_runs(
+    model: ChatModel, corpus: Sequence[Conversation], *, runs: int = RUNS, calls: int = CALLS,
+    rules: Sequence[Rule] = RULES, share: float = 0.05,
+) -> pd.DataFrame:  # fmt: skip
+    """Annotate the same draws of conversations under every rule of the pool, all jobs' next calls in one batch.
+
+    One row a rule, run and conversation `read`: the distinct labels so far, its fault, and the pool's size.
+    """
+    drawn = draw(corpus, 3 * CALLS * RUNS, salt="pool")  # each run has its own, however few are asked for
+    jobs: Mapping[tuple[int, Rule], FreeForm] = {
+        (run, rule): FreeForm(DemonstrationPool(load_demonstrations(), rule=rule, share=share), seed=run)
+        for run in range(runs)
+        for rule in rules
+    }
+    reader = ChatAnnotator(model, next(iter(jobs.values())), characters=CHARACTERS["pool"])
+    rows: list[tuple[Any, ...]] = []
+    distinct: dict[tuple[int, Rule], set[str]] = {job: set() for job in jobs}
+    for call in range(calls):
+        batches = [drawn[3 * (call * RUNS + run) :][:3] for run in range(runs)]
+        requests = [reader.requests(batch) for batch in batches]
+        prompts = {job: form.messages(requests[job[0]]) for job, form in jobs.items()}
+        unique = list(dict.fromkeys(prompts.values()))  # rules agree until their pools differ
+        replies = dict(zip(unique, model.complete_many(unique, LABELS), strict=True))
+        for job, form in jobs.items():
+            annotations = form.read(replies[prompts[job]], [c.id for c in batches[job[0]]])  # type: ignore[arg-type]
+            form.pool.grow(annotations, requests[job[0]])
+            for place, annotation in enumerate(annotations, 1):
+                distinct[job].update(annotation.tasks)
+                size = len(form.pool.demonstrations)
+                rows.append((job[1], job[0], 3 * call + place, len(distinct[job]), annotation.fault, size))
+    return pd.DataFrame(rows, columns=["rule", "run", "read", "distinct", "fault", "pool"])
+
+
+def labelled_draw(corpus: Sequence[Conversation], count: int = 300) -> tuple[list[Conversation], list[Conversation]]:
+    """Give the first 300 conversations of the labelled draw (or fewer), and as many fresh ones that come after 300."""
+    both = draw(corpus, 300 + min(count, FRESH), salt=SALT)
+    return both[:count], both[300:]
+
+
+def record(model: ChatModel) -> None:
+    """Ask everything that the notebook replays, the most needed first."""
+    corpus = list(ConversationReader(zoo.stream_dataset("sharegpt", "all")))
+    ask_guide(model, labelled_draw(corpus)[1][:RECORDED])
