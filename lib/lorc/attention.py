@@ -199,9 +199,7 @@ def _attend_latents(
     batch, heads, new, dim = query.shape
     # [B, KV heads, group x n, d]: the queries that share a KV head are one matrix.
     grouped = (query * scaling).reshape(batch, heads // module.num_key_value_groups, -1, dim)
-    parts = [
-        torch.matmul(grouped, _page_columns(module, layer, step, sinks, start, page)) for start, page in layer.k
-    ]
+    parts = [torch.matmul(grouped, _page_columns(module, layer, step, sinks, start, page)) for start, page in layer.k]
     scores = (parts[0] if len(parts) == 1 else torch.cat(parts, dim=-1)).view(batch, heads, new, -1)
     if softcap is not None:
         scores = softcap * torch.tanh(scores / softcap)

@@ -179,7 +179,9 @@ class LatentLayer(CacheLayerMixin):
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         """Return keys and values as they come: the attention of a compressed model takes their latents itself."""
         if not kwargs.get("kwargs", {}).get("latents"):
-            raise ValueError("a LowRankCache holds a compressed model's latents: give this model a DynamicCache instead")
+            raise ValueError(
+                "a LowRankCache holds a compressed model's latents: give this model a DynamicCache instead"
+            )
         return key_states, value_states
 
     def get_seq_length(self) -> int:

@@ -17,11 +17,11 @@ from lib.lorc.budget import Spectra, singular_values
 from lib.lorc.calibration import Calibration, calibrate
 from lib.lorc.configuration import (
     MATRICES,
+    Granularity,
     LowRankSpec,
     Matrix,
     Plan,
     attentions,
-    Granularity,
     check_matrices,
     geometry,
     head_groups,
@@ -29,8 +29,8 @@ from lib.lorc.configuration import (
 )
 from lib.lorc.decomposition import Decomposition, check_plan, decompose_model
 from lib.lorc.modeling import Projections, become_compressed, projections
-from lib.lorc.rotary import require_fixed_rope
 from lib.lorc.perplexity import mean_loss
+from lib.lorc.rotary import require_fixed_rope
 from lib.lorc.step import Shared
 
 BUDGETS = ("uniform", "progressive", "energy", "sensitivity")
@@ -90,13 +90,15 @@ def compress(
     bits: int = 16,
     held_out: Iterable[Int[Tensor, "_ _"]] | Int[Tensor, "_ _"] | None = None,
     max_loss: float | None = None,
+    decomposition: Decomposition | None = None,
 ) -> nn.Module:
     """Compress the KV cache of a model in place and return it (arXiv:2410.03111).
 
     Attention then caches latents of r_k + r_v numbers a token and layer in a `LowRankCache`, which `generate` makes by
     itself. No calibration and no training by default. `ranks` (a plan, or the k and the v ranks) overrides `keep` and
-    `budget`, which is "progressive", the paper's, without calibration text and "uniform" with it, where that measured
-    best; `granularity` is "joint", "head", or the number of heads that share a basis.
+    `budget`, which is "progressive", the paper's, without calibration text, and "sensitivity" with it, which measured
+    best; `granularity` is "joint", "head", or the number of heads that share a basis; a `decomposition` made before
+    stands for it and for `whiten`, so that many plans cost one.
 
     Extensions beyond the paper, all off by default: `whiten` (token id batches, or a `Calibration`) weighs errors by
     real inputs, and by the loss where gradients were measured; `budget="sensitivity"` spends one budget over all
@@ -119,11 +121,11 @@ def compress(
     text, held = _split(whiten, held_out)
     if max_loss is not None and not held:
         raise ValueError("max_loss needs text to measure on: pass held_out, or whiten with two rows or more")
+    budget = budget or ("progressive" if whiten is None else "sensitivity")
     calibration = whiten if isinstance(whiten, Calibration) else None
     if text:
         calibration = calibrate(model, text, skip=sink_tokens, sensitivity=budget == "sensitivity")
-    budget = budget or ("uniform" if calibration else "progressive")
-    bases = decompose_model(model, granularity=granularity, calibration=calibration)
+    bases = decomposition or decompose_model(model, granularity=granularity, calibration=calibration)
     followed = given or plan(
         model, keep, budget=budget, granularity=granularity, matrices=matrices, decomposition=bases
     )
@@ -145,12 +147,16 @@ def compress(
 def _split(
     whiten: Calibration | Iterable[Tensor] | Tensor | None, held_out: Iterable[Tensor] | Tensor | None
 ) -> tuple[list[Tensor], list[Tensor]]:
-    """Return the batches to calibrate on and those to measure on: the last eighth of the rows if none are given."""
-    text = [] if whiten is None or isinstance(whiten, Calibration) else [row for batch in whiten for row in batch.reshape(-1, batch.shape[-1]).split(1)]
+    """Return the rows to calibrate on and those to measure on: the last eighth of the rows if none are given."""
+    text = [] if whiten is None or isinstance(whiten, Calibration) else _rows(whiten)
     if held_out is not None:
-        return text, [row for batch in held_out for row in batch.reshape(-1, batch.shape[-1]).split(1)]
+        return text, _rows(held_out)
     last = len(text) // 8 or int(len(text) > 1)
     return text[: len(text) - last], text[len(text) - last :]
+
+
+def _rows(batches: Iterable[Tensor] | Tensor) -> list[Tensor]:
+    return [row for batch in batches for row in batch.reshape(-1, batch.shape[-1]).split(1)]
 
 
 def _measured(model: nn.Module, made: Projections, held: list[Tensor], max_loss: float | None) -> dict[str, float]:

@@ -14,7 +14,7 @@ from transformers import PreTrainedConfig
 
 Matrix = Literal["k", "v"]
 MATRICES: tuple[Matrix, ...] = ("k", "v")
-Granularity = Literal["joint", "head"] | int
+Granularity = str | int  # "joint", "head", or the number of heads that share a basis
 
 SUPPORTED = (
     "llama", "mistral", "mixtral", "qwen2", "qwen3", "gemma2", "gemma3_text", "granite", "cohere", "cohere2", "olmo2",
@@ -92,7 +92,9 @@ def head_groups(granularity: Granularity, kv_heads: int) -> int:
 
     Raises ValueError for another name, or a number of heads that does not divide the model's KV heads.
     """
-    heads = {"joint": kv_heads, "head": 1}.get(granularity, granularity) if isinstance(granularity, str) else granularity
+    heads = (
+        {"joint": kv_heads, "head": 1}.get(granularity, granularity) if isinstance(granularity, str) else granularity
+    )
     if isinstance(heads, str) or heads < 1 or kv_heads % heads:
         raise ValueError(
             f"granularity must be 'joint', 'head' or a number of heads that divides {kv_heads}, got {granularity!r}"

@@ -108,7 +108,8 @@ def projections(model: nn.Module, spec: LowRankSpec, shared: Shared) -> Projecti
         for matrix in MATRICES:
             rank = spec.plan.ranks(matrix)[index]
             if rank < spec.plan.width or spec.bits < 16:
-                old, rest = projection(layer.self_attn, matrix), spec.sink_tokens > 0
+                old = projection(layer.self_attn, matrix)
+                rest = spec.sink_tokens > 0 and rank < spec.plan.width
                 pair[f"{matrix}_proj"] = LowRankProjection(
                     old, rank, shared, groups=spec.groups, bits=spec.bits, rest=rest
                 )
@@ -165,8 +166,10 @@ def _row_starts(given: Tensor, mask: Any, cache: LowRankCache | None) -> Tensor 
     past = 0 if cache is None else cache.get_seq_length()
     starts = None if cache is None else cache.starts
     # A row whose first chunks are all padding has not started yet: look again.
-    if isinstance(mask, Tensor) and mask.ndim == 2 and (
-        past == 0 or (starts is not None and bool((starts >= past).any()))
+    if (
+        isinstance(mask, Tensor)
+        and mask.ndim == 2
+        and (past == 0 or (starts is not None and bool((starts >= past).any())))
     ):
         starts = torch.where(mask.any(-1), mask.long().argmax(-1), mask.shape[1])
         starts = starts if bool(starts.any()) else None

@@ -1,6 +1,7 @@
 """Calibration moments against a direct computation, and what whitening with them buys."""
 
 import copy
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -9,6 +10,7 @@ import torch
 from torch import nn
 
 from lib.lorc import calibrate, compress, decompose_model, plan, replaced
+from lib.lorc.perplexity import mean_loss
 
 Maker = Callable[..., nn.Module]
 
@@ -104,6 +106,21 @@ def test_compress_takes_batches_or_moments(make_model: Maker, granularity: str) 
     assert (logits[0] - logits[2]).abs().max() > 1e-3
     tuned = compress(model, 0.5, budget="sensitivity", whiten=batches, granularity=granularity)
     assert tuned.config.lorc["made_with"]["sensitivity"]
+
+
+def test_compress_says_what_it_costs(make_model: Maker) -> None:
+    model, rows = make_model(), token_ids(8, 24)
+    with pytest.warns(UserWarning, match="perplexity on held-out text is .* keep more"):
+        broken = compress(copy.deepcopy(model), 0.1, whiten=rows, budget="uniform")
+    made = broken.config.lorc["made_with"]
+    assert made["calibration_tokens"] == 7 * 24  # the last eighth of the rows is what is measured
+    assert made["loss_before"] == pytest.approx(mean_loss(model, [rows[-1:]]), abs=1e-4)
+    assert made["loss_after"] == pytest.approx(mean_loss(broken, [rows[-1:]]), abs=1e-4)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        whole = compress(copy.deepcopy(model), 1.0, held_out=rows, max_loss=1e-3).config.lorc["made_with"]
+    assert whole["loss_after"] == pytest.approx(whole["loss_before"], abs=1e-4)
+    assert "loss_after" not in compress(model, 0.5).config.lorc["made_with"]
 
 
 def test_empty_calibration_is_refused(make_model: Maker) -> None:
