@@ -134,7 +134,7 @@ def decompose(weight: Float[Tensor, "out in"], rank: int, *, groups: int = 1) ->
 class Decomposition:
     """The full basis of every W_k and W_v of one model, so that many plans cost one SVD (arXiv:2410.03111).
 
-    Held in float32 on the model's device: 4 x (m D + m^2) bytes per matrix. `weighted` says that gradients weigh the
+    Held in float32 on the CPU: 4 x (m D + m^2) bytes per matrix. `weighted` says that gradients weigh the
     errors too, so that half the squared singular values are nats and can be compared between matrices.
     """
 
@@ -181,7 +181,7 @@ def decompose_model(
                 raise ValueError("the model is on the meta device and has no weights: load it before decomposing it")
             metric = calibration.output_root(matrix, layer) if calibration else None
             full = basis(weight, groups=groups, input_root=root, output_root=metric)
-            bases[matrix].append(Basis(full.up.float(), full.down.float(), full.singular_values.float()))
+            bases[matrix].append(Basis(*(part.float().cpu() for part in (full.up, full.down, full.singular_values))))
     weighted = calibration is not None and calibration.gradients is not None
     return Decomposition(k=tuple(bases["k"]), v=tuple(bases["v"]), weighted=weighted)
 
