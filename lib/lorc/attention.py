@@ -25,7 +25,6 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from lib.lorc.cache import LatentLayer, Packed, pack
 from lib.lorc.decomposition import Basis
-from lib.lorc.rotary import rotate_columns_
 from lib.lorc.step import Shared, Sinks, Step
 
 # Up to this many new tokens it is cheaper to weigh latents than to reconstruct the values that they stand for.
@@ -199,7 +198,7 @@ def _attend_latents(
     batch, heads, new, dim = query.shape
     # [B, KV heads, group x n, d]: the queries that share a KV head are one matrix.
     grouped = (query * scaling).reshape(batch, heads // module.num_key_value_groups, -1, dim)
-    parts = [torch.matmul(grouped, _page_columns(module, layer, step, sinks, start, page)) for start, page in layer.k]
+    parts = [_page_scores(module, grouped, layer, step, sinks, start, page) for start, page in layer.k]
     scores = (parts[0] if len(parts) == 1 else torch.cat(parts, dim=-1)).view(batch, heads, new, -1)
     if softcap is not None:
         scores = softcap * torch.tanh(scores / softcap)
@@ -209,28 +208,29 @@ def _attend_latents(
     return _weigh_values(module, weights, layer, sinks, dim).transpose(1, 2), weights
 
 
-def _page_columns(
-    module: Any, layer: LatentLayer, step: Step, sinks: Sinks | None, start: int, page: Packed
-) -> Float[Tensor, "batch heads dim tokens"]:
-    """Return the rotated keys of one page, where they can be in memory that the next page takes over."""
-    keys, shared = module.k_proj, module.shared
+def _page_scores(
+    module: Any, query: Tensor, layer: LatentLayer, step: Step, sinks: Sinks | None, start: int, page: Packed
+) -> Float[Tensor, "batch heads rows tokens"]:
+    """Return the scores of one page, whose keys are made in memory that the next page takes over.
+
+    q . R k = [q1, q2] . [k1 cos, k2 cos] + [q2, -q1] . [k1 sin, k2 sin]: one product by channel, then one by queries.
+    """
+    keys, shared, dim = module.k_proj, module.shared, module.head_dim
     if not isinstance(keys, LowRankProjection):
-        return page.codes.unflatten(-1, (-1, module.head_dim)).permute(0, 2, 3, 1)
+        return torch.matmul(query, page.codes.unflatten(-1, (-1, dim)).permute(0, 2, 3, 1))
     if not shared.half_split(module):
-        return _page_rows(module, layer, step, sinks, start, page).transpose(2, 3)
-    latents = page.latents()
+        return torch.matmul(query, _page_rows(module, layer, step, sinks, start, page).transpose(2, 3))
+    latents, start = page.latents(), layer.dropped + start
     batch, tokens, _ = latents.shape
-    columns = shared.scratch("keys", (batch, keys.width, tokens), latents)
-    keys.expand_columns(latents, out=columns)
-    if sinks is not None and layer.rest_k is not None and sinks.within(layer.dropped + start, tokens):
-        missing = keys.expand_rest(layer.rest_k)
-        sinks.add(columns.transpose(1, 2), missing, start=layer.dropped + start, in_place=True)
-    columns = columns.view(batch, -1, module.head_dim, tokens)
+    columns = keys.expand_columns(latents, out=shared.scratch("keys", (batch, keys.width, tokens), latents))
+    if sinks is not None and layer.rest_k is not None and sinks.within(start, tokens):
+        sinks.add(columns.transpose(1, 2), keys.expand_rest(layer.rest_k), start=start, in_place=True)
     if not shared.rotates(module):
-        return columns
-    half = shared.scratch("half", (batch, columns.shape[1], module.head_dim // 2, tokens), latents)
-    cos, sin = step.angles(shared, module, layer.dropped + start, tokens, latents, columns=True)
-    return rotate_columns_(columns, cos, sin, scratch=half)
+        return torch.matmul(query, columns.view(batch, -1, dim, tokens))
+    halves, (first, second) = columns.view(batch, -1, 1, 2, dim // 2, tokens), query.chunk(2, dim=-1)
+    both = shared.scratch("both", (batch, halves.shape[1], 2, 2, dim // 2, tokens), latents)
+    torch.mul(halves, step.angles(shared, module, start, tokens, latents, columns=True)[0], out=both)
+    return torch.matmul(torch.cat((first, second, second, -first), dim=-1), both.view(batch, -1, 2 * dim, tokens))
 
 
 def _page_rows(

@@ -33,18 +33,3 @@ def rotate(
     """Rotate queries or keys laid out by token (the half-split RoPE of the Llama family)."""
     first, second = states.chunk(2, dim=-1)
     return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)
-
-
-def rotate_columns_(
-    states: Float[Tensor, "batch heads dim tokens"],
-    cos: Float[Tensor, "*half tokens"],
-    sin: Float[Tensor, "*half tokens"],
-    *,
-    scratch: Float[Tensor, "batch heads half tokens"],
-) -> Float[Tensor, "batch heads dim tokens"]:
-    """Rotate keys laid out by channel, in place: passes over contiguous halves, and no copy of the page."""
-    first, second = states.chunk(2, dim=2)
-    crossed = torch.mul(first, sin, out=scratch)
-    first.mul_(cos).addcmul_(second, sin, value=-1)
-    second.mul_(cos).add_(crossed)
-    return states

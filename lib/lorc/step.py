@@ -71,7 +71,7 @@ class Step:
     past: int
     starts: Int[Tensor, " batch"] | None = None
     _sinks: Sinks | None = None
-    _angles: dict[Any, tuple[Tensor, Tensor]] = field(default_factory=dict)
+    _angles: dict[Any, tuple[Tensor, ...]] = field(default_factory=dict)
 
     def sinks(self, count: int, like: Float[Tensor, "batch tokens _"]) -> Sinks | None:
         """Return where the first `count` real tokens of each row are, once a pass."""
@@ -90,24 +90,27 @@ class Step:
 
     def angles(
         self, shared: "Shared", attention: Any, start: int, tokens: int, like: Tensor, *, columns: bool
-    ) -> tuple[Tensor, Tensor]:
-        """Return cosines and sines of the held tokens from index `start`, by token or by channel (half of them)."""
+    ) -> tuple[Tensor, ...]:
+        """Return cosines and sines of the held tokens from index `start`: [*, tokens, dim] each by token.
+
+        By channel they are one tensor [*, 2, 1, dim / 2, tokens], which broadcasts over heads and halves of keys.
+        """
         kind = shared.kind(attention)
         key = (kind, columns, start, tokens)
         if key not in self._angles:
             self._angles[key] = self._taken(shared, kind, slice(start, start + tokens), like, columns)
         return self._angles[key]
 
-    def _taken(self, shared: "Shared", kind: str, here: slice, like: Tensor, columns: bool) -> tuple[Tensor, Tensor]:
+    def _taken(self, shared: "Shared", kind: str, here: slice, like: Tensor, columns: bool) -> tuple[Tensor, ...]:
         positions = None if self.cache is None else self.cache.positions
         if positions is None:
             rows, flat = shared.table(kind, here.stop, like)
-            return tuple(each[:, here] for each in flat) if columns else tuple(each[None, here] for each in rows)
+            return (flat[..., here],) if columns else tuple(each[None, here] for each in rows)
         positions = positions[:, here].to(like.device)
-        rows, _ = shared.table(kind, int(positions.max()) + 1, like)
-        taken = [each[positions] for each in rows]
-        half = taken[0].shape[-1] // 2
-        return tuple(each[..., :half].transpose(1, 2).unsqueeze(1) if columns else each for each in taken)
+        rows, flat = shared.table(kind, int(positions.max()) + 1, like)
+        if not columns:
+            return tuple(each[positions] for each in rows)
+        return (flat[..., positions].permute(3, 0, 1, 2, 4).unsqueeze(1),)
 
 
 class Shared:
@@ -120,7 +123,7 @@ class Shared:
     def __init__(self, rotary_embedding: Any, sink_tokens: int) -> None:
         self.rotary, self.sink_tokens, self.step = rotary_embedding, sink_tokens, None
         self.typed = "layer_type" in inspect.signature(rotary_embedding.forward).parameters
-        self._tables: dict[Any, tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]] = {}
+        self._tables: dict[Any, tuple[tuple[Tensor, Tensor], Tensor]] = {}
         self._flat: dict[Any, Tensor] = {}
         self._half_split: dict[str, bool] = {}
         self.step: Step | None
@@ -147,15 +150,15 @@ class Shared:
             self._half_split[module] = torch.allclose(theirs, rotate(keys, angles.cos(), angles.sin()), atol=1e-6)
         return self._half_split[module] and getattr(attention, "k_norm", None) is None
 
-    def table(self, kind: str, length: int, like: Tensor) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
-        """Return cosines and sines of positions from 0: [length, dim] by token and [dim / 2, length] by channel."""
+    def table(self, kind: str, length: int, like: Tensor) -> tuple[tuple[Tensor, Tensor], Tensor]:
+        """Return cosines and sines of positions from 0: [length, dim] by token, [2, 1, dim / 2, length] by channel."""
         key = (kind, like.device, like.dtype)
         if key not in self._tables or self._tables[key][0][0].shape[0] < length:
             positions = torch.arange(max(2 * length, 1024), device=like.device)[None]
             cos, sin = (each[0] for each in self.rotary(like, positions, *([kind] if self.typed else [])))
             half = cos.shape[-1] // 2
-            columns = tuple(each[:, :half].T.contiguous() for each in (cos, sin))
-            self._tables[key] = ((cos, sin), (columns[0], columns[1]))
+            columns = torch.stack([each[:, :half].T for each in (cos, sin)])[:, None]
+            self._tables[key] = ((cos, sin), columns.contiguous())
         return self._tables[key]
 
     def scratch(self, name: str, shape: tuple[int, ...], like: Tensor) -> Tensor:
