@@ -1,9 +1,5 @@
 """Attention over cached latents (arXiv:2410.03111): keys reconstructed and rotated on use, values never while decoding.
 
-A projection is two factors, transposed as in transformers: `down` = (U S)^T makes the latent that is cached, `up` = V
-makes keys or values of it. `rest_*` is the other half of the basis, which only sink tokens use (extension): up down +
-rest_up rest_down is the whole projection.
-
 Symbols: q [B, H, n, d]; C_k [B, T, r_k] and C_v [B, T, r_v] the latents; K = C_k U_k^T; the output of head h is
 (A_h C_v) U_v,h^T, where A_h are the attention weights: the right factor of W_v is applied to one weighted latent a
 query, not to T values. The model's own attention module runs as it is, with these projections in place of k_proj and
@@ -18,108 +14,20 @@ from typing import Any, cast
 
 import torch
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from lib.lorc.cache import LatentLayer, Packed, pack
-from lib.lorc.decomposition import Basis
-from lib.lorc.step import Shared, Sinks, Step
+from lib.lorc.cache import LatentLayer
+from lib.lorc.latents import Packed, pack
+from lib.lorc.projection import LowRankProjection
+from lib.lorc.step import Sinks, Step
 
 # Up to this many new tokens it is cheaper to weigh latents than to reconstruct the values that they stand for.
 SHORT = 16
 KERNELS = ("sdpa", "eager")
 PREFIX = "lorc_"
-
-
-class LowRankProjection(nn.Module):
-    """A projection of `width` outputs through `rank` latents, in `groups` of heads with a basis each."""
-
-    def __init__(self, linear: nn.Linear, rank: int, shared: Shared, *, groups: int, bits: int, rest: bool) -> None:
-        super().__init__()
-        width, hidden = linear.weight.shape
-        size, each = width // groups, rank // groups
-        self.groups, self.rank, self.width, self.bits, self.shared = groups, rank, width, bits, shared
-        self.down = nn.Parameter(torch.empty(rank, hidden))
-        self.up = nn.Parameter(torch.empty(groups, size, each))
-        self.rest_down = nn.Parameter(torch.empty(width - rank, hidden)) if rest else None
-        self.rest_up = nn.Parameter(torch.empty(groups, size, size - each)) if rest else None
-        self.bias = None if linear.bias is None else nn.Parameter(torch.empty(width))
-        self.pending: tuple[Packed, Tensor | None] | None = None
-
-    @torch.no_grad()
-    def load(self, basis: Basis, bias: Tensor | None, *, like: Tensor) -> None:
-        """Fill the factors from a basis, in the dtype and on the device of `like`."""
-        each = self.rank // self.groups
-        down, up = basis.down[:, :each], basis.up[:, :, :each]
-        if self.bits < 16:
-            mix = mixing(each).to(down)
-            down, up = mix @ down, up @ mix.T
-        values = {
-            "down": down.flatten(0, 1),
-            "up": up,
-            "rest_down": basis.down[:, each:].flatten(0, 1),
-            "rest_up": basis.up[:, :, each:],
-            "bias": bias,
-        }
-        for name, value in values.items():
-            if getattr(self, name) is not None and value is not None:
-                setattr(self, name, nn.Parameter(value.to(like).contiguous()))
-
-    def forward(self, hidden: Float[Tensor, "batch tokens hidden"]) -> Float[Tensor, "batch tokens width"]:
-        """Return keys or values of the new tokens, and hold their latents until attention caches them."""
-        packed, rest = pack(functional.linear(hidden, self.down), self.bits), None
-        output = self.expand(packed.latents())
-        step = self.shared.step or Step(None, 0)
-        sinks = step.sinks(self.shared.sink_tokens, hidden) if self.rest_down is not None else None
-        if sinks is not None and sinks.any_new:
-            rest = functional.linear(sinks.gather(hidden), cast(Tensor, self.rest_down))
-            output = sinks.add(output, self.expand_rest(rest), start=sinks.past)
-        self.pending = None if step.cache is None else (packed, rest)
-        return output
-
-    def expand(self, latents: Float[Tensor, "batch tokens rank"]) -> Float[Tensor, "batch tokens width"]:
-        """Return keys or values from latents, with the bias."""
-        expanded = _expand(self.up, latents)
-        return expanded if self.bias is None else expanded + self.bias
-
-    def expand_rest(self, rest: Float[Tensor, "batch sinks rest"]) -> Float[Tensor, "batch sinks width"]:
-        """Return what is missing from the keys or values of sink tokens."""
-        return _expand(cast(Tensor, self.rest_up), rest)
-
-    def expand_columns(
-        self, latents: Float[Tensor, "batch tokens rank"], *, out: Float[Tensor, "batch width tokens"]
-    ) -> Float[Tensor, "batch width tokens"]:
-        """Write keys by channel, with the bias, into `out`: RoPE and scores then read memory in order."""
-        batch, tokens, _ = latents.shape
-        parts = latents.view(batch, tokens, self.groups, -1).permute(0, 2, 3, 1)
-        if batch * self.groups == 1:
-            torch.mm(self.up[0], parts[0, 0], out=out[0])
-        else:
-            up = self.up.expand(batch, -1, -1, -1).flatten(0, 1)
-            torch.bmm(up, parts.flatten(0, 1), out=out.view(batch * self.groups, -1, tokens))
-        return out if self.bias is None else out.add_(self.bias[:, None])
-
-
-def _expand(up: Tensor, latents: Tensor) -> Tensor:
-    if up.shape[0] == 1:
-        return functional.linear(latents, up[0])
-    batch, tokens, _ = latents.shape
-    parts = latents.view(batch, tokens, up.shape[0], -1).transpose(1, 2)
-    return torch.matmul(parts, up.transpose(1, 2)).transpose(1, 2).reshape(batch, tokens, -1)
-
-
-def mixing(size: int) -> Float[Tensor, "size size"]:
-    """Return an orthogonal matrix that spreads each latent over all, so that few bits round them evenly (extension).
-
-    Deviation: Hartley's matrix (cos + sin)(2 pi i j / n) / sqrt(n) stands for Hadamard's, which exists for few sizes;
-    signs drawn once keep outliers of one sign from adding up. It is multiplied into the factors and costs nothing.
-    """
-    index = torch.arange(size, dtype=torch.float64)
-    angle = 2 * torch.pi * torch.outer(index, index) / size
-    signs = torch.randint(0, 2, (size,), generator=torch.Generator().manual_seed(0)).double() * 2 - 1
-    return (angle.cos() + angle.sin()) * signs / size**0.5
 
 
 def attend(

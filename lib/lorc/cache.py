@@ -7,7 +7,6 @@ sliding window of W keeps the last W - 1 tokens, as transformers' own cache does
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
@@ -17,51 +16,9 @@ from transformers import PreTrainedConfig
 from transformers.cache_utils import Cache, CacheLayerMixin, get_layer_types_and_kwargs
 
 from lib.lorc.configuration import LowRankSpec, spec_of
+from lib.lorc.latents import Packed
 
 PAGE_TOKENS = 1024
-
-
-@dataclass(frozen=True)
-class Packed:
-    """Latents as they are kept: themselves, or codes of few bits with one scale a token (extension).
-
-    Codes of 4 bits lie two in a byte. `width` is the number of latents of a token.
-    """
-
-    codes: Tensor
-    scale: Float[Tensor, "batch tokens 1"] | None
-    width: int
-
-    @property
-    def tokens(self) -> int:
-        """Number of tokens."""
-        return self.codes.shape[1]
-
-    def latents(self) -> Float[Tensor, "batch tokens width"]:
-        """Return the latents in the dtype they came in."""
-        codes = self.codes
-        if self.scale is None:
-            return codes
-        if codes.dtype == torch.uint8:
-            codes = torch.stack((codes & 15, codes >> 4), dim=-1).flatten(2)[..., : self.width].to(torch.int8) - 8
-        return codes * self.scale
-
-
-def pack(latents: Float[Tensor, "batch tokens width"], bits: int) -> Packed:
-    """Round each token's latents to 8 or 4 bits with one scale, largest magnitude / 127 or 7; 16 keeps them.
-
-    An extension of arXiv:2410.03111.
-    """
-    width = latents.shape[-1]
-    if bits == 16:
-        return Packed(latents, None, width)
-    largest = 2 ** (bits - 1) - 1
-    scale = (latents.abs().amax(dim=-1, keepdim=True) / largest).clamp_min(torch.finfo(latents.dtype).tiny)
-    codes = (latents / scale).round().clamp(-largest, largest).to(torch.int8)
-    if bits == 4:
-        pairs = torch.nn.functional.pad(codes + 8, (0, width % 2)).to(torch.uint8).unflatten(-1, (-1, 2))
-        codes = pairs[..., 0] | pairs[..., 1] << 4
-    return Packed(codes, scale, width)
 
 
 class Pages:

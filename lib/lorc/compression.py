@@ -30,7 +30,6 @@ from lib.lorc.configuration import (
 from lib.lorc.decomposition import Decomposition, check_plan, decompose_model
 from lib.lorc.modeling import Projections, become_compressed, projections
 from lib.lorc.perplexity import mean_loss
-from lib.lorc.rotary import require_fixed_rope
 from lib.lorc.step import Shared
 
 BUDGETS = ("uniform", "progressive", "energy", "sensitivity")
@@ -74,6 +73,7 @@ def plan(
     return budgets.by_gain(gains, keep=keep, step=step)
 
 
+FIXED_ROPE = ("default", "linear", "llama3", "yarn")
 BREAKS = 1.5  # times the perplexity of the original, above which a compressed model is called broken
 
 
@@ -212,9 +212,21 @@ def _plan_of_ranks(
 def _require_supported(model: nn.Module) -> None:
     """Raise ValueError where keys cannot be rotated later, or attention runs by another kernel than ours can wrap."""
     config = cast(Any, model).config
-    require_fixed_rope(config)
+    _require_fixed_rope(config)
     if config._attn_implementation.removeprefix(PREFIX) not in KERNELS:
         raise ValueError(f"load the model with attn_implementation='sdpa', not {config._attn_implementation!r}")
+
+
+def _require_fixed_rope(config: Any) -> None:
+    """Raise ValueError where the angles change with the length, since keys are rotated when they are used."""
+    parameters = config.rope_parameters or {}
+    nested = [each for each in parameters.values() if isinstance(each, dict)] or [parameters]  # one a layer type
+    for each in nested:
+        kind = each.get("rope_type", "default")
+        if kind not in FIXED_ROPE:
+            raise ValueError(
+                f"{kind!r} RoPE changes its angles with the length, so keys cannot be rotated later: not supported"
+            )
 
 
 def _filled(model: nn.Module, spec: LowRankSpec, shared: Shared, bases: Decomposition) -> Projections:

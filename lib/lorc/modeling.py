@@ -11,9 +11,10 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig
 
-from lib.lorc.attention import KERNELS, PREFIX, LowRankProjection
+from lib.lorc.attention import KERNELS, PREFIX
 from lib.lorc.cache import LowRankCache
 from lib.lorc.configuration import COMPRESSED_PREFIX, MATRICES, SUPPORTED, LowRankSpec, projection, spec_of
+from lib.lorc.projection import LowRankProjection
 from lib.lorc.step import Shared, Step
 
 Projections = list[dict[str, LowRankProjection]]

@@ -16,7 +16,6 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from lib.lorc.cache import LowRankCache
-from lib.lorc.rotary import rotate
 
 
 @dataclass(frozen=True)
@@ -144,10 +143,11 @@ class Shared:
         if module not in self._half_split:
             dim = attention.head_dim
             keys, angles = torch.linspace(-1, 1, 3 * dim).view(1, 1, 3, dim), torch.linspace(0, 2, 3 * (dim // 2))
-            angles = angles.view(1, 3, -1)
-            cos, sin = (each.repeat(1, 1, 2) for each in (angles.cos(), angles.sin()))
-            theirs = sys.modules[module].apply_rotary_pos_emb(keys, keys, cos, sin)[1]
-            self._half_split[module] = torch.allclose(theirs, rotate(keys, angles.cos(), angles.sin()), atol=1e-6)
+            cos, sin = (each.view(1, 3, -1) for each in (angles.cos(), angles.sin()))
+            whole = (each.repeat(1, 1, 2) for each in (cos, sin))
+            theirs, (first, second) = sys.modules[module].apply_rotary_pos_emb(keys, keys, *whole)[1], keys.chunk(2, -1)
+            ours = torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)
+            self._half_split[module] = torch.allclose(theirs, ours, atol=1e-6)
         return self._half_split[module] and getattr(attention, "k_norm", None) is None
 
     def table(self, kind: str, length: int, like: Tensor) -> tuple[tuple[Tensor, Tensor], Tensor]:

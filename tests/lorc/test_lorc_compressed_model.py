@@ -9,8 +9,7 @@ import torch
 from torch import nn
 
 from lib.lorc import LowRankCache, compress, decompose_model, plan, replace_weights
-from lib.lorc.attention import mixing
-from lib.lorc.cache import pack
+from lib.lorc.latents import mixing, pack
 
 Maker = Callable[..., nn.Module]
 FAMILIES = [("llama", 4), ("mistral", 2), ("qwen2", 2), ("qwen3", 2), ("gemma3", 4)]

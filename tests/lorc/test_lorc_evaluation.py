@@ -8,14 +8,14 @@ import torch
 from torch import nn
 
 from lib.lorc import compress
-from lib.lorc.study import evaluation
+from lib.lorc.study import choices, evaluation
 from lib.zoo import load_dataset, load_lm
 
 Maker = Callable[..., nn.Module]
 
 
-def item(prompt: tuple[int, ...], options: tuple[int, ...], right: int = 0) -> evaluation.ChoiceItem:
-    return evaluation.ChoiceItem("t", prompt, options, right)
+def item(prompt: tuple[int, ...], options: tuple[int, ...], right: int = 0) -> choices.ChoiceItem:
+    return choices.ChoiceItem("t", prompt, options, right)
 
 
 def test_the_likeliest_first_token_is_chosen_whatever_the_batch(make_model: Maker) -> None:
@@ -27,23 +27,23 @@ def test_the_likeliest_first_token_is_chosen_whatever_the_batch(make_model: Make
             logits = model(input_ids=prompt[None]).logits[0, -1]
         best = int(logits[10:14].argmax())
         items += [item(tuple(prompt.tolist()), (10, 11, 12, 13), best), item(tuple(prompt.tolist()), (10, 11, 12, 13))]
-    hits = evaluation.choice_hits(model, items, batch_size=3)
+    hits = choices.choice_hits(model, items, batch_size=3)
     assert hits[::2].all()
     assert hits[1::2].tolist() == [each.right == 0 for each in items[::2]]
-    assert torch.equal(hits, evaluation.choice_hits(model, items, batch_size=1))
+    assert torch.equal(hits, choices.choice_hits(model, items, batch_size=1))
     with pytest.raises(ValueError, match="no item to choose in"):
-        evaluation.choice_hits(model, [])
+        choices.choice_hits(model, [])
 
 
 def test_items_are_spread_over_tasks_and_hold_one_right_answer() -> None:
     _, tokenizer = load_lm("smollm2-135m-instruct")
-    items = evaluation.choice_items(load_dataset("evals", split="test"), tokenizer, limit=12)
+    items = choices.choice_items(load_dataset("evals", split="test"), tokenizer, limit=12)
     assert len({each.task for each in items}) == len(items) == 12
     assert len({each.right for each in items}) == 4
     assert all(len(set(each.options)) == 4 and len(each.prompt) <= 96 for each in items)
     row = {"task": "t", "instruction": "i", "input": "x", "ideals": ["a"]}
     with pytest.raises(ValueError, match="no task has 4 short answers that begin differently"):
-        evaluation.choice_items([row], tokenizer, limit=3)
+        choices.choice_items([row], tokenizer, limit=3)
 
 
 def test_a_twin_shares_its_weights_and_compressing_it_leaves_the_original(make_model: Maker) -> None:

@@ -13,9 +13,10 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 from transformers import DynamicCache
 
-from lib.lorc.cache import LowRankCache, pack
+from lib.lorc.cache import LowRankCache
 from lib.lorc.compression import compress
 from lib.lorc.configuration import geometry, spec_of
+from lib.lorc.latents import pack
 from lib.lorc.study.evaluation import held_bytes, twin
 from lib.zoo import load_lm
 
