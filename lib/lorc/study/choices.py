@@ -49,19 +49,24 @@ def choice_items(
             tasks.setdefault(row["task"], []).append(row)
     rng = np.random.default_rng(seed)
     items: list[ChoiceItem] = []
+    firsts: dict[str, int] = {}  # each answer is tokenized once
     for place in range(max(map(len, tasks.values()), default=0)):
         for members in tasks.values():
             if place < len(members) and len(items) < limit:
-                item = _item(members[place], members, tokenizer, candidates, max_tokens, rng)
+                item = _item(members[place], members, tokenizer, candidates, max_tokens, rng, firsts)
                 items += [item] if item else []
     if not items:
         raise ValueError(f"no task has {candidates} short answers that begin differently")
     return items
 
 
-def _item(row, members, tokenizer, candidates: int, max_tokens: int, rng: np.random.Generator) -> ChoiceItem | None:
+def _item(
+    row, members, tokenizer, candidates: int, max_tokens: int, rng: np.random.Generator, firsts: dict[str, int]
+) -> ChoiceItem | None:
     def first(answer: str) -> int:
-        return tokenizer(answer, add_special_tokens=False).input_ids[0]
+        if answer not in firsts:
+            firsts[answer] = tokenizer(answer, add_special_tokens=False).input_ids[0]
+        return firsts[answer]
 
     accepted = {first(answer.strip()) for answer in row["ideals"] if answer.strip()}
     right = first(row["ideals"][0].strip())

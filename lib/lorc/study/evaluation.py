@@ -192,12 +192,13 @@ def differences(model: nn.Module, plan: Plan, documents: Sequence[Document]) -> 
     `prefill`, `decode`: the model that caches latents against the one with replaced weights, in one pass and token by
     token. `full`: latents of the whole basis, which sink tokens keep, against the original.
     """
-    small = compress(twin(model), ranks=plan)
-    whole = compress(twin(model), ranks=plan, sink_tokens=max(len(d.tokens) for d in documents))
+    bases = decompose_model(model)
+    small = compress(twin(model), ranks=plan, decomposition=bases)
+    whole = compress(twin(model), ranks=plan, decomposition=bases, sink_tokens=max(len(d.tokens) for d in documents))
     rows = []
     for number, document in enumerate(documents):
         original = logits(model, document.tokens)
-        with replaced(model, plan):
+        with replaced(model, plan, decomposition=bases):
             reference = logits(model, document.tokens)
         ways = {
             "prefill": logits(small, document.tokens) - reference,
