@@ -1,6 +1,9 @@
 """One call that compresses a model's KV cache (arXiv:2410.03111), and the plan that it would follow."""
 
-from collections.abc import Iterable, Sequence
+import warnings
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from math import exp, log
 from typing import Any, cast
 
 import torch
@@ -9,26 +12,27 @@ from torch import Tensor, nn
 from transformers import PreTrainedConfig
 
 from lib.lorc import budget as budgets
-from lib.lorc.attention import LowRankAttention
+from lib.lorc.attention import KERNELS, PREFIX
 from lib.lorc.budget import Spectra, singular_values
 from lib.lorc.calibration import Calibration, calibrate
 from lib.lorc.configuration import (
     MATRICES,
+    Granularity,
     LowRankSpec,
     Matrix,
     Plan,
     attentions,
-    check_granularity,
     check_matrices,
     geometry,
+    head_groups,
     projection,
 )
 from lib.lorc.decomposition import Decomposition, check_plan, decompose_model
-from lib.lorc.modeling import become_compressed
-from lib.lorc.rotary import require_fixed_rope
+from lib.lorc.modeling import Projections, become_compressed, projections
+from lib.lorc.perplexity import mean_loss
+from lib.lorc.step import Shared
 
 BUDGETS = ("uniform", "progressive", "energy", "sensitivity")
-KERNELS = ("sdpa", "eager")
 
 
 def plan(
@@ -36,7 +40,7 @@ def plan(
     keep: float | int = 0.6,
     *,
     budget: str = "progressive",
-    granularity: str = "joint",
+    granularity: Granularity = "joint",
     matrices: Sequence[str] = MATRICES,
     log_conditions: Float[Tensor, " layers"] | None = None,
     decomposition: Decomposition | None = None,
@@ -49,7 +53,7 @@ def plan(
     Raises ValueError for a bad `keep`, an unsupported family, or a budget whose numbers are not at hand.
     """
     sizes, chosen = geometry(model_or_config), check_matrices(matrices)
-    step = sizes.kv_heads if check_granularity(granularity) == "head" else 1
+    step = head_groups(granularity, sizes.kv_heads)
     if budget not in BUDGETS:
         raise ValueError(f"budget must be one of {', '.join(BUDGETS)}, got {budget!r}")
     if budget == "uniform":
@@ -69,124 +73,172 @@ def plan(
     return budgets.by_gain(gains, keep=keep, step=step)
 
 
+FIXED_ROPE = ("default", "linear", "llama3", "yarn")
+BREAKS = 1.5  # times the perplexity of the original, above which a compressed model is called broken
+
+
 def compress(
     model: nn.Module,
     keep: float | int = 0.6,
     *,
-    budget: str = "progressive",
-    granularity: str = "joint",
+    budget: str | None = None,
+    granularity: Granularity = "joint",
     matrices: Sequence[str] = MATRICES,
     ranks: Plan | tuple[Sequence[int], Sequence[int]] | None = None,
     whiten: Calibration | Iterable[Int[Tensor, "_ _"]] | Int[Tensor, "_ _"] | None = None,
-    scale_by_norm: bool = False,
     sink_tokens: int = 0,
-    int8: bool = False,
+    bits: int = 16,
+    held_out: Iterable[Int[Tensor, "_ _"]] | Int[Tensor, "_ _"] | None = None,
+    max_loss: float | None = None,
+    decomposition: Decomposition | None = None,
 ) -> nn.Module:
-    """Compress the KV cache of a Llama-family model in place and return it (arXiv:2410.03111).
+    """Compress the KV cache of a model in place and return it (arXiv:2410.03111).
 
     Attention then caches latents of r_k + r_v numbers a token and layer in a `LowRankCache`, which `generate` makes by
     itself. No calibration and no training by default. `ranks` (a plan, or the k and the v ranks) overrides `keep` and
-    `budget`.
+    `budget`, which is "progressive", the paper's, without calibration text, and "sensitivity" with it, which measured
+    best; `granularity` is "joint", "head", or the number of heads that share a basis; a `decomposition` made before
+    stands for it and for `whiten`, so that many plans cost one.
 
     Extensions beyond the paper, all off by default: `whiten` (token id batches, or a `Calibration`) weighs errors by
     real inputs, and by the loss where gradients were measured; `budget="sensitivity"` spends one budget over all
-    matrices by them; `scale_by_norm` weighs inputs by the RMSNorm gain instead; `sink_tokens` first positions keep full
-    rank; `int8` rounds latents to bytes.
+    matrices by them; `sink_tokens` first positions keep full rank; `bits` = 8 or 4 rounds latents, evenly spread.
 
-    Raises ValueError for a bad `keep` or ranks, an unsupported or already compressed model, QK-norm with K named, or
-    `meta` weights; the model is untouched then.
+    What it costs is measured where there is text: loss in nats a token before and after on `held_out`, or else on the
+    last eighth of the rows of `whiten`, which then does not calibrate. Both are in `model.config.lorc["made_with"]`; a
+    model whose perplexity rises by half is warned of, and one that loses more than `max_loss` nats a token is refused.
+
+    Raises ValueError for a bad `keep` or ranks, an unsupported or already compressed model, `meta` weights, or a loss
+    above `max_loss`; the model is untouched then.
     """
     attentions(model)
-    _require_supported(model, check_matrices(matrices))
+    _require_supported(model)
     if sink_tokens < 0:
         raise ValueError(f"sink_tokens is a number of positions and cannot be negative, got {sink_tokens}")
+    if bits not in (16, 8, 4):
+        raise ValueError(f"bits must be 16, 8 or 4, got {bits}")
     given = _plan_of_ranks(model, ranks, granularity) if ranks is not None else None
-    if whiten is None or isinstance(whiten, Calibration):
-        calibration = whiten
-    else:
-        calibration = calibrate(model, whiten, skip=sink_tokens, sensitivity=budget == "sensitivity")
-    bases = decompose_model(model, granularity=granularity, calibration=calibration, scale_by_norm=scale_by_norm)
-    options: dict[str, Any] = {"budget": budget, "granularity": granularity, "matrices": matrices}
-    followed = given or plan(model, keep, decomposition=bases, **options)
-    spec = LowRankSpec(
-        plan=followed,
-        granularity=check_granularity(granularity),
-        biases=tuple(name for name in "qkvo" if getattr(attentions(model)[0], f"{name}_proj").bias is not None),
-        sink_tokens=sink_tokens,
-        int8=int8,
-        made_with={
-            "keep": None if given else keep,
-            "budget": None if given else budget,
-            "calibration_tokens": calibration.tokens if calibration else 0,
-            "sensitivity": bases.weighted,
-            "scale_by_norm": scale_by_norm,
-        },
+    text, held = _split(whiten, held_out)
+    if max_loss is not None and not held:
+        raise ValueError("max_loss needs text to measure on: pass held_out, or whiten with two rows or more")
+    budget = budget or ("progressive" if whiten is None else "sensitivity")
+    calibration = whiten if isinstance(whiten, Calibration) else None
+    if text:
+        calibration = calibrate(model, text, skip=sink_tokens, sensitivity=budget == "sensitivity")
+    bases = decomposition or decompose_model(model, granularity=granularity, calibration=calibration)
+    followed = given or plan(
+        model, keep, budget=budget, granularity=granularity, matrices=matrices, decomposition=bases
     )
+    made_with: dict[str, Any] = {
+        "keep": None if given else keep,
+        "budget": None if given else budget,
+        "calibration_tokens": calibration.tokens if calibration else 0,
+        "sensitivity": bases.weighted,
+    }
+    spec = LowRankSpec(followed, bases.groups, sink_tokens, bits, made_with)
     # Unchanged weights are shared with the model, which is not touched before all of this is done.
-    converted = [_converted(attention, layer, spec, bases) for layer, attention in enumerate(attentions(model))]
-    return become_compressed(model, spec, converted)
+    shared = Shared(cast(Any, model).get_decoder().rotary_emb, sink_tokens)
+    made = _filled(model, spec, shared, bases)
+    if held:
+        made_with |= _measured(model, made, held, max_loss)
+    return become_compressed(model, spec, shared, made)
 
 
-def _plan_of_ranks(model: nn.Module, ranks: Plan | tuple[Sequence[int], Sequence[int]], granularity: str) -> Plan:
+def _split(
+    whiten: Calibration | Iterable[Tensor] | Tensor | None, held_out: Iterable[Tensor] | Tensor | None
+) -> tuple[list[Tensor], list[Tensor]]:
+    """Return the rows to calibrate on and those to measure on: the last eighth of the rows if none are given."""
+    text = [] if whiten is None or isinstance(whiten, Calibration) else _rows(whiten)
+    if held_out is not None:
+        return text, _rows(held_out)
+    last = len(text) // 8 or int(len(text) > 1)
+    return text[: len(text) - last], text[len(text) - last :]
+
+
+def _rows(batches: Iterable[Tensor] | Tensor) -> list[Tensor]:
+    return [row for batch in batches for row in batch.reshape(-1, batch.shape[-1]).split(1)]
+
+
+def _measured(model: nn.Module, made: Projections, held: list[Tensor], max_loss: float | None) -> dict[str, float]:
+    """Return the loss before and after; warn where the model breaks, raise ValueError above `max_loss`."""
+    before = mean_loss(model, held)
+    with _swapped(model, made):
+        after = mean_loss(model, held)
+    cost = after - before
+    if max_loss is not None and not cost <= max_loss:
+        raise ValueError(
+            f"the compressed model loses {cost:.3g} nats a token on held-out text, more than max_loss = {max_loss:g}: "
+            "keep more, or whiten with text and spare a sink token"
+        )
+    if not cost <= log(BREAKS):
+        warnings.warn(
+            f"The compressed model's perplexity on held-out text is {exp(min(after, 700)):.3g}, that of the original "
+            f"{exp(before):.3g}: keep more, whiten with text, or spare a sink token.",
+            stacklevel=3,
+        )
+    return {"loss_before": before, "loss_after": after}
+
+
+@contextmanager
+def _swapped(model: nn.Module, made: Projections) -> Iterator[None]:
+    """Run a model with low-rank projections inside the block."""
+    layers = attentions(model)
+    old = [{name: getattr(layer, name) for name in pair} for layer, pair in zip(layers, made, strict=True)]
+    try:
+        for layer, pair in zip(layers, made, strict=True):
+            for name, each in pair.items():
+                setattr(layer, name, each)
+        yield
+    finally:
+        for layer, pair in zip(layers, old, strict=True):
+            for name, each in pair.items():
+                setattr(layer, name, each)
+
+
+def _plan_of_ranks(
+    model: nn.Module, ranks: Plan | tuple[Sequence[int], Sequence[int]], granularity: Granularity
+) -> Plan:
     """Return a plan of the ranks given; raises ValueError where they do not fit the model."""
     sizes = geometry(model)
-    step = sizes.kv_heads if check_granularity(granularity) == "head" else 1
+    step = head_groups(granularity, sizes.kv_heads)
     given = ranks
     if not isinstance(given, Plan):
         ranks_k, ranks_v = given
         given = Plan(tuple(ranks_k), tuple(ranks_v), width=sizes.width, step=step)
     check_plan(model, given, groups=step)
-    if any(rank < given.width for rank in given.ranks_k):
-        _require_supported(model, MATRICES)
     return given
 
 
-def _require_supported(model: nn.Module, matrices: Sequence[Matrix]) -> None:
-    """Raise ValueError where attention cannot be replaced: QK-norm or length-dependent RoPE on K, other kernels."""
+def _require_supported(model: nn.Module) -> None:
+    """Raise ValueError where keys cannot be rotated later, or attention runs by another kernel than ours can wrap."""
     config = cast(Any, model).config
-    if "k" in matrices and geometry(config).key_norm:
-        raise ValueError(f"{config.model_type} normalises its keys, so only V can be compressed: use matrices=('v',)")
-    # Keys that keep their rank are still rotated by their index in the cache.
-    require_fixed_rope(config)
-    if config._attn_implementation not in KERNELS:
+    _require_fixed_rope(config)
+    if config._attn_implementation.removeprefix(PREFIX) not in KERNELS:
         raise ValueError(f"load the model with attn_implementation='sdpa', not {config._attn_implementation!r}")
 
 
-def _converted(old: Any, index: int, spec: LowRankSpec, decomposition: Decomposition) -> LowRankAttention:
-    """Return the low-rank form of an attention module: which weights are shared, factored or folded."""
-    like = cast(Tensor, old.q_proj.weight)
-    with torch.device("meta"):
-        new = LowRankAttention(old.config, index, spec)
-    new.q_proj, new.q_norm, new.k_norm = old.q_proj, getattr(old, "q_norm", None), getattr(old, "k_norm", None)
-    for matrix in MATRICES:
-        factors = new.keys if matrix == "k" else new.values
-        if factors is None:
-            setattr(new, f"{matrix}_proj", projection(old, matrix))
-        else:
-            factors.load(decomposition.of(matrix)[index], projection(old, matrix).bias, like=like)
-    new.o_proj = _absorb(old, new, index, spec, decomposition) if new.absorbed else old.o_proj
-    return new.train(old.training)
+def _require_fixed_rope(config: Any) -> None:
+    """Raise ValueError where the angles change with the length, since keys are rotated when they are used."""
+    parameters = config.rope_parameters or {}
+    nested = [each for each in parameters.values() if isinstance(each, dict)] or [parameters]  # one a layer type
+    for each in nested:
+        kind = each.get("rope_type", "default")
+        if kind not in FIXED_ROPE:
+            raise ValueError(
+                f"{kind!r} RoPE changes its angles with the length, so keys cannot be rotated later: not supported"
+            )
 
 
-def _absorb(old: Any, new: LowRankAttention, index: int, spec: LowRankSpec, decomposition: Decomposition) -> nn.Linear:
-    """Fold U_v into W_o head by head, and the bias of V into a bias of W_o (arXiv:2410.03111)."""
-    weight = cast(Tensor, old.o_proj.weight).detach()
-    # In float64, so that a float64 model equals its replaced weights to float64's rounding.
-    up = decomposition.v[index].up.double().to(weight.device)
-    # Sinks need the whole basis; without them W_o keeps the columns of the rank alone.
-    up = up if spec.sink_tokens else up[:, :, : spec.plan.ranks_v[index] // up.shape[0]]
-    heads = weight.double().unflatten(1, (new.query_heads, new.head_dim))
-    folded = torch.einsum("Dhd,hdr->Dhr", heads, up.repeat_interleave(new.num_key_value_groups, dim=0)).flatten(1)
+def _filled(model: nn.Module, spec: LowRankSpec, shared: Shared, bases: Decomposition) -> Projections:
+    """Return the low-rank projections of every layer with their factors."""
     with torch.device("meta"):
-        output = nn.Linear(folded.shape[1], folded.shape[0], bias=new.o_proj.bias is not None)
-    output.weight = nn.Parameter(folded.to(weight))
-    if output.bias is not None:
-        shift = torch.zeros(weight.shape[0]).to(up) if old.o_proj.bias is None else old.o_proj.bias.double()
-        if old.v_proj.bias is not None:
-            values = old.v_proj.bias.double().unflatten(0, (new.kv_heads, new.head_dim))
-            shift = shift + weight.double() @ values.repeat_interleave(new.num_key_value_groups, dim=0).flatten()
-        output.bias = nn.Parameter(shift.detach().to(weight))
-    return output
+        made = projections(model, spec, shared)
+    for index, (attention, pair) in enumerate(zip(attentions(model), made, strict=True)):
+        for matrix in MATRICES:
+            if (each := pair.get(f"{matrix}_proj")) is not None:
+                old = projection(attention, matrix)
+                each.load(bases.of(matrix)[index], old.bias, like=old.weight)
+    return made
 
 
 def _spectra(model_or_config: nn.Module | PreTrainedConfig, budget: str) -> Spectra:

@@ -14,9 +14,12 @@ from transformers import PreTrainedConfig
 
 Matrix = Literal["k", "v"]
 MATRICES: tuple[Matrix, ...] = ("k", "v")
-Granularity = Literal["joint", "head"]
+Granularity = str | int  # "joint", "head", or the number of heads that share a basis
 
-SUPPORTED = ("llama", "mistral", "qwen2", "qwen3")
+SUPPORTED = (
+    "llama", "mistral", "mixtral", "qwen2", "qwen3", "gemma2", "gemma3_text", "granite", "cohere", "cohere2", "olmo2",
+    "smollm3",
+)  # fmt: skip
 COMPRESSED_PREFIX = "lorc_"
 
 
@@ -30,7 +33,6 @@ class Geometry:
     query_heads: int
     kv_heads: int
     head_dim: int
-    key_norm: bool
 
     @property
     def width(self) -> int:
@@ -59,7 +61,6 @@ def geometry(model_or_config: nn.Module | PreTrainedConfig) -> Geometry:
         query_heads=values.num_attention_heads,
         kv_heads=values.num_key_value_heads,
         head_dim=getattr(values, "head_dim", None) or values.hidden_size // values.num_attention_heads,
-        key_norm=family == "qwen3",
     )
 
 
@@ -86,11 +87,19 @@ def check_matrices(matrices: Sequence[str]) -> tuple[Matrix, ...]:
     return tuple(name for name in MATRICES if name in matrices)
 
 
-def check_granularity(granularity: str) -> Granularity:
-    """Return the granularity, or raise ValueError for other names than `joint` and `head`."""
-    if granularity not in ("joint", "head"):
-        raise ValueError(f"granularity must be 'joint' or 'head', got {granularity!r}")
-    return granularity
+def head_groups(granularity: Granularity, kv_heads: int) -> int:
+    """Return the number of groups of heads with a basis each: one when joint, one a head, or of `granularity` heads.
+
+    Raises ValueError for another name, or a number of heads that does not divide the model's KV heads.
+    """
+    heads = (
+        {"joint": kv_heads, "head": 1}.get(granularity, granularity) if isinstance(granularity, str) else granularity
+    )
+    if isinstance(heads, str) or heads < 1 or kv_heads % heads:
+        raise ValueError(
+            f"granularity must be 'joint', 'head' or a number of heads that divides {kv_heads}, got {granularity!r}"
+        )
+    return kv_heads // heads
 
 
 @dataclass(frozen=True)
@@ -149,20 +158,19 @@ class Plan:
 class LowRankSpec:
     """Ranks and options of a compressed model (arXiv:2410.03111), as saved in its config.
 
-    `biases` names the projections (q, k, v, o) that have a bias in the original. Extensions: the `sink_tokens` first
-    positions are kept at full rank, `int8` rounds latents to bytes. `made_with` records how the ranks were chosen.
+    `groups` of heads have a basis each. Extensions: the `sink_tokens` first positions are kept at full rank, latents
+    take 16, 8 or 4 `bits`. `made_with` records how the ranks were chosen and what they cost.
     """
 
     plan: Plan
-    granularity: Granularity = "joint"
-    biases: tuple[str, ...] = ()
+    groups: int = 1
     sink_tokens: int = 0
-    int8: bool = False
+    bits: int = 16
     made_with: Mapping[str, Any] = field(default_factory=dict)
 
     def as_dict(self) -> dict[str, Any]:
         """Return plain values for a config file."""
-        values = {**asdict(self), "biases": list(self.biases), "made_with": dict(self.made_with)}
+        values = {**asdict(self), "made_with": dict(self.made_with)}
         values["plan"] |= {name: list(values["plan"][name]) for name in ("ranks_k", "ranks_v")}
         return values
 
@@ -171,8 +179,7 @@ class LowRankSpec:
         """Read what `as_dict` made; raises ValueError where a plan or an option is not valid."""
         plan = dict(values["plan"])
         plan |= {name: tuple(plan[name]) for name in ("ranks_k", "ranks_v")}
-        check_granularity(values["granularity"])
-        return cls(**{**values, "plan": Plan(**plan), "biases": tuple(values["biases"])})
+        return cls(**{**values, "plan": Plan(**plan)})
 
 
 def spec_of(config: PreTrainedConfig) -> LowRankSpec:

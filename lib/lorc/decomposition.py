@@ -21,9 +21,9 @@ from lib.lorc.configuration import (
     Matrix,
     Plan,
     attentions,
-    check_granularity,
     check_matrices,
     geometry,
+    head_groups,
     projection,
 )
 
@@ -118,16 +118,15 @@ def _group_basis(
     return torch.linalg.solve(output_root, left), left.T @ (output_root @ weight), values
 
 
-def decompose(weight: Float[Tensor, "out in"], rank: int, *, granularity: str = "joint", heads: int = 1) -> Factors:
+def decompose(weight: Float[Tensor, "out in"], rank: int, *, groups: int = 1) -> Factors:
     """Return the truncated SVD of a projection in its dtype (arXiv:2410.03111; computed in float64).
 
-    `granularity="joint"` treats all heads as one matrix; `"head"` splits the rows into `heads` and gives each head
-    rank / heads. Raises ValueError for a rank outside 1..min(out, in), or one that `heads` does not divide.
+    All heads are one matrix, or split into `groups` with rank / groups each. Raises ValueError for a rank outside
+    1..min(out, in), or one that `groups` does not divide.
     """
     rows, columns = weight.shape
     if not 1 <= rank <= min(rows, columns):
         raise ValueError(f"rank must be in 1..{min(rows, columns)} for a {rows} x {columns} weight, got {rank}")
-    groups = heads if check_granularity(granularity) == "head" else 1
     return basis(weight, groups=groups).factors(rank, dtype=weight.dtype)
 
 
@@ -135,13 +134,12 @@ def decompose(weight: Float[Tensor, "out in"], rank: int, *, granularity: str = 
 class Decomposition:
     """The full basis of every W_k and W_v of one model, so that many plans cost one SVD (arXiv:2410.03111).
 
-    Held in float32 on the model's device: 4 x (m D + m^2) bytes per matrix. `weighted` says that gradients weigh the
+    Held in float32 on the CPU: 4 x (m D + m^2) bytes per matrix. `weighted` says that gradients weigh the
     errors too, so that half the squared singular values are nats and can be compared between matrices.
     """
 
     k: tuple[Basis, ...]
     v: tuple[Basis, ...]
-    granularity: Granularity
     weighted: bool = False
 
     def of(self, matrix: Matrix) -> tuple[Basis, ...]:
@@ -150,7 +148,7 @@ class Decomposition:
 
     @property
     def groups(self) -> int:
-        """Number of groups of heads with a basis each: 1 when joint, the KV heads when per head."""
+        """Number of groups of heads with a basis each."""
         return self.k[0].singular_values.shape[0]
 
     @property
@@ -165,36 +163,27 @@ class Decomposition:
 
 
 def decompose_model(
-    model: nn.Module, *, granularity: str = "joint", calibration: Calibration | None = None, scale_by_norm: bool = False
+    model: nn.Module, *, granularity: Granularity = "joint", calibration: Calibration | None = None
 ) -> Decomposition:
     """Decompose every W_k and W_v of a model once (in float64, kept in float32).
 
-    Without options this is the paper's plain SVD. Extensions: `calibration` weighs errors by real inputs (and by the
-    loss where it holds gradients); `scale_by_norm` weighs inputs by the gain of the RMSNorm before them. Raises
-    ValueError for an unsupported or compressed model, one on the `meta` device, or both extensions at once.
+    Without options this is the paper's plain SVD over all heads; `granularity` is "joint", "head", or the number of
+    heads that share a basis. Extension: `calibration` weighs errors by real inputs (and by the loss where it holds
+    gradients). Raises ValueError for an unsupported or compressed model, or one on the `meta` device.
     """
-    if calibration is not None and scale_by_norm:
-        raise ValueError("calibration already weighs the inputs: leave scale_by_norm out")
-    kind = check_granularity(granularity)
-    groups = geometry(model).kv_heads if kind == "head" else 1
+    groups = head_groups(granularity, geometry(model).kv_heads)
     bases: dict[Matrix, list[Basis]] = {"k": [], "v": []}
     for layer, attention in enumerate(attentions(model)):
-        root = calibration.input_root(layer) if calibration else _norm_root(model, layer) if scale_by_norm else None
+        root = calibration.input_root(layer) if calibration else None
         for matrix in MATRICES:
             weight = projection(attention, matrix).weight.detach()
             if weight.is_meta:
                 raise ValueError("the model is on the meta device and has no weights: load it before decomposing it")
             metric = calibration.output_root(matrix, layer) if calibration else None
             full = basis(weight, groups=groups, input_root=root, output_root=metric)
-            bases[matrix].append(Basis(full.up.float(), full.down.float(), full.singular_values.float()))
+            bases[matrix].append(Basis(*(part.float().cpu() for part in (full.up, full.down, full.singular_values))))
     weighted = calibration is not None and calibration.gradients is not None
-    return Decomposition(k=tuple(bases["k"]), v=tuple(bases["v"]), granularity=kind, weighted=weighted)
-
-
-def _norm_root(model: nn.Module, layer: int) -> Tensor:
-    gain = model.get_submodule(f"model.layers.{layer}.input_layernorm").weight
-    # Without data the normalised inputs are taken as white, so that x has the gain as its scale.
-    return torch.diag(torch.as_tensor(gain).detach().double().abs())
+    return Decomposition(k=tuple(bases["k"]), v=tuple(bases["v"]), weighted=weighted)
 
 
 def check_plan(model: nn.Module, plan: Plan, *, groups: int) -> None:
@@ -209,7 +198,7 @@ def check_plan(model: nn.Module, plan: Plan, *, groups: int) -> None:
         raise ValueError(f"the plan is for projections of width {plan.width} but the model's have {sizes.width}")
     uneven = [rank for rank in (*plan.ranks_k, *plan.ranks_v) if rank % groups]
     if uneven:
-        raise ValueError(f"rank {uneven[0]} cannot be shared by {groups} heads: plan with step={groups} for 'head'")
+        raise ValueError(f"rank {uneven[0]} cannot be shared by {groups} groups of heads: plan with step={groups}")
 
 
 def replace_weights(

@@ -68,6 +68,14 @@ def token_log_likelihoods(model: nn.Module, documents: Sequence[Document]) -> li
     return list(values.cpu().split(batch.scored.sum(-1).tolist()))
 
 
+def mean_loss(model: nn.Module, batches: Iterable[Int[Tensor, "_ _"]]) -> float:
+    """Return the loss of rows of plain text, all tokens but the first of each row, in nats per token."""
+    rows = [row.cpu() for batch in batches for row in batch]
+    documents = [Document(row, torch.ones(len(row), dtype=torch.bool)) for row in rows]
+    scores = document_nll(model, documents, progress=False)
+    return float(scores.nll.double().sum() / scores.tokens.sum())
+
+
 def answer_documents(
     records: Iterable[Mapping[str, Any]], tokenizer: Any, *, limit: int, max_tokens: int = 512, min_answer: int = 16
 ) -> list[Document]:

@@ -119,7 +119,7 @@ def test_frame_and_bytes_and_what_a_config_holds() -> None:
     plan = Plan((2, 1), (4, 3), width=4)
     assert plan.bytes_per_token(2) == 20
     assert plan.frame()["kept_v"].tolist() == [1.0, 0.75]
-    spec = LowRankSpec(plan, biases=("q",), made_with={"keep": 0.6})
+    spec = LowRankSpec(plan, groups=1, made_with={"keep": 0.6})
     assert LowRankSpec.from_dict(json.loads(json.dumps(spec.as_dict()))) == spec
 
 

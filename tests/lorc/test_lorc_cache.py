@@ -64,13 +64,42 @@ def test_bytes_against_the_full_cache(make_model: Maker) -> None:
     assert filled(model, tokens).held_bytes() / full_bytes == pytest.approx(plan.kept)
 
 
+@pytest.mark.parametrize("bits", [8, 4])
 @pytest.mark.parametrize("sinks", [0, 2])
-def test_bytes_with_int8_and_sinks(make_model: Maker, sinks: int) -> None:
-    model = compress(make_model(), ranks=RANKS, int8=True, sink_tokens=sinks)
-    cache = filled(model, token_ids(2, 13))
-    ranks, width = sum(RANKS[0]) + sum(RANKS[1]), 2 * 3 * 16
+def test_bytes_with_few_bits_and_sinks(make_model: Maker, sinks: int, bits: int) -> None:
+    ranks = ((16, 9, 4), (12, 6, 3))
+    cache = filled(compress(make_model(), ranks=ranks, bits=bits, sink_tokens=sinks), token_ids(2, 13))
+    each, width = (*ranks[0], *ranks[1]), 2 * 3 * 16
+    codes = sum(each) if bits == 8 else sum((rank + 1) // 2 for rank in each)  # two codes of 4 bits in a byte
     scales = 2 * 3 * 4  # one float32 a matrix and layer
-    assert cache.held_bytes() == 2 * (13 * (ranks + scales) + sinks * (width - ranks) * 4)
+    assert cache.held_bytes() == 2 * (13 * (codes + scales) + sinks * (width - sum(each)) * 4)
+
+
+@pytest.mark.parametrize("family", ["mistral", "gemma3"])
+@pytest.mark.parametrize("steps", [1, 4])
+def test_nothing_outside_a_window_is_kept(make_model: Maker, family: str, steps: int) -> None:
+    original, tokens = make_model(family, sliding_window=6), token_ids(2, 17)
+    small, full = compress(copy.deepcopy(original), 0.6, budget="uniform"), DynamicCache(config=original.config)
+    cache = LowRankCache(small.config)
+    windows = [layer.window for layer in cache.layers]
+    assert windows == [getattr(layer, "sliding_window", None) for layer in full.layers]
+    for start in range(0, 17, steps):
+        with torch.no_grad():
+            for model, held in ((small, cache), (original, full)):
+                model(input_ids=tokens[:, start : start + steps], cache=held)
+        for mine, theirs in zip(cache.layers, full.layers, strict=True):
+            assert len(mine.v) == theirs.keys.shape[2]
+            assert mine.held_bytes() <= theirs.keys.nbytes + theirs.values.nbytes
+    assert cache.get_seq_length() == 17
+    with pytest.raises(ValueError, match="left the window cannot come back"):
+        cache.crop(-1)
+
+
+def test_assisted_generation_with_a_window(make_model: Maker) -> None:
+    target, assistant = make_model("mistral", sliding_window=6), make_model("mistral", layers=1, seed=3)
+    small, prompt = compress(target, ranks=RANKS), token_ids(1, 9)
+    greedy = generated(small, prompt, do_sample=False)
+    assert torch.equal(generated(small, prompt, do_sample=False, assistant_model=assistant), greedy)
 
 
 def generated(model: Any, prompt: torch.Tensor, **options: Any) -> torch.Tensor:
@@ -175,11 +204,27 @@ def test_a_cache_of_another_model_is_refused(make_model: Maker) -> None:
         LowRankCache(original.config)
     with pytest.raises(ValueError, match="leave cache_implementation unset, not 'static'"):
         model.generate(tokens, max_new_tokens=2, cache_implementation="static")
+    with pytest.raises(ValueError, match="attends with sdpa or eager, not 'paged|sdpa'"):  # continuous batching
+        model.generate_batch([tokens[0].tolist()], max_new_tokens=2)
 
 
-def test_positions_that_restart_are_refused(make_model: Maker) -> None:
+@pytest.mark.parametrize("positions", [[0, 1, 2, 0, 1, 2, 3, 4], [3, 4, 9, 10, 11, 20, 21, 22]])
+def test_positions_with_gaps_and_restarts_are_followed(make_model: Maker, positions: list[int]) -> None:
+    model, tokens, given = make_model(), token_ids(2, 8), torch.tensor([positions] * 2)
+    given[1] += 5
+    fake = replace_weights(copy.deepcopy(model), Plan(*RANKS, width=16))
+    mask = torch.ones(2, 8, dtype=torch.long)  # given, so that restarts are not read as packed texts
+    with torch.no_grad():
+        expected = fake(input_ids=tokens, position_ids=given, attention_mask=mask).logits
+        small = compress(model, ranks=RANKS)
+        cache, parts = LowRankCache(small.config), []
+        for start, stop in ((0, 3), (3, 7), (7, 8)):
+            here = {"position_ids": given[:, start:stop], "attention_mask": mask[:, :stop]}
+            parts.append(small(input_ids=tokens[:, start:stop], cache=cache, **here).logits)
+    torch.testing.assert_close(torch.cat(parts, dim=1), expected, atol=1e-4, rtol=0)
+
+
+def test_crop_takes_a_negative_number(make_model: Maker) -> None:
     model = compress(make_model(), ranks=RANKS)
-    with pytest.raises(ValueError, match="position_ids with gaps or restarts"):
-        model(input_ids=token_ids(1, 6), position_ids=torch.tensor([[0, 1, 2, 0, 1, 2]]))
     with pytest.raises(ValueError, match="as a negative number, got 2"):
         filled(model, token_ids(1, 6)).crop(2)

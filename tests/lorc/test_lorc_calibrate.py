@@ -1,6 +1,7 @@
 """Calibration moments against a direct computation, and what whitening with them buys."""
 
 import copy
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -9,6 +10,7 @@ import torch
 from torch import nn
 
 from lib.lorc import calibrate, compress, decompose_model, plan, replaced
+from lib.lorc.perplexity import mean_loss
 
 Maker = Callable[..., nn.Module]
 
@@ -94,7 +96,7 @@ def test_compress_takes_batches_or_moments(make_model: Maker, granularity: str) 
     model, batches = make_model(), [token_ids(4, 12)]
     moments = calibrate(model, batches, skip=1)
     options: dict[str, Any] = {"budget": "uniform", "granularity": granularity, "sink_tokens": 1}
-    first = compress(copy.deepcopy(model), 0.5, whiten=batches, **options)
+    first = compress(copy.deepcopy(model), 0.5, whiten=batches, held_out=[], **options)
     second = compress(copy.deepcopy(model), 0.5, whiten=moments, **options)
     plain = compress(copy.deepcopy(model), 0.5, **options)
     tokens = token_ids(2, 9, seed=4)
@@ -106,17 +108,19 @@ def test_compress_takes_batches_or_moments(make_model: Maker, granularity: str) 
     assert tuned.config.lorc["made_with"]["sensitivity"]
 
 
-def test_norm_gain_scales_the_inputs(make_model: Maker) -> None:
-    model = make_model()
-    gain = model.get_submodule("model.layers.0.input_layernorm").weight
-    with torch.no_grad():
-        gain.copy_(torch.logspace(-2, 2, 32))
-    bases = decompose_model(model, scale_by_norm=True)
-    weight = model.get_submodule("model.layers.0.self_attn.k_proj").weight.detach().double()
-    expected = torch.linalg.svdvals(weight * gain.detach().double())
-    torch.testing.assert_close(bases.k[0].singular_values[0].double(), expected, rtol=1e-4, atol=1e-5)
-    with pytest.raises(ValueError, match="leave scale_by_norm out"):
-        decompose_model(model, calibration=calibrate(model, [token_ids(1, 9)]), scale_by_norm=True)
+def test_compress_says_what_it_costs(make_model: Maker) -> None:
+    model, rows = make_model(), token_ids(8, 24)
+    with pytest.warns(UserWarning, match="perplexity on held-out text is .* keep more"):
+        broken = compress(copy.deepcopy(model), 0.1, whiten=rows, budget="uniform")
+    made = broken.config.lorc["made_with"]
+    assert made["calibration_tokens"] == 7 * 24  # the last eighth of the rows is what is measured
+    assert made["loss_before"] == pytest.approx(mean_loss(model, [rows[-1:]]), abs=1e-4)
+    assert made["loss_after"] == pytest.approx(mean_loss(broken, [rows[-1:]]), abs=1e-4)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        whole = compress(copy.deepcopy(model), 1.0, held_out=rows, max_loss=1e-3).config.lorc["made_with"]
+    assert whole["loss_after"] == pytest.approx(whole["loss_before"], abs=1e-4)
+    assert "loss_after" not in compress(model, 0.5).config.lorc["made_with"]
 
 
 def test_empty_calibration_is_refused(make_model: Maker) -> None:

@@ -43,7 +43,7 @@ def test_factors_have_the_dtype_of_the_weight(dtype: torch.dtype) -> None:
 
 def test_head_granularity_decomposes_each_head_alone() -> None:
     matrix = weight()
-    product = decompose(matrix, 6, granularity="head", heads=3).product()
+    product = decompose(matrix, 6, groups=3).product()
     for head in range(3):
         rows = slice(4 * head, 4 * head + 4)
         torch.testing.assert_close(product[rows], decompose(matrix[rows], 2).product(), atol=1e-5, rtol=1e-4)
@@ -51,7 +51,7 @@ def test_head_granularity_decomposes_each_head_alone() -> None:
 
 def test_joint_is_never_worse_than_per_head() -> None:
     matrix = weight()
-    joint, head = (decompose(matrix, 6, granularity=name, heads=3).product() for name in ("joint", "head"))
+    joint, head = (decompose(matrix, 6, groups=groups).product() for groups in (1, 3))
     assert (matrix - joint).norm() <= (matrix - head).norm()
 
 
@@ -116,6 +116,6 @@ def test_bad_weights_and_groups_are_refused() -> None:
     with pytest.raises(ValueError, match="NaN or infinite"):
         decompose(torch.full((3, 4), torch.nan), 1)
     with pytest.raises(ValueError, match="rank must be a multiple of 3"):
-        decompose(weight(), 4, granularity="head", heads=3)
+        decompose(weight(), 4, groups=3)
     with pytest.raises(ValueError, match="cannot be split into 5 equal groups"):
-        decompose(weight(), 5, granularity="head", heads=5)
+        decompose(weight(), 5, groups=5)

@@ -78,7 +78,7 @@ def test_a_plan_for_another_model_is_refused(make_model: Callable[..., nn.Module
         replace_weights(model, uniform(4, 16, keep=0.5))
     with pytest.raises(ValueError, match="width 32 but the model's have 16"):
         replace_weights(model, uniform(3, 32, keep=0.5))
-    with pytest.raises(ValueError, match="rank 7 cannot be shared by 2 heads"):
+    with pytest.raises(ValueError, match="rank 7 cannot be shared by 2 groups of heads"):
         replace_weights(
             model, Plan((8, 8, 7), (8, 8, 8), width=16), decomposition=decompose_model(model, granularity="head")
         )

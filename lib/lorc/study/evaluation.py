@@ -1,28 +1,187 @@
-"""What is measured of a compressed model besides its loss: exactness, bytes of the live cache, ranking of answers.
+"""What LoRC's notebook measures of real models: loss of many plans, layers alone, answers chosen, exactness, bytes."""
 
-A ranking item is one row of an instruction task with its own answer and the answers of other rows of the same task, so
-that form and style give nothing away. Chance is 1 / candidates.
-"""
-
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property, lru_cache
 from typing import Any, cast
 
 import numpy as np
 import pandas as pd
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor, nn
-from tqdm import tqdm
 
-from lib.core.scoring import by_length
+from lib import zoo
+from lib.lorc import budget
 from lib.lorc.cache import LowRankCache
-from lib.lorc.compression import compress
-from lib.lorc.configuration import Plan
-from lib.lorc.decomposition import replaced
-from lib.lorc.perplexity import Document, token_log_likelihoods
-from lib.zoo.dialogues import prompt_ids
+from lib.lorc.calibration import Calibration, calibrate
+from lib.lorc.compression import compress, plan
+from lib.lorc.configuration import Plan, geometry
+from lib.lorc.decomposition import Decomposition, decompose_model, replaced
+from lib.lorc.perplexity import Document, answer_documents, document_nll
+from lib.lorc.study.choices import choice_hits, choice_items
+
+
+@dataclass(frozen=True)
+class Setting:
+    """The text that models are measured on, and how: counts of documents and rows, lengths in tokens."""
+
+    dataset: str
+    documents: int
+    document_tokens: int
+    calibration_rows: int
+    calibration_tokens: int
+    batch_size: int
+    dtype: str
+    device: str
+    seed: int
+
+
+@dataclass(frozen=True)
+class Way:
+    """One way of choosing ranks: `bases` are plain, whitened, or weighted by gradients too."""
+
+    bases: str
+    budget: str
+    sinks: int = 0
+    matrices: tuple[str, ...] = ("k", "v")
+    bits: int = 16
+    granularity: str | int = "joint"
+
+
+WAYS = {
+    "uniform": Way("plain", "uniform"),
+    "progressive": Way("plain", "progressive"),
+    "reversed": Way("plain", "reversed"),
+    "uniform, K only": Way("plain", "uniform", matrices=("k",)),
+    "uniform, V only": Way("plain", "uniform", matrices=("v",)),
+    "uniform, whitened": Way("whitened", "uniform", 1),
+    "progressive, whitened": Way("whitened", "progressive", 1),
+    "by sensitivity": Way("weighted", "sensitivity", 1),
+    "by sensitivity, per head": Way("weighted", "sensitivity", 1, granularity="head"),
+}
+LOW_BITS = {f"by sensitivity, {bits} bit": Way("weighted", "sensitivity", 1, bits=bits) for bits in (8, 4)}
+
+
+class Testbed:
+    """One real model with its held-out documents, and its bases, each made once."""
+
+    def __init__(self, name: str, setting: Setting) -> None:
+        self.setting = setting
+        self.lm, self.tokenizer = zoo.load_lm(name, dtype=setting.dtype, device=setting.device)
+        records = zoo.load_dataset(setting.dataset, split="test", limit=40 * setting.documents)
+        self.documents = answer_documents(
+            records, self.tokenizer, limit=setting.documents, max_tokens=setting.document_tokens
+        )
+        self.geometry = geometry(self.lm)
+        self._bases: dict[tuple[str, str | int], Decomposition] = {}
+
+    @cached_property
+    def calibration(self) -> Calibration:
+        """Moments of training text, the first position of each row left out, with gradients."""
+        rows, width = self.setting.calibration_rows, self.setting.calibration_tokens
+        tokens = text_tokens(self.setting.dataset, self.tokenizer, rows * width)
+        torch.manual_seed(self.setting.seed)
+        return calibrate(self.lm, tokens.view(rows, width).split(4), skip=1, sensitivity=True)
+
+    def bases(self, kind: str, granularity: str | int = "joint") -> Decomposition:
+        """Return the plain, whitened or weighted bases."""
+        key = kind, granularity
+        if key not in self._bases:
+            moments = None if kind == "plain" else self.calibration
+            moments = replace(moments, gradients=None) if kind == "whitened" and moments else moments
+            self._bases[key] = decompose_model(self.lm, granularity=granularity, calibration=moments)
+        return self._bases[key]
+
+    def plan(self, way: Way, keep: float) -> Plan:
+        """Return the ranks of a way; the reversed plan is our control of the progressive one."""
+        if way.budget == "reversed":
+            conditions = self.bases("plain").spectra.log_condition_numbers()
+            return budget.progressive(conditions, self.geometry.width, keep=keep, reverse=True)
+        options: dict[str, Any] = {"granularity": way.granularity, "matrices": way.matrices}
+        bases = self.bases("plain" if way.budget == "progressive" else way.bases, way.granularity)
+        conditions = bases.spectra.log_condition_numbers() if way.budget == "progressive" else None
+        return plan(self.lm, keep, budget=way.budget, decomposition=bases, log_conditions=conditions, **options)
+
+    def small(self, way: Way, ranks: Plan) -> nn.Module:
+        """Return a compressed model that shares every other weight with the original."""
+        bases = self.bases(way.bases, way.granularity)
+        options: dict[str, Any] = {"granularity": way.granularity, "sink_tokens": way.sinks, "bits": way.bits}
+        return compress(twin(self.lm), ranks=ranks, decomposition=bases, **options)
+
+    def score(self, model: nn.Module, documents: int | None = None) -> pd.DataFrame:
+        """Return one row a document: summed nats and tokens of its answer."""
+        chosen = self.documents[:documents]
+        scores = document_nll(model, chosen, batch_size=self.setting.batch_size, progress=False)
+        return pd.DataFrame({"document": range(len(chosen)), "nll": scores.nll, "tokens": scores.tokens})
+
+
+testbed = lru_cache(maxsize=1)(Testbed)
+
+
+def twin(model: nn.Module) -> nn.Module:
+    """Copy a model's modules but none of its weights."""
+    shared: dict[int, Any] = {id(each): each for each in (*model.parameters(), *model.buffers())}
+    return deepcopy(model, shared)
+
+
+def frontier(name: str, setting: Setting, keeps: Sequence[float], progress: Callable[..., Any] = list) -> pd.DataFrame:
+    """Score every way at every kept ratio: a row a document, with the bytes that one token adds to the live cache."""
+    bed = testbed(name, setting)
+    jobs = (
+        [(way, keep) for keep in keeps for way in WAYS]
+        + [(way, sorted(keeps)[len(keeps) // 2]) for way in LOW_BITS]
+        + [(next(iter(LOW_BITS)), 1.0)]
+    )
+    parts = [bed.score(bed.lm).assign(way="full cache", keep=1.0, bytes=bytes_per_token(bed.lm))]
+    for label, keep in progress(jobs):
+        way = (WAYS | LOW_BITS)[label]
+        small = bed.small(way, bed.plan(way, keep))
+        parts.append(bed.score(small).assign(way=label, keep=keep, bytes=bytes_per_token(small)))
+    return pd.concat(parts).assign(model=name)
+
+
+def layer_by_layer(
+    name: str, setting: Setting, keep: float, documents: int, progress: Callable[..., Any] = list
+) -> pd.DataFrame:
+    """Score with single layers and with thirds truncated, uniformly: extra nats a document over the original."""
+    bed = testbed(name, setting)
+    layers, width, way = bed.geometry.layers, bed.geometry.width, WAYS["uniform"]
+    thirds = dict(zip(("shallow", "middle", "deep"), np.array_split(range(layers), 3), strict=True))
+    groups = {str(layer): [layer] for layer in range(layers)} | {key: list(map(int, v)) for key, v in thirds.items()}
+    whole, parts = bed.score(bed.lm, documents)["nll"], []
+    for label, chosen in progress(list(groups.items())):
+        ranks = budget.only_layers(layers, width, compressed=chosen, keep=keep)
+        scored = bed.score(bed.small(way, ranks), documents)
+        parts.append(scored.assign(layers=label, extra=scored["nll"] - whole))
+    return pd.concat(parts).assign(model=name)
+
+
+def choices(
+    name: str, setting: Setting, keep: float, limit: int, ways: Sequence[str], progress: Callable[..., Any] = list
+) -> pd.DataFrame:
+    """Say for each way and item whether the right answer is the likeliest of its candidates."""
+    bed = testbed(name, setting)
+    items = choice_items(zoo.load_dataset("evals", split="test"), bed.tokenizer, limit=limit, seed=setting.seed)
+    parts = []
+    for label in progress(["full cache", *ways]):
+        model = bed.lm if label == "full cache" else bed.small(WAYS[label], bed.plan(WAYS[label], keep))
+        hits = choice_hits(model, items).float()
+        parts.append(pd.DataFrame({"item": range(len(items)), "hit": hits, "way": label, "model": name}))
+    return pd.concat(parts)
+
+
+def text_tokens(dataset: str, tokenizer: Any, count: int) -> Int[Tensor, " count"]:
+    """Return the first tokens of a data set's training turns; raises ValueError where there are too few."""
+    tokens: list[int] = []
+    for record in zoo.load_dataset(dataset, split="train"):
+        for turn in record["conversations"]:
+            tokens += tokenizer(turn["value"], add_special_tokens=False).input_ids
+        if len(tokens) >= count:
+            return torch.tensor(tokens[:count])
+    raise ValueError(f"the training text has only {len(tokens)} tokens: lower calibration_rows or calibration_tokens")
+
 
 STEPS = 8  # tokens decoded one by one where a model is compared with itself
 
@@ -33,12 +192,13 @@ def differences(model: nn.Module, plan: Plan, documents: Sequence[Document]) -> 
     `prefill`, `decode`: the model that caches latents against the one with replaced weights, in one pass and token by
     token. `full`: latents of the whole basis, which sink tokens keep, against the original.
     """
-    small = compress(deepcopy(model), ranks=plan)
-    whole = compress(deepcopy(model), ranks=plan, sink_tokens=max(len(d.tokens) for d in documents))
+    bases = decompose_model(model)
+    small = compress(twin(model), ranks=plan, decomposition=bases)
+    whole = compress(twin(model), ranks=plan, decomposition=bases, sink_tokens=max(len(d.tokens) for d in documents))
     rows = []
     for number, document in enumerate(documents):
         original = logits(model, document.tokens)
-        with replaced(model, plan):
+        with replaced(model, plan, decomposition=bases):
             reference = logits(model, document.tokens)
         ways = {
             "prefill": logits(small, document.tokens) - reference,
@@ -92,82 +252,3 @@ def bytes_per_token(model: nn.Module) -> float:
     counts = 32, 48
     few, many = (bytes_after(model, torch.ones(count, dtype=torch.long)) for count in counts)
     return (many - few) / (counts[1] - counts[0])
-
-
-@dataclass(frozen=True)
-class RankingItem:
-    """One question as a document per candidate answer; the right one is at `right`."""
-
-    task: str
-    candidates: tuple[Document, ...]
-    right: int
-
-
-def ranking_items(
-    rows: Iterable[Mapping[str, Any]],
-    tokenizer: Any,
-    *,
-    limit: int,
-    candidates: int = 4,
-    max_tokens: int = 160,
-    longest_answer: int = 40,
-    seed: int = 0,
-) -> list[RankingItem]:
-    """Make up to `limit` items, one a task in turn, from rows `{task, instruction, input, ideals}`.
-
-    Answers are single lines of at most `longest_answer` characters, prompts with their answer at most `max_tokens`
-    tokens. Raises ValueError where no task has as many different answers as there are candidates.
-    """
-    tasks: dict[str, list[Mapping[str, Any]]] = {}
-    for row in rows:
-        answer = row["ideals"][0].strip() if row["ideals"] else ""
-        if answer and len(answer) <= longest_answer and "\n" not in answer:
-            tasks.setdefault(row["task"], []).append(row)
-    rng = np.random.default_rng(seed)
-    items: list[RankingItem] = []
-    for place in range(max(map(len, tasks.values()), default=0)):
-        for members in tasks.values():
-            if place < len(members) and len(items) < limit:
-                item = _item(members[place], members, tokenizer, candidates, max_tokens, rng)
-                items += [item] if item else []
-    if not items:
-        raise ValueError(f"no task has {candidates} different short answers and a prompt of {max_tokens} tokens")
-    return items
-
-
-def _item(row, members, tokenizer, candidates: int, max_tokens: int, rng: np.random.Generator) -> RankingItem | None:
-    right = row["ideals"][0].strip()
-    accepted = {answer.strip() for answer in row["ideals"]}
-    others = sorted({member["ideals"][0].strip() for member in members} - accepted)
-    if len(others) < candidates - 1:
-        return None
-    answers = [right, *(others[i] for i in rng.permutation(len(others))[: candidates - 1])]
-    order = rng.permutation(candidates)
-    context = prompt_ids(tokenizer, row["input"], system=row["instruction"])
-    documents = []
-    for i in order:
-        tokens = torch.tensor(context + tokenizer(answers[i], add_special_tokens=False).input_ids)
-        documents.append(Document(tokens=tokens, scored=torch.arange(len(tokens)) >= len(context)))
-    if max(len(document.tokens) for document in documents) > max_tokens:
-        return None
-    return RankingItem(row["task"], tuple(documents), int(np.flatnonzero(order == 0)[0]))
-
-
-def ranking_hits(
-    model: nn.Module, items: Sequence[RankingItem], *, batch_items: int = 8, progress: bool = True
-) -> Bool[Tensor, " items"]:
-    """Say for each item whether its right answer has the highest mean log-likelihood per token.
-
-    Raises ValueError where there is no item.
-    """
-    if not items:
-        raise ValueError("there is no item to rank: make some with ranking_items")
-    hits = torch.zeros(len(items), dtype=torch.bool)
-    batches = by_length([len(item.candidates[0].tokens) for item in items], rows=batch_items)
-    for chosen in tqdm(batches, desc="ranking", disable=not progress, leave=False):
-        values = token_log_likelihoods(model, [document for i in chosen for document in items[i].candidates])
-        means = iter(float(each.double().mean()) for each in values)
-        for i in chosen:
-            scores = [next(means) for _ in items[i].candidates]
-            hits[i] = int(np.argmax(scores)) == items[i].right
-    return hits
