@@ -25,9 +25,11 @@ RATE = (
     "Rate how well the answer helps the user, from 1 (useless) to 10 (could not be better).\n\n"
     "Question:\n{prompt}\n\nAnswer:\n{response}\n\nReply with one line: Verdict: and the number."
 )
-AGAIN = "\n\nReply with that one line only, such as \"Verdict: {example}\", and nothing else."
+AGAIN = '\n\nReply with that one line only, such as "Verdict: {example}", and nothing else.'
 REASONING = re.compile(r"<(think|thinking|reasoning)>.*?(</\1>|$)", re.DOTALL | re.IGNORECASE)
-SCALE = re.compile(r"\bfrom\s+\d+\s+to\s+\d+|\bbetween\s+\d+\s+and\s+\d+|(?:\s*/|\s+out of)\s*10\b|\b1\s*[-–]\s*10\b", re.I)
+SCALE = re.compile(
+    r"\bfrom\s+\d+\s+to\s+\d+|\bbetween\s+\d+\s+and\s+\d+|(?:\s*/|\s+out of)\s*10\b|\b1\s*[-–]\s*10\b", re.I
+)
 LETTER, NUMBER = r"(?:[Aa]n?\s+)?(A|B|[Tt][Ii][Ee])\b", r"(\d+(?:\.\d+)?)(?![\w.]*\d)"
 CHOICES, GRADES = {"a": 1.0, "b": 0.0, "tie": 0.5}, (1.0, 10.0)
 
@@ -56,8 +58,8 @@ def _value(verdict: str, compare: bool) -> float | None:
 class ChatJudge(Judge):
     """A judge that asks a chat model; `ask` takes a question and returns the reply.
 
-    A comparison is asked in both orders and averaged, since language models favour a position. `asked` counts questions,
-    `unreadable` replies that held no verdict.
+    A comparison is asked in both orders and averaged, since language models favour a position. `asked` counts
+    questions, `unreadable` replies that held no verdict.
     """
 
     calls_per_comparison = 2

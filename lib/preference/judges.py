@@ -28,8 +28,9 @@ class Judge(Protocol):
     """Scores are larger for better responses; a preference is the probability that `a` is better (a tie is 1/2).
 
     A class that inherits from this one needs `score` only; one that only compares needs `prefer` only, and is ranked by
-    (`ByComparison`). Beside them a judge may say its `identity`: what its opinion rests on (an encoder, a model, people),
-    the same word for all judges that rest on it. `concurrency` questions may be asked at once, one where it says none.
+    (`ByComparison`). Beside them a judge may say its `identity`: what its opinion rests on (an encoder, a model,
+    people), the same word for all judges that rest on it. `concurrency` questions may be asked at once, one where it
+    says none.
     """
 
     def score(self, prompt: str, responses: Sequence[str]) -> list[float]:
@@ -274,9 +275,7 @@ class RewardModelJudge(Judge):
     Raises ValueError for a model with another number of outputs.
     """
 
-    def __init__(
-        self, model: Any, tokenizer: Any, *, max_length: int = 1024, identity: str = "reward model"
-    ) -> None:
+    def __init__(self, model: Any, tokenizer: Any, *, max_length: int = 1024, identity: str = "reward model") -> None:
         labels = getattr(model.config, "num_labels", None)
         if labels != 1:
             raise ValueError(f"a reward model has one output, this one has {labels}: load it with num_labels=1")

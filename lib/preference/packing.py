@@ -64,6 +64,7 @@ def lay_out(segments: list[list[int]], prompt: tuple[int, ...]) -> tuple[list[in
 
 
 def stacked(laid: list[tuple[list[int], list[int], list[int]]], pad_token_id: int) -> dict[str, Tensor]:
+    """Return rows as a batch: ids, mask [rows, 1, length, length], positions, and labels of the responses' tokens."""
     longest = max(len(ids) for ids, _, _ in laid)
     input_ids = torch.full((len(laid), longest), pad_token_id)
     owners = torch.full((len(laid), longest), -1)

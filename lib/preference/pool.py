@@ -141,9 +141,7 @@ def log_probs_of(law: Float[Tensor, "*runs prompts k"], pairs: PoolPairs) -> Poo
     return PoolLogProbs(chosen, rejected, third, of)
 
 
-def mean_of_kept(
-    losses: Float[Tensor, "*runs pairs"], kept: Bool[Tensor, "*runs pairs"]
-) -> Float[Tensor, "*runs"]:
+def mean_of_kept(losses: Float[Tensor, "*runs pairs"], kept: Bool[Tensor, "*runs pairs"]) -> Float[Tensor, "*runs"]:
     """Return the mean over the pairs that are no ties; 0 where there is none."""
     return (losses * kept).sum(-1) / kept.sum(-1).clamp(min=1)
 

@@ -127,7 +127,9 @@ def online(
     settings = {**asdict(sampling), "margin": margin, "unjudged": unjudged, "judge": getattr(judge, "identity", "")}
     settings["prompts"] = [[[*q.tokens], *q.existing] for q in asked] + [rounds]
     world.first(lambda: _begin(policy, folder, settings))
-    loop = _Loop(policy, tokenizer, judge, train, sampling, margin, unjudged, extra, progress and world.rank == 0, world)
+    loop = _Loop(
+        policy, tokenizer, judge, train, sampling, margin, unjudged, extra, progress and world.rank == 0, world
+    )
     finished = []
     for number, portion in enumerate(portions, start=1):
         place = folder / f"round-{number}"
@@ -191,7 +193,11 @@ class _Loop:
 
     def _samples(self, portion: list[Question], number: int) -> list[tuple[int, dict]]:
         """Return what the policy says to this process's share of the prompts, with their places."""
-        how, ids, mine = self.sampling, [q.tokens for q in portion], range(self.world.rank, len(portion), self.world.count)
+        how, ids, mine = (
+            self.sampling,
+            [q.tokens for q in portion],
+            range(self.world.rank, len(portion), self.world.count),
+        )
         if not mine:
             return []
         options = {"max_new_tokens": how.max_new_tokens, "batch_size": how.batch_size, "progress": self.progress}
@@ -201,9 +207,7 @@ class _Loop:
         likely = [[] for _ in mine]
         if how.greedy:
             likely = sample(self.policy, self.tokenizer, ids, temperature=0, only=mine, **options)
-        return [
-            (i, self._row(portion[i], [*some, *one])) for i, some, one in zip(mine, drawn, likely, strict=True)
-        ]
+        return [(i, self._row(portion[i], [*some, *one])) for i, some, one in zip(mine, drawn, likely, strict=True)]
 
     def _row(self, question: Question, own: list[Response]) -> dict:
         """Return a prompt with all of its candidates: those of the policy, and those that the data set has."""

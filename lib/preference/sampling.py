@@ -120,8 +120,8 @@ def sample(
     """Draw k responses to each prompt (a question, put into the chat template, or token ids); temperature 0 is greedy.
 
     `batch_size` counts rows (prompts x k). `only` names the prompts to answer (all, where None), with the same random
-    numbers as if all were: processes that share the prompts say together what one would say. Raises ValueError for empty prompts, prompts that leave no room in the
-    context, or settings that draw nothing.
+    numbers as if all were: processes that share the prompts say together what one would say. Raises ValueError for
+    empty prompts, prompts that leave no room in the context, or settings that draw nothing.
     """
     if k < 1 or max_new_tokens < 1 or batch_size < 1 or not 0 <= temperature < float("inf"):
         raise ValueError(

@@ -11,8 +11,8 @@ OPTIMISMS = ("sampled", "greedy")
 class SELMConfig(DPOConfig):
     """`trl.DPOConfig` with the weight α of Eq. (4.2) of arXiv:2405.19332 and the kind of third response.
 
-    The defaults are the Zephyr recipe's: one epoch a round, cosine from 5e-7 after a tenth of warm-up, β = 0.01, sequences
-    of 1,024 tokens of which a prompt has at most 512 (it is cut before its responses are). α = 0 is DPO; the paper uses
+    The defaults are the Zephyr recipe's: one epoch a round, cosine from 5e-7 after a tenth of warm-up, β = 0.01,
+    sequences of 1,024 tokens (a prompt is cut before its responses, down to 512). α = 0 is DPO; the paper uses
     α = 0.001 (Zephyr) and 0.0001 (Llama-3). `optimism`: take the third
     response from `sampled_ids` (y ~ π_ref, as the text says) or from `greedy_ids` (as the published code does); a
     column `response_ids` is taken as it is. `share_prompts` encodes a prompt once for its two or three responses (the

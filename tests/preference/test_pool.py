@@ -86,7 +86,9 @@ def test_dpo_raises_the_expected_score_and_starts_at_log_two():
     assert gains[0] < gains[1] < gains[2] < gains[3]
     pairs = drawn(pool, thetas[1])
     start = log_probs_of(pool.log_probs(thetas[1]), pairs)
-    assert float(mean_of_kept(dpo(start, start), pairs.kept)) == pytest.approx(0.693147, abs=1e-6)  # the reference is reset to the policy
+    assert float(mean_of_kept(dpo(start, start), pairs.kept)) == pytest.approx(
+        0.693147, abs=1e-6
+    )  # the reference is reset to the policy
     assert torch.equal(fit(pool, thetas[1], pairs, dpo, steps=[0])[0], thetas[1])
 
 

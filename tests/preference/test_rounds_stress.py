@@ -135,7 +135,8 @@ def test_killed_at_twenty_moments_nothing_is_lost_or_paid_twice(chat_server, tmp
         return f"Verdict: {1 + sum(map(int, said.split())) % 10}"
 
     chat_server.answer = grade
-    needed, context = 2 * PROMPTS, multiprocessing.get_context("fork")
+    needed, context = 2 * PROMPTS, multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["lib.preference", "transformers.models.llama.modeling_llama", "httpx"])
 
     def run(moment, folder):
         process = context.Process(target=killed_at, args=(moment, folder, chat_server.url, needed + 1))
@@ -156,7 +157,9 @@ def test_killed_at_twenty_moments_nothing_is_lost_or_paid_twice(chat_server, tmp
         assert run(10**6, folder) == 0
         billed = {headers["Idempotency-Key"] for headers in chat_server.headers}
         assert len(billed) == needed  # the server bills a key once
-        assert needed <= Ledger(needed + 1, folder / "ledger.sqlite").spent <= needed + 1  # a call in mid-air counts twice
+        assert (
+            needed <= Ledger(needed + 1, folder / "ledger.sqlite").spent <= needed + 1
+        )  # a call in mid-air counts twice
         assert (folder / "run" / "round-2" / "policy.safetensors").read_bytes() == weights
 
 

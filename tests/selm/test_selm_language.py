@@ -64,5 +64,8 @@ def test_rounds_learn_their_pairs_and_a_weight_of_zero_is_dpo(pooled):
     law = model.law(range(10, 14), first.held_out[2])
     torch.testing.assert_close(law.exp().sum(1), torch.ones(4, dtype=torch.float64))
     # optimism lowers what the reference says: further from it
-    far = [float((model.initial[10:].softmax(1) * (model.initial[10:] - runs[a][0].held_out[1])).sum(1).mean()) for a in (0.0, 3.0)]
+    far = [
+        float((model.initial[10:].softmax(1) * (model.initial[10:] - runs[a][0].held_out[1])).sum(1).mean())
+        for a in (0.0, 3.0)
+    ]
     assert far[1] > far[0]

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from lib.core.training import evaluating, train
 from lib.preference.packing import lay_out, stacked
-from lib.preference.pool import Loss, draw_pairs, log_probs_of, portions_and_draws
+from lib.preference.pool import Loss, PoolLogProbs, PoolPairs, draw_pairs, log_probs_of, portions_and_draws
 
 Ids = Sequence[int]
 
@@ -49,7 +49,9 @@ class PooledModel:
 
     def _inputs(self, laid: list[Any]) -> dict[str, Tensor]:
         inputs = stacked(laid, 0)
-        return {name: inputs[name].to(self.head.weight.device) for name in ("input_ids", "attention_mask", "position_ids")}
+        return {
+            name: inputs[name].to(self.head.weight.device) for name in ("input_ids", "attention_mask", "position_ids")
+        }
 
     @contextmanager
     def _layers(self, some: slice, *, normed: bool) -> Iterator[None]:
@@ -66,8 +68,14 @@ class PooledModel:
     def of(self, questions: Sequence[int], asked: Bool[Tensor, "questions k"]) -> Float[Tensor, "questions k"]:
         """Return log π(y|x) of the responses that are asked about (0 for the others), with its gradient."""
         places = [row.nonzero().squeeze(1).tolist() for row in asked]
-        laid = [lay_out([self.segments[q][j] for j in some], self.prompts[q]) for q, some in zip(questions, places, strict=True)]
-        states = [torch.cat([self.states[q][0], *(self.states[q][1 + j] for j in some)]) for q, some in zip(questions, places, strict=True)]
+        laid = [
+            lay_out([self.segments[q][j] for j in some], self.prompts[q])
+            for q, some in zip(questions, places, strict=True)
+        ]
+        states = [
+            torch.cat([self.states[q][0], *(self.states[q][1 + j] for j in some)])
+            for q, some in zip(questions, places, strict=True)
+        ]
         inputs, labels = self._inputs(laid), stacked(laid, 0)["labels"][:, 1:]
         del inputs["input_ids"]
         with self._layers(slice(self.depth, None), normed=True):
@@ -98,7 +106,7 @@ class PooledModel:
 
 @dataclass
 class LanguageRun:
-    """What a run was after each round (the start included): log π of the held-out responses, and its loss on its pairs."""
+    """What a run was after each round, the start included: log π of held-out responses; its loss on its own pairs."""
 
     held_out: list[Float[Tensor, "questions k"]]
     own_loss: list[float] = field(default_factory=list)
@@ -134,40 +142,39 @@ def online_language(
     for portion, uniforms in portions_and_draws(plan.training, plan.rounds, plan.draws, seed):
         questions = portion.tolist()
         before = model.log_probs(questions)
-        first = len(run.held_out) == 1  # a policy that has collapsed later on has nothing to compare, and stays
+        first = not run.own_loss  # a policy that has collapsed later on has nothing to compare, and stays
         pairs = draw_pairs(model.law(questions, before), scores[portion], uniforms, greedy=greedy, refuse=first)
         reference = log_probs_of(before, pairs)
-        needed = torch.zeros_like(before, dtype=torch.bool)
-        for places in (pairs.chosen, pairs.rejected, pairs.third):
-            needed.scatter_(1, places[:, None], True)
-        kept = pairs.kept.nonzero().squeeze(1)
-        batches = [rows for _ in range(plan.epochs) for rows in kept.split(model.batch)]
-
-        def batch_loss(rows: Tensor) -> Tensor:
-            of = model.of([questions[i] for i in rows.tolist()], needed[rows]).double()
-            return loss(_taken(of, pairs, rows), _rows(reference, rows)).mean()
-
-        if batches:
-            options = {"learning_rate": plan.learning_rate, "progress": False}
-            train(model.policy, batches, batch_loss, steps=len(batches), **options)
+        _train(model, questions, pairs, reference, loss, plan)
         after = log_probs_of(model.log_probs(questions), pairs)
-        run.own_loss.append(float(dpo(after, reference)[pairs.kept].mean()) if len(kept) else math.log(2))
+        run.own_loss.append(float(dpo(after, reference)[pairs.kept].mean()) if pairs.kept.any() else math.log(2))
         run.held_out.append(model.log_probs(held_out))
     return run
 
 
-def _rows(values: Any, rows: Tensor) -> Any:
-    return type(values)(*(getattr(values, name)[rows] for name in ("chosen", "rejected", "third", "all")))
+def _train(
+    model: PooledModel, questions: list[int], pairs: PoolPairs, reference: PoolLogProbs, loss: Loss, plan: LanguagePlan
+) -> None:
+    """Train the adapters on the pairs that are no ties; only the responses that a pair needs are run."""
+    needed = torch.zeros(len(questions), model.k, dtype=torch.bool)
+    for places in (pairs.chosen, pairs.rejected, pairs.third):
+        needed.scatter_(1, places[:, None], True)
+    batches = [rows for _ in range(plan.epochs) for rows in pairs.kept.nonzero().squeeze(1).split(model.batch)]
 
+    def batch_loss(rows: Tensor) -> Tensor:
+        of = model.of([questions[i] for i in rows.tolist()], needed[rows]).double().cpu()
+        places = (pairs.chosen[rows], pairs.rejected[rows], pairs.third[rows], pairs.kept[rows])
+        policy = log_probs_of(of, PoolPairs(torch.arange(len(rows)), *places))
+        known = (reference.chosen[rows], reference.rejected[rows], reference.third[rows], reference.all[rows])
+        return loss(policy, PoolLogProbs(*known)).mean()
 
-def _taken(of: Tensor, pairs: Any, rows: Tensor) -> Any:
-    """Return log-probabilities of a batch's pairs; its rows are those of the batch."""
-    some = type(pairs)(torch.arange(len(rows)), *(getattr(pairs, n)[rows] for n in ("chosen", "rejected", "third", "kept")))
-    return log_probs_of(of, some)
+    if len(pairs.kept.nonzero()):
+        options = {"learning_rate": plan.learning_rate, "progress": False}
+        train(model.policy, batches, batch_loss, steps=len(batches), **options)
 
 
 def fresh_adapters(adapters: dict[str, Tensor], seed: int) -> dict[str, Tensor]:
-    """Return adapters that start as the identity, their first factor drawn anew (uniform in ±1/√width, as peft does)."""
+    """Return adapters that start as the identity, their first factor drawn anew (uniform in ±1/√width)."""
     generator, made = torch.Generator().manual_seed(seed), {}
     for name, weight in sorted(adapters.items()):
         drawn = (2 * torch.rand(weight.shape, generator=generator) - 1) / weight.shape[-1] ** 0.5
