@@ -59,7 +59,7 @@ class ByComparison(Judge):
     @property
     def identity(self) -> str:
         """Whose opinion it is: its judge's."""
-        return identity_of(self.judge)
+        return getattr(self.judge, "identity", "")
 
     def prefer(self, prompt: str, a: str, b: str) -> float:
         """Return the judge's own preference; raises ValueError where it is no chance."""

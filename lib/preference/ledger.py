@@ -9,7 +9,7 @@ from typing import Any
 
 from lib import TenfoldError
 from lib.core.store import BudgetExceeded, Journal, key_of
-from lib.preference.judges import ByComparison, Judge, checked_scores, identity_of
+from lib.preference.judges import ByComparison, Judge, checked_scores
 
 __all__ = ["BudgetExceeded", "Ledger", "Metered"]
 
@@ -44,7 +44,7 @@ class Metered(Judge):
     @property
     def identity(self) -> str:
         """Whose opinion it is: its judge's."""
-        return identity_of(self.judge)
+        return getattr(self.judge, "identity", "")
 
     def score(self, prompt: str, responses: Sequence[str]) -> list[float]:
         """Return scores, at one call a response (of a judge that only compares: at what its comparisons cost)."""
