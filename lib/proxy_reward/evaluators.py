@@ -75,7 +75,7 @@ class BradleyTerryHead:
     weights: Float[Tensor, " width"]
     covariance: Float[Tensor, "width width"]
 
-    def score(self, features: Float[Tensor, "items width"]) -> Float[Tensor, " items"]:
+    def score(self, features: Float[Tensor, "*items width"]) -> Float[Tensor, "*items"]:
         """Score every item, in log-odds."""
         return ((features.double() / self.scale) @ self.weights).to(features.dtype)
 

@@ -140,3 +140,8 @@ def test_a_path_is_as_many_trainings():
     path = fit(pool, zero, pairs, dpo, steps=[7, 0, 3])
     for steps, found in zip([7, 0, 3], path, strict=True):
         assert torch.equal(found, fit(pool, zero, pairs, dpo, steps=[steps])[0])
+
+
+def test_a_tie_counts_for_nothing():
+    losses, kept = torch.tensor([[1.0, 5.0, 3.0], [1.0, 2.0, 3.0]]), torch.tensor([[True, False, True], [False] * 3])
+    assert mean_of_kept(losses, kept).tolist() == [2.0, 0.0]
