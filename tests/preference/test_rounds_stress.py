@@ -57,7 +57,7 @@ def looped(folder, judge, *, count=2, tick=lambda: None):
             for row in data:
                 policy.model.norm.weight += 1e-3 * (sum(row["chosen_ids"]) - sum(row["rejected_ids"])) / 40
         tick()
-        return [{"loss": float(policy.model.norm.weight.sum())}]
+        return [{"loss": float(policy.model.norm.weight.detach().sum())}]
 
     asked = [Question(f"prompt {i}", "", (3 + i, 4, 5)) for i in range(PROMPTS)]
     how = Sampling(k=3, max_new_tokens=4, seed=3)
@@ -67,7 +67,7 @@ def looped(folder, judge, *, count=2, tick=lambda: None):
 
 def in_two_processes(folder, fails=""):
     """Run the loop as a launcher starts it: two processes of a gloo group."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--master-port=0", __file__]
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--standalone", __file__]
     environment = os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "FAILS": fails}
     return subprocess.run([*command, str(folder)], env=environment, capture_output=True, text=True, timeout=500)
 

@@ -127,7 +127,8 @@ def test_parts_are_pools_without_a_question_in_common(problem):
     parts = whole.parts(4)
     assert [len(part.scores) for part in parts] == [7] * 4
     seen = {tuple(row) for part in parts for row in part.scores.tolist()}
-    assert len(seen) == 28 and seen <= {tuple(row) for row in scores.tolist()}
+    assert len(seen) == 28
+    assert seen <= {tuple(row) for row in scores.tolist()}
     for part in parts:
         row = scores.tolist().index(part.scores[3].tolist())
         assert torch.equal(part.pool.ift[12:16], features[4 * row : 4 * row + 4])
