@@ -33,7 +33,8 @@ class Metered(Judge):
     """A judge whose every call is entered into a ledger first, and whose answers the ledger keeps.
 
     Of all threads and processes on one ledger file one asks a question, once: what is answered there, after a crash
-    too, is not paid again. A crash in the middle of a call leaves it counted, and it is asked anew.
+    too, is not paid again. A crash in the middle of a call leaves it counted, and it is asked anew. A ledger belongs to
+    one judge: two of one `identity` with other settings take each other's answers, unless their `purpose` differs.
     """
 
     def __init__(self, judge: Any, ledger: Ledger, *, purpose: str = "") -> None:
@@ -63,7 +64,7 @@ class Metered(Judge):
 
     def key(self, kind: str, texts: Sequence[str]) -> str:
         """Return the key of an answer in the ledger."""
-        return key_of(kind, getattr(self.judge, "identity", type(self.judge).__name__), list(texts))
+        return key_of(kind, self.purpose, getattr(self.judge, "identity", type(self.judge).__name__), list(texts))
 
     def _once(self, kind: str, texts: Sequence[str], ask: Callable[[], Any], calls: int) -> Any:
         return self.ledger.once(self.key(kind, texts), ask, calls=calls, purpose=self.purpose)
