@@ -20,8 +20,8 @@ class AllTie(ValueError):
 class Scored:
     """A prompt's responses with their scores; `prompt_ids` are what the policy read.
 
-    Samples come first; `greedy` is the place of the policy's greedy response among the others, where one was asked for,
-    and the last `existing` are the data set's own.
+    `greedy` is the place of the policy's greedy response among them, where one was asked for; the last `existing` are
+    the data set's own; all others are samples.
     """
 
     prompt: str
@@ -33,7 +33,8 @@ class Scored:
 
     def samples(self) -> list[Response]:
         """Return the responses that were drawn at random."""
-        return list(self.responses[: len(self.responses) - self.existing - (self.greedy is not None)])
+        own = self.responses[: len(self.responses) - self.existing]
+        return [r for index, r in enumerate(own) if index != self.greedy]
 
 
 @dataclass
