@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from lib import root
 from lib.preference import ChatJudge, Ledger, Question, Sampling, online, rounds
 
 PROMPTS = 5
@@ -69,6 +70,7 @@ def in_two_processes(folder, fails=""):
     """Run the loop as a launcher starts it: two processes of a gloo group."""
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--standalone", __file__]
     environment = os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "FAILS": fails}
+    environment |= {"PYTHONPATH": str(root())}  # the library that is tested, wherever another is installed
     return subprocess.run([*command, str(folder)], env=environment, capture_output=True, text=True, timeout=500)
 
 
