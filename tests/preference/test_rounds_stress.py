@@ -99,7 +99,7 @@ def test_two_processes_judge_every_prompt_once_agree_and_resume_what_one_began(t
 
 
 def told(result):
-    """What was said, given and learned; the log-probabilities of a sample round differently in batches of other rows."""
+    """What was said, given and learned; its log-probabilities round differently in other batches."""
     groups = [g for part, *_ in result[0] for g in part]
     return [(g.prompt, [r.tokens for r in g.responses], g.scores) for g in groups], result[1]
 
