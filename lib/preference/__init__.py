@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 from lib.preference.adapters import load_policy, save_policy, set_weights, weights, with_lora
 from lib.preference.chat_judge import ChatJudge
 from lib.preference.judges import (
+    ByComparison,
     Judge,
     JudgeFailed,
     RecordedJudge,
@@ -33,7 +34,8 @@ if TYPE_CHECKING:
     from lib.preference.trainer import TokenDPOTrainer, config, train
 
 __all__ = [
-    "AllTie", "BudgetExceeded", "ChatJudge", "Judge", "JudgeFailed", "Ledger", "Metered", "PairCounts", "Pool",
+    "AllTie", "BudgetExceeded", "ByComparison",
+    "ChatJudge", "Judge", "JudgeFailed", "Ledger", "Metered", "PairCounts", "Pool",
     "PoolLogProbs", "PoolPairs", "Question", "RecordedJudge", "ReferenceJudge", "Response", "RewardModelJudge",
     "RougeJudge", "Round", "Sampling", "Scored", "TokenDPOTrainer", "adopt_samples", "best_and_worst", "config",
     "dpo_loss", "draw_pairs", "load_policy", "online", "online_pool", "pair_log_odds", "pairs", "principal",

@@ -3,6 +3,7 @@
 Adapters stay in float32 on a 16-bit model: updates of 16-bit weights at these learning rates would be rounded away.
 """
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -68,7 +69,8 @@ def save_policy(policy: Any, folder: Path) -> None:
     from safetensors.torch import save_file
 
     folder.mkdir(parents=True, exist_ok=True)
-    save_file(weights(policy), folder / "policy.safetensors")
+    save_file(weights(policy), folder / ".policy.safetensors")
+    os.replace(folder / ".policy.safetensors", folder / "policy.safetensors")  # whole, or not there
 
 
 def load_policy(policy: Any, folder: Path) -> None:

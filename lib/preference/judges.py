@@ -1,11 +1,14 @@
 """What a judge is, and judges that need no person: likeness to an answer, ROUGE-L, a reward model, recorded labels."""
 
+import itertools
 import json
 import math
 import re
-from collections.abc import Mapping, Sequence
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -13,7 +16,10 @@ from torch import Tensor
 from tqdm import tqdm
 
 from lib import TenfoldError
+from lib.core.chat import ChatFailed
 
+Job, Answer = TypeVar("Job"), TypeVar("Answer")
+GIVE_UP = 3  # the first jobs: where all of them fail, the judge is broken
 WORD = re.compile(r"\w+")
 
 
@@ -21,7 +27,10 @@ WORD = re.compile(r"\w+")
 class Judge(Protocol):
     """Scores are larger for better responses; a preference is the probability that `a` is better (a tie is 1/2).
 
-    A class that inherits from this one needs `score` only.
+    A class that inherits from this one needs `score` only; one that only compares needs `prefer` only, and is ranked by
+    (`ByComparison`). Beside them a judge may say its `identity`: what its opinion rests on (an encoder, a model,
+    people), the same word for all judges that rest on it. `concurrency` questions may be asked at once, one where it
+    says none.
     """
 
     def score(self, prompt: str, responses: Sequence[str]) -> list[float]:
@@ -35,18 +44,59 @@ class Judge(Protocol):
 
 
 class JudgeFailed(TenfoldError):
-    """A judge raised, or gave something that is not one finite number a response."""
+    """A judge raised, gave something that is not one finite number a response, or cannot be read."""
 
 
-def checked_scores(judge: Judge, prompt: str, responses: Sequence[str]) -> list[float]:
+class ByComparison(Judge):
+    """Scores out of comparisons, for a judge that has `prefer` only: the mean chance to be preferred to the others.
+
+    k different responses cost k(k - 1)/2 comparisons; equal texts share a score and are not compared.
+    """
+
+    def __init__(self, judge: Any) -> None:
+        self.judge, self.concurrency = judge, getattr(judge, "concurrency", 1)
+
+    @property
+    def identity(self) -> str:
+        """Whose opinion it is: its judge's."""
+        return getattr(self.judge, "identity", "")
+
+    def prefer(self, prompt: str, a: str, b: str) -> float:
+        """Return the judge's own preference; raises ValueError where it is no chance."""
+        chance = float(self.judge.prefer(prompt, a, b))
+        if not 0 <= chance <= 1:
+            raise ValueError(f"a preference of {chance} is no chance: give a number from 0 to 1")
+        return chance
+
+    def score(self, prompt: str, responses: Sequence[str]) -> list[float]:
+        """Return the mean preference of each response over the others; 1/2 where all are equal."""
+        won = dict.fromkeys(responses, 0.0)
+        for a, b in itertools.combinations(won, 2):
+            chance = self.prefer(prompt, a, b)
+            won[a], won[b] = won[a] + chance, won[b] + 1 - chance
+        return [won[r] / (len(won) - 1) if len(won) > 1 else 0.5 for r in responses]
+
+
+def identity_of(judge: Any) -> str:
+    """Return what a judge's opinion rests on; raises ValueError where it does not say."""
+    identity = getattr(judge, "identity", None)
+    if not isinstance(identity, str) or not identity:
+        raise ValueError(f"{type(judge).__name__} does not say what its opinion rests on: set its `identity`, a word")
+    return identity
+
+
+def checked_scores(judge: Any, prompt: str, responses: Sequence[str]) -> list[float]:
     """Score one prompt's responses; raises JudgeFailed where the judge raises or a score is missing or not finite.
 
-    A TenfoldError of the judge (a spent budget) passes as it is.
+    A spent budget and a server that refuses for good pass as they are: the next prompt would fare no better.
     """
     short = repr(prompt if len(prompt) <= 60 else prompt[:57] + "…")
+    asked = judge if hasattr(judge, "score") else ByComparison(judge)
     try:
-        scores = [float(score) for score in judge.score(prompt, responses)]
-    except TenfoldError:
+        scores = [float(score) for score in asked.score(prompt, responses)]
+    except TenfoldError as error:
+        if isinstance(error, ChatFailed) and not error.final:
+            raise JudgeFailed(f"{type(judge).__name__} got no answer on the prompt {short}: {error}") from error
         raise
     except Exception as error:
         raise JudgeFailed(
@@ -61,30 +111,72 @@ def checked_scores(judge: Judge, prompt: str, responses: Sequence[str]) -> list[
     return scores
 
 
+def ask_all(
+    judge: Any, jobs: Sequence[Job], ask: Callable[[Job], Answer], *, label: str = "judge", progress: bool = False
+) -> list[Answer | JudgeFailed]:
+    """Ask about every job, as many at once as the judge takes; a job that failed has its JudgeFailed in its place.
+
+    Any other error stops it, and so do failures of the first three jobs: then nothing more is asked.
+    """
+    stopped, answers = threading.Event(), []
+
+    def one(job: Job) -> Any:
+        if stopped.is_set():
+            return None
+        try:
+            return ask(job)
+        except JudgeFailed as failure:
+            return failure
+        except BaseException:
+            stopped.set()
+            raise
+
+    at_once = getattr(judge, "concurrency", 1)
+    bar = tqdm(total=len(jobs), desc=label, disable=not progress, mininterval=1.0)
+    with ThreadPoolExecutor(at_once) as threads, bar:
+        for answer in map(one, jobs) if at_once == 1 else threads.map(one, jobs):
+            answers.append(answer)
+            bar.update()
+            if len(answers) == GIVE_UP and all(isinstance(a, JudgeFailed) for a in answers):
+                stopped.set()
+                raise answers[0]
+    return answers
+
+
+def refuse_failures(answers: Sequence[Any], *, of: int | None = None, allowed: float = 0.0) -> None:
+    """Raise JudgeFailed where more than the allowed share of the answers failed; what was answered is kept."""
+    failed, count = [a for a in answers if isinstance(a, JudgeFailed)], len(answers) if of is None else of
+    if len(failed) > allowed * count:
+        raise JudgeFailed(f"{len(failed)} of {count} could not be judged, the others are kept. First: {failed[0]}")
+
+
 def score_all(
     judge: Judge, prompts: Sequence[str], responses: Sequence[Sequence[str]], *, progress: bool = True
 ) -> Float[Tensor, "prompts k"]:
     """Score k responses to each prompt [prompts, k].
 
-    Raises JudgeFailed as `checked_scores` does, and ValueError for prompts with different numbers of responses.
+    Raises JudgeFailed where prompts could not be judged, after all others were, and ValueError for prompts with
+    different numbers of responses.
     """
     if len(prompts) != len(responses) or len({len(group) for group in responses}) > 1:
         raise ValueError(
             f"{len(prompts)} prompts come with {len(responses)} groups of {sorted({len(g) for g in responses})} "
             "responses: give each prompt the same number of responses"
         )
-    rows = zip(prompts, responses, strict=True)
-    bar = tqdm(rows, total=len(prompts), desc="judge", disable=not progress, mininterval=1.0)
-    return torch.tensor([checked_scores(judge, prompt, group) for prompt, group in bar], dtype=torch.float64)
+    rows = list(zip(prompts, responses, strict=True))
+    scores = ask_all(judge, rows, lambda row: checked_scores(judge, *row), progress=progress)
+    refuse_failures(scores)
+    return torch.tensor(scores, dtype=torch.float64)
 
 
 def win_rate(
     judge: Judge, prompts: Sequence[str], ours: Sequence[str], theirs: Sequence[str], *, progress: bool = True
 ) -> Float[Tensor, " prompts"]:
     """Prefer our response or theirs at each prompt, in [0, 1], a tie being 1/2: the mean is the win rate."""
-    rows = zip(prompts, ours, theirs, strict=True)
-    bar = tqdm(rows, total=len(prompts), desc="compare", disable=not progress, mininterval=1.0)
-    return torch.tensor([judge.prefer(*row) for row in bar], dtype=torch.float64)
+    rows = list(zip(prompts, ours, theirs, strict=True))
+    chances = ask_all(judge, rows, lambda row: judge.prefer(*row), label="compare", progress=progress)
+    refuse_failures(chances)
+    return torch.tensor(chances, dtype=torch.float64)
 
 
 def copied_share(prompt: str, response: str) -> float:
@@ -115,11 +207,18 @@ class ReferenceJudge(Judge):
     """
 
     def __init__(
-        self, encoder: Any, references: Mapping[str, str], *, weight: float | int = 2.0, free: float | int = 0.5
+        self,
+        encoder: Any,
+        references: Mapping[str, str],
+        *,
+        weight: float | int = 2.0,
+        free: float | int = 0.5,
+        identity: str = "sentence similarity",
     ) -> None:
         if weight < 0 or not 0 <= free < 1:
             raise ValueError(f"weight = {weight} and free = {free} make no penalty: give weight >= 0, 0 <= free < 1")
         self.encoder, self.references, self.weight, self.free = encoder, references, weight, free
+        self.identity = identity
         self._embedded: dict[str, Tensor] = {}
 
     def fingerprint(self) -> list:
@@ -143,6 +242,8 @@ class RougeJudge(Judge):
     Answers often begin with the words of their question, so an echo scores well here too: a positive `weight` takes off
     the penalty of `ReferenceJudge`; at weight 1 an echo scores at most 0.
     """
+
+    identity = "ROUGE-L"
 
     def __init__(
         self, references: Mapping[str, str], *, words: int = 48, weight: float | int = 0.0, free: float | int = 0.5
@@ -174,7 +275,7 @@ class RewardModelJudge(Judge):
     Raises ValueError for a model with another number of outputs.
     """
 
-    def __init__(self, model: Any, tokenizer: Any, *, max_length: int = 1024) -> None:
+    def __init__(self, model: Any, tokenizer: Any, *, max_length: int = 1024, identity: str = "reward model") -> None:
         labels = getattr(model.config, "num_labels", None)
         if labels != 1:
             raise ValueError(f"a reward model has one output, this one has {labels}: load it with num_labels=1")
@@ -182,6 +283,7 @@ class RewardModelJudge(Judge):
             tokenizer.pad_token = tokenizer.eos_token
         model.config.pad_token_id = tokenizer.pad_token_id
         self.model, self.tokenizer, self.max_length = model.eval(), tokenizer, max_length
+        self.identity = identity
 
     @torch.inference_mode()
     def score(self, prompt: str, responses: Sequence[str]) -> list[float]:
@@ -208,8 +310,8 @@ class RecordedJudge(Judge):
     Raises TenfoldError where there is no file, or a line of it is neither of the two.
     """
 
-    def __init__(self, path: Path | str) -> None:
-        self.path = Path(path)
+    def __init__(self, path: Path | str, *, identity: str = "people") -> None:
+        self.path, self.identity = Path(path), identity
         self._scores: dict[tuple[str, str], float] = {}
         self._preferences: dict[tuple[str, str, str], float] = {}
         if not self.path.exists():

@@ -3,12 +3,13 @@
 A call is entered, and written to disk, before it is made: a crash in the middle can only count too much.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from lib import TenfoldError
-from lib.core.store import BudgetExceeded, Journal
-from lib.preference.judges import Judge
+from lib.core.store import BudgetExceeded, Journal, key_of
+from lib.preference.judges import ByComparison, Judge, checked_scores
 
 __all__ = ["BudgetExceeded", "Ledger", "Metered"]
 
@@ -29,18 +30,41 @@ class Ledger(Journal):
 
 
 class Metered(Judge):
-    """A judge whose every call is entered into a ledger first."""
+    """A judge whose every call is entered into a ledger first, and whose answers the ledger keeps.
 
-    def __init__(self, judge: Judge, ledger: Ledger, purpose: str = "") -> None:
+    Of all threads and processes on one ledger file one asks a question, once: what is answered there, after a crash
+    too, is not paid again. A crash in the middle of a call leaves it counted, and it is asked anew. A ledger belongs to
+    one judge: two of one `identity` with other settings take each other's answers, unless their `purpose` differs.
+    """
+
+    def __init__(self, judge: Any, ledger: Ledger, *, purpose: str = "") -> None:
         self.judge, self.ledger, self.purpose = judge, ledger, purpose
+        self.concurrency = getattr(judge, "concurrency", 1)
         self.calls_per_comparison: int = getattr(judge, "calls_per_comparison", 1)  # two where both orders are asked
 
+    @property
+    def identity(self) -> str:
+        """Whose opinion it is: its judge's."""
+        return getattr(self.judge, "identity", "")
+
     def score(self, prompt: str, responses: Sequence[str]) -> list[float]:
-        """Ask the judge for scores, at one call a response."""
-        self.ledger.spend(len(responses), self.purpose)
-        return self.judge.score(prompt, responses)
+        """Return scores, at one call a response (of a judge that only compares: at what its comparisons cost)."""
+        if not hasattr(self.judge, "score"):
+            return ByComparison(self).score(prompt, responses)
+
+        def ask() -> dict[str, Any]:
+            scores = checked_scores(self.judge, prompt, responses)
+            return {"prompt": prompt, "responses": list(responses), "scores": scores}
+
+        return self._once("score", [prompt, *responses], ask, len(responses))["scores"]
 
     def prefer(self, prompt: str, a: str, b: str) -> float:
-        """Ask the judge for a preference, at what a comparison costs it."""
-        self.ledger.spend(self.calls_per_comparison, self.purpose)
-        return self.judge.prefer(prompt, a, b)
+        """Return the judge's preference, at what a comparison costs it."""
+        return self._once("prefer", [prompt, a, b], lambda: self.judge.prefer(prompt, a, b), self.calls_per_comparison)
+
+    def key(self, kind: str, texts: Sequence[str]) -> str:
+        """Return the key of an answer in the ledger."""
+        return key_of(kind, self.purpose, getattr(self.judge, "identity", type(self.judge).__name__), list(texts))
+
+    def _once(self, kind: str, texts: Sequence[str], ask: Callable[[], Any], calls: int) -> Any:
+        return self.ledger.once(self.key(kind, texts), ask, calls=calls, purpose=self.purpose)

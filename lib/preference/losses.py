@@ -6,8 +6,8 @@ from torch.nn.functional import logsigmoid
 
 
 def dpo_loss(
-    margin: Float[Tensor, " pairs"], *, beta: float, label_smoothing: float | int = 0.0
-) -> Float[Tensor, " pairs"]:
+    margin: Float[Tensor, "*pairs"], *, beta: float, label_smoothing: float | int = 0.0
+) -> Float[Tensor, "*pairs"]:
     """DPO loss of each pair, Eq. (7) of arXiv:2305.18290, with labels flipped at the rate of `label_smoothing`.
 
     `margin` is (log π(y_w) - log π_ref(y_w)) - (log π(y_l) - log π_ref(y_l)), in nats.

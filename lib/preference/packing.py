@@ -36,7 +36,7 @@ def pack(batch: dict[str, Tensor], pad_token_id: int) -> Packed:
     groups: dict[tuple[int, ...], list[int]] = {}
     for index, (row, start) in enumerate(zip(ids, starts, strict=True)):
         groups.setdefault(tuple(row[:start]), []).append(index)
-    laid = [_lay_out([ids[i][len(prompt) - 1 :] for i in members], prompt) for prompt, members in groups.items()]
+    laid = [lay_out([ids[i][len(prompt) - 1 :] for i in members], prompt) for prompt, members in groups.items()]
     device = batch["input_ids"].device
     places = {
         index: (row, begin)
@@ -48,12 +48,12 @@ def pack(batch: dict[str, Tensor], pad_token_id: int) -> Packed:
     rows = [places[i][0] for i, count in enumerate(counts) for _ in range(count)]
     columns = [places[i][1] + j for i, count in enumerate(counts) for j in range(count)]
     return Packed(
-        {name: value.to(device) for name, value in _stacked(laid, pad_token_id).items()},
+        {name: value.to(device) for name, value in stacked(laid, pad_token_id).items()},
         scored, torch.tensor(rows, device=device), torch.tensor(columns, device=device),
     )  # fmt: skip
 
 
-def _lay_out(segments: list[list[int]], prompt: tuple[int, ...]) -> tuple[list[int], list[int], list[int]]:
+def lay_out(segments: list[list[int]], prompt: tuple[int, ...]) -> tuple[list[int], list[int], list[int]]:
     """Token ids of a row, the segment of each (0: the prompt), and where the segments begin."""
     ids, owners, begins = list(prompt[:-1]), [0] * (len(prompt) - 1), []
     for number, segment in enumerate(segments, start=1):
@@ -63,7 +63,8 @@ def _lay_out(segments: list[list[int]], prompt: tuple[int, ...]) -> tuple[list[i
     return ids, owners, begins
 
 
-def _stacked(laid: list[tuple[list[int], list[int], list[int]]], pad_token_id: int) -> dict[str, Tensor]:
+def stacked(laid: list[tuple[list[int], list[int], list[int]]], pad_token_id: int) -> dict[str, Tensor]:
+    """Return rows as a batch: ids, mask [rows, 1, length, length], positions, and labels of the responses' tokens."""
     longest = max(len(ids) for ids, _, _ in laid)
     input_ids = torch.full((len(laid), longest), pad_token_id)
     owners = torch.full((len(laid), longest), -1)

@@ -20,7 +20,8 @@ class AllTie(ValueError):
 class Scored:
     """A prompt's responses with their scores; `prompt_ids` are what the policy read.
 
-    `greedy`: the place of the policy's greedy response among them, where one was asked for; the others are samples.
+    `greedy` is the place of the policy's greedy response among them, where one was asked for; the last `existing` are
+    the data set's own; all others are samples.
     """
 
     prompt: str
@@ -28,19 +29,22 @@ class Scored:
     responses: tuple[Response, ...]
     scores: tuple[float, ...]
     greedy: int | None = None
+    existing: int = 0
 
     def samples(self) -> list[Response]:
         """Return the responses that were drawn at random."""
-        return [r for index, r in enumerate(self.responses) if index != self.greedy]
+        own = self.responses[: len(self.responses) - self.existing]
+        return [r for index, r in enumerate(own) if index != self.greedy]
 
 
 @dataclass
 class PairCounts:
-    """What became of the prompts: pairs made, prompts dropped as ties, duplicate responses set aside."""
+    """What became of the prompts: pairs made, dropped as ties, left unjudged; and duplicate responses set aside."""
 
     pairs: int = 0
     ties: int = 0
     duplicates: int = 0
+    unjudged: int = 0
 
 
 def best_and_worst(group: Scored, *, margin: float | int = 0.0) -> tuple[int, int] | None:

@@ -2,7 +2,8 @@
 
 Each prompt has k responses with features φ and scores. π_θ(y|x) is proportional to π_0(y|x) exp(φ(x, y)·θ) over the
 pool, where π_0 is the law that the pool was drawn from: 1/k each for independent draws of a language model. Losses are
-those of the language model, expectations are sums, and a sweep of hundreds of runs takes seconds.
+those of the language model and expectations are sums. Many runs (seeds, say) go at once: θ is then [runs, width], and
+since losses add up over runs and Adam moves each number on its own, each run is what it would be alone.
 """
 
 from collections.abc import Callable, Sequence
@@ -19,9 +20,9 @@ from lib.preference.pairing import AllTie
 class Pool:
     """Features and scores of k responses to each prompt; `base` is log π_0, uniform where not given."""
 
-    features: Float[Tensor, "prompts k width"]
-    scores: Float[Tensor, "prompts k"]
-    base: Float[Tensor, "prompts k"]
+    features: Float[Tensor, "*runs prompts k width"]
+    scores: Float[Tensor, "*runs prompts k"]
+    base: Float[Tensor, "*runs prompts k"]
 
     @classmethod
     def of(cls, features: Tensor, scores: Tensor, base: Tensor | None = None) -> "Pool":
@@ -38,118 +39,149 @@ class Pool:
         return cls(features.double(), scores.double(), base.double().log_softmax(-1))
 
     def __len__(self) -> int:
-        return len(self.scores)
+        return self.scores.shape[-2]
 
     def select(self, rows: Tensor | slice) -> "Pool":
-        """Return the pool of some prompts."""
+        """Return the pool of some prompts; rows [runs, prompts] give every run its own."""
         return Pool(self.features[rows], self.scores[rows], self.base[rows])
 
-    def log_probs(self, theta: Float[Tensor, " width"]) -> Float[Tensor, "prompts k"]:
+    def log_probs(self, theta: Float[Tensor, "*runs width"]) -> Float[Tensor, "*runs prompts k"]:
         """Return log π_θ over the pool."""
-        return (self.base + self.features @ theta).log_softmax(-1)
+        tilt = torch.einsum("...pkw,...w->...pk", self.features, theta)
+        return (self.base + tilt).log_softmax(-1)
 
-    def expected_scores(self, theta: Float[Tensor, " width"]) -> Float[Tensor, " prompts"]:
+    def expected_scores(self, theta: Float[Tensor, "*runs width"]) -> Float[Tensor, "*runs prompts"]:
         """Return the expected score of π_θ at each prompt, exactly."""
         return (self.log_probs(theta).exp() * self.scores).sum(-1)
 
-    def win_rates(self, theta: Float[Tensor, " width"], other: Float[Tensor, " width"]) -> Float[Tensor, " prompts"]:
+    def win_rates(
+        self, theta: Float[Tensor, "*runs width"], other: Float[Tensor, "*runs width"]
+    ) -> Float[Tensor, "*runs prompts"]:
         """Return the chance that a response of π_θ scores above one of the other policy (ties half), at each prompt."""
-        better = (self.scores[:, :, None] > self.scores[:, None, :]).double()
-        better += 0.5 * (self.scores[:, :, None] == self.scores[:, None, :]).double()
-        return torch.einsum("pi,pij,pj->p", self.log_probs(theta).exp(), better, self.log_probs(other).exp())
+        return win_chances(self.log_probs(theta).exp(), self.log_probs(other).exp(), self.scores)
 
     def divergence(
-        self, reference: Float[Tensor, " width"], theta: Float[Tensor, " width"]
-    ) -> Float[Tensor, " prompts"]:
+        self, reference: Float[Tensor, "*runs width"], theta: Float[Tensor, "*runs width"]
+    ) -> Float[Tensor, "*runs prompts"]:
         """Return KL(π_reference || π_θ) at each prompt, in nats."""
         of = self.log_probs(reference)
         return (of.exp() * (of - self.log_probs(theta))).sum(-1)
 
 
+def win_chances(
+    ours: Float[Tensor, "*runs prompts k"], theirs: Float[Tensor, "*runs prompts k"], scores: Float[Tensor, "prompts k"]
+) -> Float[Tensor, "*runs prompts"]:
+    """Return the chance that a response drawn from one law scores above one from another (ties half), exactly."""
+    better = (scores[..., :, None] > scores[..., None, :]).to(ours.dtype)
+    better += 0.5 * (scores[..., :, None] == scores[..., None, :]).to(ours.dtype)
+    return torch.einsum("...pi,pij,...pj->...p", ours, better, theirs)
+
+
 @dataclass(frozen=True)
 class PoolPairs:
-    """Pairs drawn from a pool: row of the pool, and places of the chosen, the rejected and a further response."""
+    """Pairs out of a pool: row of the pool, and places of the chosen, the rejected and a further response."""
 
-    rows: Int[Tensor, " pairs"]
-    chosen: Int[Tensor, " pairs"]
-    rejected: Int[Tensor, " pairs"]
-    third: Int[Tensor, " pairs"]
+    rows: Int[Tensor, "*runs pairs"]
+    chosen: Int[Tensor, "*runs pairs"]
+    rejected: Int[Tensor, "*runs pairs"]
+    third: Int[Tensor, "*runs pairs"]
+    kept: Bool[Tensor, "*runs pairs"]  # False: a tie, which is no pair
+
+    @classmethod
+    def of(cls, rows: Tensor, chosen: Tensor, rejected: Tensor) -> "PoolPairs":
+        """Return pairs without a further response."""
+        return cls(rows, chosen, rejected, chosen, torch.ones_like(rows, dtype=torch.bool))
 
 
 @dataclass(frozen=True)
 class PoolLogProbs:
     """Log-probabilities that a loss needs: of the pairs' responses, and of all responses of the pairs' prompts."""
 
-    chosen: Float[Tensor, " pairs"]
-    rejected: Float[Tensor, " pairs"]
-    third: Float[Tensor, " pairs"]
-    all: Float[Tensor, "pairs k"]
+    chosen: Float[Tensor, "*runs pairs"]
+    rejected: Float[Tensor, "*runs pairs"]
+    third: Float[Tensor, "*runs pairs"]
+    all: Float[Tensor, "*runs pairs k"]
 
 
-Loss = Callable[[PoolLogProbs, PoolLogProbs], Float[Tensor, ""]]
+Loss = Callable[[PoolLogProbs, PoolLogProbs], Float[Tensor, "*runs pairs"]]
 
 
 def draw_pairs(
-    pool: Pool,
-    theta: Float[Tensor, " width"],
+    log_probs: Float[Tensor, "*runs prompts k"],
+    scores: Float[Tensor, "*runs prompts k"],
+    uniforms: Float[Tensor, "*runs prompts draws"],
     *,
-    draws: int,
-    generator: torch.Generator,
     greedy: bool = False,
+    refuse: bool = True,
 ) -> PoolPairs:
-    """Draw responses of π_θ at every prompt and pair the best with the worst of them; ties give no pair.
+    """Draw responses of a law at every prompt and pair the best with the worst of them; ties are not kept.
 
     The third response is the first draw or, where `greedy`, the most likely response, which then is a candidate too.
-    Raises AllTie where every prompt ties.
+    Draws invert the law at the given uniform numbers, so that laws that are close draw alike. Raises AllTie where every
+    prompt of a run ties, unless told not to `refuse`.
     """
-    drawn = torch.multinomial(pool.log_probs(theta).exp(), draws, replacement=True, generator=generator)
-    third = pool.log_probs(theta).argmax(-1) if greedy else drawn[:, 0]
-    candidates = torch.cat([drawn, third[:, None]], dim=1)
-    scores = pool.scores.gather(1, candidates)
-    chosen = candidates.gather(1, scores.argmax(1, keepdim=True)).squeeze(1)
-    rejected = candidates.gather(1, scores.argmin(1, keepdim=True)).squeeze(1)
-    kept: Bool[Tensor, " prompts"] = scores.amax(1) > scores.amin(1)
-    if not bool(kept.any()):
+    steps = log_probs.exp().cumsum(-1)
+    drawn = (uniforms[..., None] > steps[..., None, :]).sum(-1).clamp(max=log_probs.shape[-1] - 1)
+    third = log_probs.argmax(-1) if greedy else drawn[..., 0]
+    candidates = torch.cat([drawn, third[..., None]], dim=-1)
+    given = scores.expand(log_probs.shape).gather(-1, candidates)
+    chosen = candidates.gather(-1, given.argmax(-1, keepdim=True)).squeeze(-1)
+    rejected = candidates.gather(-1, given.argmin(-1, keepdim=True)).squeeze(-1)
+    kept = given.amax(-1) > given.amin(-1)
+    if refuse and not bool(kept.any(-1).all()):
         raise AllTie("every prompt of the pool ties: draw more responses, or score them more finely")
-    rows = kept.nonzero().squeeze(-1)
-    return PoolPairs(rows, chosen[rows], rejected[rows], third[rows])
+    return PoolPairs(torch.arange(kept.shape[-1]).expand(kept.shape), chosen, rejected, third, kept)
 
 
-def log_probs_of(asked: Pool, theta: Float[Tensor, " width"], pairs: PoolPairs) -> PoolLogProbs:
-    """Return log-probabilities of π_θ that a loss needs; `asked` is `pool.select(pairs.rows)`."""
-    of = asked.log_probs(theta)
-    chosen, rejected, third = (
-        of.gather(1, places[:, None]).squeeze(1) for places in (pairs.chosen, pairs.rejected, pairs.third)
-    )
+def log_probs_of(law: Float[Tensor, "*runs prompts k"], pairs: PoolPairs) -> PoolLogProbs:
+    """Return log-probabilities that a loss needs, of a policy's log-probabilities over the pool."""
+    of = law.gather(-2, pairs.rows[..., None].expand(*pairs.rows.shape, law.shape[-1]))
+    places = (pairs.chosen, pairs.rejected, pairs.third)
+    chosen, rejected, third = (of.gather(-1, place[..., None]).squeeze(-1) for place in places)
     return PoolLogProbs(chosen, rejected, third, of)
+
+
+def mean_of_kept(losses: Float[Tensor, "*runs pairs"], kept: Bool[Tensor, "*runs pairs"]) -> Float[Tensor, "*runs"]:
+    """Return the mean over the pairs that are no ties; 0 where there is none."""
+    return (losses * kept).sum(-1) / kept.sum(-1).clamp(min=1)
 
 
 def fit(
     pool: Pool,
-    theta: Float[Tensor, " width"],
+    theta: Float[Tensor, "*runs width"],
     pairs: PoolPairs,
     loss: Loss,
     *,
     steps: Sequence[int] = (40,),
     learning_rate: float = 0.05,
-) -> list[Float[Tensor, " width"]]:
+) -> list[Float[Tensor, "*runs width"]]:
     """Return θ after each of these numbers of full-batch Adam steps on loss(policy, reference) in one training.
 
     The given θ is the start and the reference.
     """
-    asked = pool.select(pairs.rows)
     with torch.no_grad():
-        reference = log_probs_of(asked, theta, pairs)
+        reference = log_probs_of(pool.log_probs(theta), pairs)
     moved = theta.clone().requires_grad_()
     optimizer = torch.optim.Adam([moved], lr=learning_rate)
     at = {0: theta.clone()}
     for step in range(1, max(steps, default=0) + 1):
         optimizer.zero_grad()
-        loss(log_probs_of(asked, moved, pairs), reference).backward()
+        losses = loss(log_probs_of(pool.log_probs(moved), pairs), reference)
+        mean_of_kept(losses, pairs.kept).sum().backward()
         optimizer.step()
         if step in steps:
             at[step] = moved.detach().clone()
     return [at[step] for step in steps]
+
+
+def portions_and_draws(prompts: int, rounds: int, draws: int, seed: int) -> list[tuple[Tensor, Tensor]]:
+    """Return each round's prompts and uniform numbers [prompts, draws]; they depend on the seed alone.
+
+    So runs of two losses with one seed see the same questions and draw with the same numbers: they are paired.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    portions = torch.randperm(prompts, generator=generator).tensor_split(rounds)
+    return [(p, torch.rand(len(p), draws, dtype=torch.float64, generator=generator)) for p in portions]
 
 
 def online_pool(
@@ -158,27 +190,23 @@ def online_pool(
     *,
     rounds: int,
     draws: int,
-    seed: int,
+    seed: int | Sequence[int],
     greedy: bool = False,
     steps: int = 40,
     learning_rate: float = 0.05,
-) -> list[Float[Tensor, " width"]]:
+) -> list[Float[Tensor, "*runs width"]]:
     """Run rounds of draw, pair, train, reset reference over equal portions of the prompts; return θ before and after.
 
-    The seed decides which prompts fall into which portion and what is drawn, not what the loss makes of it: runs of two
-    losses with one seed are paired. A policy that has collapsed onto one response a prompt has nothing to compare and
-    stays what it is. Raises AllTie where even the first round's prompts all tie.
+    Several seeds run at once and give θ [seeds, width]. A policy that has collapsed onto one response a prompt has
+    nothing to compare and stays what it is. Raises AllTie where the first round's prompts all tie.
     """
-    generator = torch.Generator().manual_seed(seed)
-    portions = torch.randperm(len(pool), generator=generator).chunk(rounds)
-    thetas = [torch.zeros(pool.features.shape[-1], dtype=torch.float64)]
-    for portion in portions:
-        part = pool.select(portion)
-        try:
-            pairs = draw_pairs(part, thetas[-1], draws=draws, generator=generator, greedy=greedy)
-            thetas += fit(part, thetas[-1], pairs, loss, steps=[steps], learning_rate=learning_rate)
-        except AllTie:
-            if len(thetas) == 1:
-                raise
-            thetas.append(thetas[-1])
-    return thetas
+    seeds = [seed] if isinstance(seed, int) else list(seed)
+    planned = zip(*(portions_and_draws(len(pool), rounds, draws, s) for s in seeds), strict=True)
+    thetas = [torch.zeros(len(seeds), pool.features.shape[-1], dtype=torch.float64)]
+    for parts in planned:
+        rows, uniforms = (torch.stack(values) for values in zip(*parts, strict=True))
+        part, theta = pool.select(rows), thetas[-1]
+        first = len(thetas) == 1
+        pairs = draw_pairs(part.log_probs(theta), part.scores, uniforms, greedy=greedy, refuse=first)
+        thetas += fit(part, theta, pairs, loss, steps=[steps], learning_rate=learning_rate)
+    return [theta[0] for theta in thetas] if isinstance(seed, int) else thetas

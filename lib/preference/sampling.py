@@ -23,11 +23,16 @@ Prompt = str | Sequence[int]
 
 @dataclass(frozen=True)
 class Question:
-    """A question, the answer that a user once got to it, and its token ids up to where the assistant begins."""
+    """A question, the answer that a user once got to it, and its token ids up to where the assistant begins.
+
+    `existing` are responses of the data set itself, such as its chosen and its rejected one: candidates beside the
+    policy's own (Algorithm 1 of arXiv:2405.19332).
+    """
 
     text: str
     answer: str
     tokens: tuple[int, ...]
+    existing: tuple[str, ...] = ()
 
 
 def questions(
@@ -41,16 +46,20 @@ def questions(
 ) -> list[Question]:
     """Return the first `limit` distinct questions of at most `max_tokens` tokens (template included) with an answer.
 
-    `system` is the system prompt, the template's own where None. Raises TenfoldError where the records hold fewer.
+    `system` is the system prompt, the template's own where None. The `chosen` and `rejected` response of a record that
+    has them are kept beside its question. Raises TenfoldError where the records hold fewer.
     """
     kept: dict[str, Question] = {}
-    for question, answer in exchanges(records):
+    for record in records:
+        question, answer = next(exchanges([record]), ("", ""))
         text, answer = question.strip(), answer.strip()
         if not text or text in kept or len(answer.split()) < min_answer_words or len(text) > 8 * max_tokens:
             continue
         tokens = prompt_ids(tokenizer, text, system=system)
         if len(tokens) <= max_tokens:
-            kept[text] = Question(text, answer, tuple(tokens))
+            both = [record[side] for side in ("chosen", "rejected") if record.get(side)]
+            existing = tuple(r if isinstance(r, str) else r[-1]["content"] for r in both)
+            kept[text] = Question(text, answer, tuple(tokens), existing)
         if len(kept) == limit:
             return list(kept.values())
     raise TenfoldError(
@@ -105,12 +114,14 @@ def sample(
     temperature: float | int = 1.0,
     batch_size: int = 96,
     seed: int = 0,
+    only: Sequence[int] | None = None,
     progress: bool = True,
 ) -> list[list[Response]]:
     """Draw k responses to each prompt (a question, put into the chat template, or token ids); temperature 0 is greedy.
 
-    `batch_size` counts rows (prompts x k). Raises ValueError for empty prompts, prompts that leave no room in the
-    context, or settings that draw nothing.
+    `batch_size` counts rows (prompts x k). `only` names the prompts to answer (all, where None), with the same random
+    numbers as if all were: processes that share the prompts say together what one would say. Raises ValueError for
+    empty prompts, prompts that leave no room in the context, or settings that draw nothing.
     """
     if k < 1 or max_new_tokens < 1 or batch_size < 1 or not 0 <= temperature < float("inf"):
         raise ValueError(
@@ -124,13 +135,15 @@ def sample(
     generator = torch.Generator().manual_seed(seed)
     uniforms = torch.rand(len(ids), rows, max_new_tokens, dtype=torch.float64, generator=generator)
     said: dict[int, list[Response]] = {}
-    bar = tqdm(total=len(ids) * rows, desc="sample", unit="row", disable=not progress, mininterval=1.0)
+    wanted = list(range(len(ids))) if only is None else list(only)
+    bar = tqdm(total=len(wanted) * rows, desc="sample", unit="row", disable=not progress, mininterval=1.0)
     with evaluating(policy), bar:
-        for batch in by_length(list(map(len, ids)), rows=max(1, batch_size // rows)):
+        for places in by_length([len(ids[i]) for i in wanted], rows=max(1, batch_size // rows)):
+            batch = [wanted[place] for place in places]
             drawn = _draw(policy, tokenizer, [ids[i] for i in batch], uniforms[batch], temperature)
             said |= {index: drawn[i * rows : (i + 1) * rows] * (k // rows) for i, index in enumerate(batch)}
             bar.update(len(batch) * rows)
-    return [said[index] for index in range(len(ids))]
+    return [said[index] for index in wanted]
 
 
 @torch.inference_mode()

@@ -4,7 +4,7 @@ Text would be tokenised again, put into a template with an end token that a cut-
 off-policy by a few tokens. The DPO loss is Eq. (7) of arXiv:2305.18290.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -56,13 +56,7 @@ class TokenDPOTrainer(DPOTrainer):
         if not set(IDS) <= set(columns):
             return super()._prepare_dataset(dataset, processing_class, args, dataset_name)
         limit = args.max_length
-        kept = dataset if limit is None else dataset.filter(lambda row: len(row["prompt_ids"]) < limit)
-        if not isinstance(kept, datasets.IterableDataset) and len(kept) == 0:
-            raise ValueError(
-                f"every prompt of the {dataset_name} data has {limit} tokens or more, so nothing of a response would "
-                "be left: raise max_length"
-            )
-        return kept
+        return dataset if limit is None else dataset.map(cut_prompt, fn_kwargs={"limit": limit})
 
     def compute_loss(self, *args: Any, **kwargs: Any) -> Any:
         """Return trl's loss, with the vocabulary projected at response positions only."""
@@ -95,6 +89,18 @@ class TokenDPOTrainer(DPOTrainer):
             yield
         finally:
             self.precompute_ref_logps = before
+
+
+def cut_prompt(row: Mapping[str, Any], limit: int) -> dict[str, list[int]]:
+    """Cut a prompt's beginning where it and its longest response pass the limit, down to half of the limit at most.
+
+    So the prompt is cut before the responses are, as in the alignment recipes (512 of 1,024 tokens); what a response
+    still has too much is cut from its end. Raises ValueError for a limit that leaves no room for a response.
+    """
+    if limit < 2:
+        raise ValueError(f"max_length = {limit} leaves no token of a response: raise it")
+    longest = max(len(ids) for name, ids in row.items() if name.endswith("_ids") and name != "prompt_ids")
+    return {"prompt_ids": row["prompt_ids"][-max(limit - longest, limit // 2) :]}
 
 
 @contextmanager

@@ -19,7 +19,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from lib.proxy_reward.covering import k_center
-from lib.proxy_reward.evaluators import RidgeHead, fit_ridge
+from lib.proxy_reward.evaluators import BradleyTerryHead, RidgeHead, fit_ridge
 
 BINS = 5  # points of the additive judgement that the paper's expert gives
 
@@ -247,6 +247,45 @@ def learning_curve(
     return curve
 
 
-def grouped(scores: Float[Tensor, " items"], k: int) -> Float[Tensor, "prompts k"]:
-    """Scores of items that lie prompt by prompt, as [prompts, k]."""
-    return scores.unflatten(0, (-1, k))
+PAIR_STRATEGIES = ("random", "infomax", "dts")
+
+
+def select_pairs(
+    features: Float[Tensor, "prompts k width"],
+    budget: int,
+    strategy: str,
+    *,
+    asked: Int[Tensor, " asked"],
+    head: BradleyTerryHead | None = None,
+    generator: torch.Generator,
+) -> Int[Tensor, "3 budget"]:
+    """Return `budget` comparisons to ask for, one a prompt: its row, and the places of the two responses.
+
+    `infomax` takes the pairs whose outcome tells most of the evaluator, p (1 - p) times the variance of the difference;
+    `dts` (double Thompson sampling) draws two evaluators from the posterior for each of some random prompts, and pairs
+    the favourite of the one with that of the other (its second where they agree). Prompts in `asked` are left out.
+    Raises ValueError for an unknown strategy, one that lacks its evaluator, or a budget that does not fit.
+    """
+    free = torch.ones(len(features), dtype=torch.bool)
+    free[asked] = False
+    rows = free.nonzero().squeeze(1)
+    if strategy not in PAIR_STRATEGIES or (head is None and strategy != "random"):
+        raise ValueError(f"{strategy!r} needs an evaluator, or is none of {', '.join(PAIR_STRATEGIES)}")
+    if not 1 <= budget <= len(rows):
+        raise ValueError(f"{budget} comparisons do not fit {len(rows)} prompts that are left: ask for one a prompt")
+    k = features.shape[1]
+    first, second = torch.triu_indices(k, k, offset=1)
+    if strategy == "infomax":
+        difference = features[rows][:, first] - features[rows][:, second]
+        chance = torch.sigmoid(head.score(difference)).double()  # type: ignore[union-attr]
+        gain, best = (chance * (1 - chance) * head.variance(difference)).max(1)  # type: ignore[union-attr]
+        taken = gain.topk(budget).indices
+        return torch.stack([rows[taken], first[best[taken]], second[best[taken]]])
+    taken = rows[torch.randperm(len(rows), generator=generator)[:budget]]
+    if strategy == "random":
+        pair = torch.randint(len(first), (budget,), generator=generator)
+        return torch.stack([taken, first[pair], second[pair]])
+    drawn = head.draws(2 * budget, generator).view(2, budget, -1)  # type: ignore[union-attr]
+    said = torch.einsum("pkw,dpw->dpk", features[taken].double() / head.scale, drawn)  # type: ignore[union-attr]
+    one = said[0].argmax(1)
+    return torch.stack([taken, one, said[1].scatter(1, one[:, None], -torch.inf).argmax(1)])

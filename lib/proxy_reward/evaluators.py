@@ -69,14 +69,26 @@ def fit_ridge(
 
 @dataclass(frozen=True)
 class BradleyTerryHead:
-    """Fitted head: score(phi) = (phi / scale) · weights, defined up to a constant."""
+    """Fitted head: score(phi) = (phi / scale) · weights, defined up to a constant; with its posterior's covariance."""
 
     scale: Float[Tensor, " width"]
     weights: Float[Tensor, " width"]
+    covariance: Float[Tensor, "width width"]
 
-    def score(self, features: Float[Tensor, "items width"]) -> Float[Tensor, " items"]:
+    def score(self, features: Float[Tensor, "*items width"]) -> Float[Tensor, "*items"]:
         """Score every item, in log-odds."""
         return ((features.double() / self.scale) @ self.weights).to(features.dtype)
+
+    def variance(self, difference: Float[Tensor, "*pairs width"]) -> Float[Tensor, "*pairs"]:
+        """Return the posterior variance (Laplace's) of the difference of two scores, from that of their features."""
+        d = difference.double() / self.scale
+        return ((d @ self.covariance) * d).sum(-1)
+
+    def draws(self, count: int, generator: torch.Generator) -> Float[Tensor, "count width"]:
+        """Draw weights from the posterior."""
+        root = torch.linalg.cholesky(self.covariance)
+        noise = torch.randn(count, len(root), dtype=root.dtype, generator=generator)
+        return self.weights + noise @ root.T
 
 
 def fit_bradley_terry(
@@ -97,7 +109,11 @@ def fit_bradley_terry(
     # scikit-learn minimises C sum(loss) + |w|²/2, here over each pair both ways round: C · 2 pairs = 1 / ridge.
     regression = LogisticRegression(C=1 / (2 * ridge * len(d)), fit_intercept=False, solver="newton-cholesky", tol=1e-9)
     fitted = regression.fit(np.concatenate([d, -d]), np.repeat([1, 0], len(d)))
-    return BradleyTerryHead(scale, torch.from_numpy(fitted.coef_[0]).to(scale))
+    weights, pairs = torch.from_numpy(fitted.coef_[0]).to(scale), torch.from_numpy(d).to(scale)
+    # Laplace: the Hessian of the sum of losses at its minimum, Σ p (1 - p) d dᵀ + pairs · ridge · 1
+    chance = torch.sigmoid(pairs @ weights)
+    hessian = (pairs.T * (chance * (1 - chance))) @ pairs + len(d) * ridge * torch.eye(len(scale)).to(scale)
+    return BradleyTerryHead(scale, weights, torch.cholesky_inverse(torch.linalg.cholesky(hessian)))
 
 
 def pair_agreement(

@@ -86,6 +86,7 @@ class GenerativeJudge(Judge):
 
     def __init__(self, model: Any, tokenizer: Any, *, criterion: Criterion = CLOSENESS, batch_size: int = 16) -> None:
         self.model, self.tokenizer, self.criterion, self.batch_size = model, tokenizer, criterion, batch_size
+        self.identity = "generative judge"
         self.grade_tokens = _grade_tokens(tokenizer)
 
     def fit(self, judgements: Sequence[Judgement], plan: GenerativePlan | None = None, *, folder: str) -> float:

@@ -20,8 +20,8 @@ Optimism = Literal["exact", "sampled", "greedy"]
 
 
 def optimism_term(
-    response: Float[Tensor, " rows"], ref_response: Float[Tensor, " rows"], *, alpha: float | int, beta: float
-) -> Float[Tensor, " rows"]:
+    response: Float[Tensor, "*rows"], ref_response: Float[Tensor, "*rows"], *, alpha: float | int, beta: float
+) -> Float[Tensor, "*rows"]:
     """Return αβ (log π_θ(y) − log π_ref(y)) of each third response, from sums over its tokens (Eq. 4.2)."""
     return alpha * beta * (response - ref_response)
 
@@ -34,8 +34,8 @@ def selm_loss(
     beta: float,
     label_smoothing: float | int = 0.0,
     optimism: Optimism = "sampled",
-) -> Float[Tensor, ""]:
-    """Return Eq. (4.2) on log-probabilities, mean over pairs.
+) -> Float[Tensor, "*runs pairs"]:
+    """Return Eq. (4.2) of each pair, on log-probabilities.
 
     `optimism` says whose y lowers its probability: the third response (`sampled`, `greedy`: as it was drawn), or the
     expectation over all responses of the prompt (`exact`), which a language model cannot enumerate.
@@ -47,7 +47,7 @@ def selm_loss(
         response, ref_response = (law * policy.all).sum(-1), (law * reference.all).sum(-1)
     else:
         response, ref_response = policy.third, reference.third
-    return (loss + optimism_term(response, ref_response, alpha=alpha, beta=beta)).mean()
+    return loss + optimism_term(response, ref_response, alpha=alpha, beta=beta)
 
 
 def pool_loss(alpha: float | int, *, beta: float, optimism: Optimism = "sampled") -> Loss:

@@ -1,6 +1,7 @@
 """Every expert call is counted, budgets hold across crashes, and judges rank what they must."""
 
 import json
+import time
 
 import pytest
 import torch
@@ -9,6 +10,7 @@ from transformers import LlamaConfig, LlamaForSequenceClassification
 from lib import TenfoldError, zoo
 from lib.preference import (
     BudgetExceeded,
+    ByComparison,
     ChatJudge,
     Judge,
     JudgeFailed,
@@ -22,6 +24,7 @@ from lib.preference import (
     score_all,
     win_rate,
 )
+from lib.preference.chat_judge import read_verdict
 from lib.preference.judges import copied_share
 
 
@@ -43,7 +46,7 @@ def real(tokenizer):
 def test_the_ledger_refuses_before_it_is_passed_and_survives(tmp_path):
     path = tmp_path / "ledger.sqlite"
     ledger = Ledger(5, path)
-    judge = Metered(Length(), ledger, "seed labels")
+    judge = Metered(Length(), ledger, purpose="seed labels")
     assert judge.score("x", ["a", "bb", "ccc"]) == [1, 2, 3]
     with pytest.raises(BudgetExceeded, match="3 calls were asked for, but 2 of 5 are left"):
         judge.score("x", ["a", "b", "c"])
@@ -71,7 +74,7 @@ def test_calls_that_fail_are_counted_too(tmp_path):
             raise RuntimeError("down")
 
     ledger = Ledger(10, tmp_path / "ledger.sqlite")
-    with pytest.raises(RuntimeError, match="down"):
+    with pytest.raises(JudgeFailed, match="down"):
         Metered(Broken(), ledger).score("x", ["a", "b"])
     assert Ledger(10, tmp_path / "ledger.sqlite").spent == 2
 
@@ -133,7 +136,32 @@ def test_rouge_judges_by_the_beginning_of_the_answer():
     assert echo.score("what is a cat", ["what is a cat"])[0] <= 0 < echo.score("what is a cat", ["you ask"])[0]
 
 
-def test_chat_judge_asks_both_orders_and_keeps_ties():
+@pytest.mark.parametrize(
+    ("reply", "verdict"),
+    [
+        ("B", 0.0), ("b.", 0.0), ("It is a tie.", 0.5), ("A tie", 0.5), ("Answer B", 0.0), ("**Verdict: A**", 1.0),
+        ('{"verdict": "tie"}', 0.5), ('```json\n{"verdict": "A"}\n```', 1.0), ("Verdict: A ... no. Verdict: B", 0.0),
+        ("<think>A is good. Verdict: A</think>Verdict: B", 0.0), ("<think>Verdict: A, and then it ran out", None),
+        ("A better answer is B", None), ("Both help; a bit of each", None), ("who knows", None), ("", None),
+    ],
+)  # fmt: skip
+def test_the_contract_of_a_comparison(reply, verdict):
+    assert read_verdict(reply, compare=True) == verdict
+
+
+@pytest.mark.parametrize(
+    ("reply", "grade"),
+    [
+        ("On a scale from 1 to 10, I give 9.", 9), ("I would say 8/10", 8), ("8.5/10", 8.5), ("7 out of 10", 7),
+        ("Verdict: 10", 10), ('{"verdict": 3}', 3), ("2 reasons: it is 6", None), ("11", None), ("0", None),
+        ("none", None), ("<think>1, 2</think>\n4", 4), ("The verdict is 5", 5), ("10", 10), ("1-10: 4", 4),
+    ],
+)  # fmt: skip
+def test_the_contract_of_a_grade(reply, grade):
+    assert read_verdict(reply, compare=False) == grade
+
+
+def test_chat_judge_asks_both_orders_keeps_ties_and_asks_once_more():
     asked = []
 
     def always_first(question):
@@ -147,10 +175,12 @@ def test_chat_judge_asks_both_orders_and_keeps_ties():
     assert ChatJudge(lambda q: "tie").prefer("q", "one", "two") == 0.5
     assert ChatJudge(lambda q: "A" if q.index("good") < q.index("bad") else "b.").prefer("q", "good", "bad") == 1
     lost = ChatJudge(lambda q: "who knows")
-    assert lost.prefer("q", "x", "y") == 0.5
-    assert lost.score("q", ["x"]) == [5.5]
-    assert (lost.asked, lost.unreadable) == (3, 3)
-    assert ChatJudge(lambda q: "I would say 8/10").score("q", ["x"]) == [8.0]
+    with pytest.raises(JudgeFailed, match="no verdict that can be read, twice"):
+        lost.score("q", ["x"])
+    assert (lost.asked, lost.unreadable) == (2, 2)
+    hesitant = ChatJudge(lambda q: "7" if "and nothing else" in q else "well, 7 or 8")
+    assert hesitant.score("q", ["x"]) == [7]
+    assert (hesitant.asked, hesitant.unreadable) == (2, 1)
     ledger = Ledger(3)
     Metered(judge, ledger).prefer("q", "one", "two")
     assert ledger.spent == 2  # both orders are calls
@@ -160,19 +190,98 @@ def test_chat_judge_by_a_local_model(tiny_policy, tokenizer):
     judge = ChatJudge.local(tiny_policy, tokenizer, max_new_tokens=3)
     with pytest.raises(ValueError, match="context of 128"):
         judge.prefer("a question " * 60, "x", "y")
-    judge = ChatJudge.local(tiny_policy, tokenizer, max_new_tokens=3)
-    assert judge.score("q", ["x", "y"])[0] in {5.5, *range(1, 11)}
-    assert judge.asked == 2
 
 
-def test_chat_judge_by_an_endpoint(chat_server):
-    chat_server.script += ["Answer B", "Answer B", 401]
-    judge = ChatJudge.endpoint(chat_server.url, "m", key="k")
+def test_chat_judge_by_an_endpoint_that_takes_json_or_not(chat_server, tmp_path):
+    chat_server.script += ['{"verdict": "B"}', "Verdict: B", 400, "Verdict: A", "Verdict: tie", 401]
+    judge = ChatJudge.endpoint(chat_server.url, "m", key="k", journal=Ledger(9, tmp_path / "ledger.sqlite"))
     assert judge.prefer("q", "x", "y") == 0.5
-    assert [(asked["model"], asked["temperature"]) for asked in chat_server.asked] == [("m", 0), ("m", 0)]
+    assert chat_server.asked[0]["response_format"]["type"] == "json_schema"
+    assert judge.prefer("q", "u", "v") == 0.75
+    assert "response_format" not in chat_server.asked[-1]
     assert chat_server.headers[0]["Authorization"] == "Bearer k"
+    assert judge.identity == "m"
+    again = ChatJudge.endpoint(chat_server.url, "m", journal=Ledger(9, tmp_path / "ledger.sqlite"))
+    assert again.prefer("q", "x", "y") == 0.5  # kept: not asked again
     with pytest.raises(TenfoldError, match="401"):
-        judge.score("q", ["x"])
+        score_all(judge, ["q"], [["x"]], progress=False)  # a refusal for good stops at once
+    assert len(chat_server.asked) == 6
+
+
+def test_a_server_that_stumbles_costs_its_own_prompt_only(chat_server):
+    chat_server.answer = lambda request: 400 if "Question:\nbad" in request["messages"][-1]["content"] else "Verdict: 4"
+    judge = ChatJudge.endpoint(chat_server.url, "m", concurrency=4)
+    prompts = ["good 1", "bad", *(f"good {i}" for i in range(2, 9))]
+    with pytest.raises(JudgeFailed, match=r"1 of 9 could not be judged, the others are kept. First: .*prompt 'bad'"):
+        score_all(judge, prompts, [["x"]] * 9, progress=False)
+    assert sum("Question:\ngood" in question for question in chat_server.questions) >= 8
+
+
+def test_many_questions_run_at_once(chat_server):
+    chat_server.answer = lambda request: chat_server.delay(0.2, "Verdict: 4")
+    judge = ChatJudge.endpoint(chat_server.url, "m", concurrency=8)
+    began = time.monotonic()
+    assert score_all(judge, [f"q{i}" for i in range(16)], [["x"]] * 16, progress=False).tolist() == [[4.0]] * 16
+    assert time.monotonic() - began < 16 * 0.2
+
+
+class Prefers:
+    """Only compares: the longer text is better, with a chance of 3/4."""
+
+    identity = "length"
+
+    def __init__(self):
+        self.asked = []
+
+    def prefer(self, prompt, a, b):
+        self.asked.append((a, b))
+        return 0.5 if len(a) == len(b) else 0.75 if len(a) > len(b) else 0.25
+
+
+def test_a_judge_that_only_compares_scores_by_its_mean_preference():
+    judge = Prefers()
+    assert ByComparison(judge).score("q", ["aa", "a", "aa", "aaa"]) == [0.5, 0.25, 0.5, 0.75]
+    assert len(judge.asked) == 3  # three different texts
+    assert score_all(judge, ["q"], [["a", "a"]], progress=False).tolist() == [[0.5, 0.5]]
+    ledger, judge = Ledger(3), Prefers()
+    assert Metered(judge, ledger).score("q", ["aa", "a", "aaa"]) == [0.5, 0.25, 0.75]
+    assert ledger.spent == len(judge.asked) == 3
+    Metered(judge, ledger).score("q", ["aa", "a", "aaa"])
+    assert ledger.spent == 3
+    judge.prefer = lambda *texts: 2
+    with pytest.raises(JudgeFailed, match="no chance"):
+        score_all(judge, ["q"], [["a", "b"]], progress=False)
+
+
+def test_threads_share_a_budget_to_its_last_call():
+    ledger, asked = Ledger(40), []
+
+    class Slow(Length):
+        concurrency = 8
+
+        def score(self, prompt, responses):
+            asked.append(prompt)
+            time.sleep(0.001)
+            return super().score(prompt, responses)
+
+    metered = Metered(Slow(), ledger)
+    with pytest.raises(BudgetExceeded):
+        score_all(metered, [f"q{i % 50}" for i in range(100)], [["x"]] * 100, progress=False)
+    assert ledger.spent == len(asked) == 40
+
+
+def test_a_judge_that_always_fails_is_given_up_soon():
+    class Broken(Length):
+        asked = 0
+
+        def score(self, prompt, responses):
+            self.asked += 1
+            raise RuntimeError("down")
+
+    judge = Broken()
+    with pytest.raises(JudgeFailed, match="down"):
+        score_all(judge, ["q"] * 50, [["x"]] * 50, progress=False)
+    assert judge.asked == 3
 
 
 def test_reward_models(tokenizer):

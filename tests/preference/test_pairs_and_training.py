@@ -9,6 +9,7 @@ from trl import DPOTrainer
 
 from lib import TenfoldError, preference
 from lib.preference import Response, Scored, TokenDPOTrainer, best_and_worst, config, pairs, train, with_lora
+from lib.preference.trainer import cut_prompt
 
 
 def group(scores, tokens=None, greedy=None, prompt=(5, 6)):
@@ -130,10 +131,15 @@ def test_a_plain_policy_needs_a_reference(tiny_policy, tokenizer, tmp_path):
         train(tiny_policy, tokenizer, data_of(), config(tmp_path), progress=False)
 
 
-def test_prompts_that_leave_no_room_are_refused(tiny_policy, tokenizer, tmp_path):
-    args = config(tmp_path, max_length=2)
-    with pytest.raises(ValueError, match="every prompt of the train data has 2 tokens or more"):
-        train(tiny_policy, tokenizer, data_of(), args, ref_model=copy.deepcopy(tiny_policy), progress=False)
+def test_prompts_are_cut_before_responses(tiny_policy, tokenizer, tmp_path):
+    row = {"prompt_ids": [*range(1, 11)], "chosen_ids": [1, 2, 3], "rejected_ids": [4], "response_ids": [5] * 4}
+    assert cut_prompt(row, 14) == {"prompt_ids": row["prompt_ids"]}
+    assert cut_prompt(row, 12) == {"prompt_ids": [*range(3, 11)]}  # its beginning goes; y fits whole
+    assert cut_prompt(row, 6) == {"prompt_ids": [8, 9, 10]}  # half of the limit stays
+    with pytest.raises(ValueError, match="max_length = 1 leaves no token"):
+        cut_prompt(row, 1)
+    args = config(tmp_path, max_length=4, max_steps=1)
+    train(tiny_policy, tokenizer, data_of(), args, ref_model=copy.deepcopy(tiny_policy), progress=False)
 
 
 def test_text_goes_trls_way(tiny_policy, tokenizer, tmp_path):

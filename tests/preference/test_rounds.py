@@ -1,16 +1,18 @@
 """The online loop: what it does in a round, and that nothing is lost or done twice when it breaks."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
 
-from lib import TenfoldError
+from lib import TenfoldError, selm
 from lib.preference import (
     BudgetExceeded,
     JudgeFailed,
     Ledger,
     Metered,
+    Question,
     Sampling,
     config,
     load_policy,
@@ -18,6 +20,7 @@ from lib.preference import (
     train,
     with_lora,
 )
+from lib.zoo.dialogues import prompt_ids
 
 PROMPTS = [f"say {i}" for i in range(6)]
 SAMPLING = Sampling(k=3, max_new_tokens=4, seed=1)
@@ -89,8 +92,8 @@ def test_finished_rounds_are_read_not_done_again(run):
 
 
 def test_a_judge_that_fails_keeps_what_it_had_said_and_the_finished_round(run):
-    with pytest.raises(JudgeFailed, match="out of order"):
-        run(Commas(fails_at=4))  # the second prompt of round 2
+    with pytest.raises(JudgeFailed, match=r"2 of 3 could not be judged.*out of order"):
+        run(Commas(fails_at=4))  # from the second prompt of round 2 on
     judge = Commas()
     rounds = run(judge)
     assert judge.asked == PROMPTS[4:]  # the failed prompt and the one after it
@@ -142,6 +145,56 @@ def test_the_greedy_response_is_a_candidate_and_extra_columns_arrive(run):
     (done,) = run(Commas(), rounds=1, extra=lambda g: {"greedy_ids": list(g.responses[g.greedy].tokens)}, **options)
     assert all(g.greedy == 2 and len(g.responses) == 3 for g in done.groups)
     assert "greedy_ids" in columns[0]
+
+
+def test_what_cannot_be_judged_may_be_left_out(run):
+    class Refuses(Commas):
+        def score(self, prompt, responses):
+            if prompt == PROMPTS[1]:
+                raise RuntimeError("cannot be read")
+            return super().score(prompt, responses)
+
+    first, second = run(Refuses(), unjudged=0.4)
+    assert (first.counts.unjudged, second.counts.unjudged) == (1, 0)
+    assert [g.prompt for g in first.groups] == [PROMPTS[0], PROMPTS[2]]
+
+
+def test_algorithm_1_ranks_y_with_the_responses_of_the_data_set(run, tokenizer):
+    asked = [Question(p, "", tuple(prompt_ids(tokenizer, p)), (f"good {i}", f"bad {i}")) for i, p in enumerate(PROMPTS)]
+    judge, columns = Prefers(), []
+
+    def trainer(policy, data, number, folder):
+        columns.append(data)
+        return []
+
+    sampling = Sampling(k=1, max_new_tokens=4, seed=1)
+    rounds = run(judge, prompts=asked, sampling=sampling, train=trainer, extra=selm.third_response)
+    groups = [g for r in rounds for g in r.groups]
+    assert [[r.text for r in g.responses[1:]] for g in groups] == [list(q.existing) for q in asked]
+    assert all(g.responses[1].tokens[-1] == tokenizer.eos_token_id for g in groups)
+    assert len(judge.asked) == 3 * len(PROMPTS)  # each against each: a judge that only compares drives the loop
+    for data, part in zip(columns, rounds, strict=True):
+        assert [row["sampled_ids"] for row in data] == [list(g.responses[0].tokens) for g in part.groups]
+        for row, group in zip(data, part.groups, strict=True):
+            best = max(group.responses, key=lambda r: len(r.text))
+            assert row["chosen_ids"] == list(best.tokens)
+    with pytest.raises(ValueError, match="give existing ones"):
+        run(judge, sampling=sampling, folder="other")
+    with pytest.raises(TenfoldError, match=r"other settings \(judge, prompts\)"):
+        run(Commas(), prompts=[replace(q, existing=("x", "y")) for q in asked], sampling=sampling)
+
+
+class Prefers:
+    """Only compares: the longer text is better."""
+
+    identity = "length"
+
+    def __init__(self):
+        self.asked = []
+
+    def prefer(self, prompt, a, b):
+        self.asked.append((a, b))
+        return 0.5 if len(a) == len(b) else float(len(a) > len(b))
 
 
 def test_bad_loops(run):

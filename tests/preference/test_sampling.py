@@ -5,7 +5,7 @@ import itertools
 import pytest
 import torch
 
-from lib.preference import sample
+from lib.preference import questions, sample
 
 
 def exact_law(model, prompt, steps):
@@ -101,3 +101,12 @@ def test_temperature_sharpens(enumerable):
 def test_bad_input_is_one_sentence(tiny_policy, tokenizer, prompts, options, message):
     with pytest.raises(ValueError, match=message):
         sample(tiny_policy, tokenizer, prompts, **{"k": 2, "progress": False} | options)
+
+
+def test_questions_keep_the_responses_that_a_data_set_has(tokenizer):
+    said = [{"role": "user", "content": "What is rain?"}, {"role": "assistant", "content": "Water that falls " * 4}]
+    record = {"messages": said, "chosen": said, "rejected": "Nothing."}
+    (found,) = questions([record, record], tokenizer, limit=1)
+    assert found.existing == (said[1]["content"], "Nothing.")
+    (plain,) = questions([{"messages": said}], tokenizer, limit=1)
+    assert plain.existing == ()

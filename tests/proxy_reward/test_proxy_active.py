@@ -1,9 +1,12 @@
 """Strategies: budgets, what is never picked, BADGE against explicit gradients, and refusals."""
 
+import itertools
+
 import pytest
 import torch
 
 from lib.proxy_reward.active import (
+    PAIR_STRATEGIES,
     STRATEGIES,
     GradientEmbeddings,
     QueryPool,
@@ -11,9 +14,10 @@ from lib.proxy_reward.active import (
     gradient_embeddings,
     score_probabilities,
     select,
+    select_pairs,
 )
 from lib.proxy_reward.covering import k_center
-from lib.proxy_reward.evaluators import fit_ridge
+from lib.proxy_reward.evaluators import fit_bradley_terry, fit_ridge
 
 
 def draws(seed=0):
@@ -113,3 +117,67 @@ def test_refusals_say_what_to_do(pool, head):
         select(pool, 3, "badge", generator=draws())
     with pytest.raises(ValueError, match="pass `eft`"):
         select(QueryPool(pool.ift), 3, "coreset_eft", generator=draws())
+
+
+@pytest.fixture
+def compared():
+    g = torch.Generator().manual_seed(0)
+    x = torch.randn(60, 4, 5, generator=g)
+    taste = torch.tensor([1.0, -1.0, 0.5, 0.0, 0.0])
+    chosen, rejected = x[:20, 0].clone(), x[:20, 1].clone()
+    wrong = (chosen @ taste) < (rejected @ taste)
+    chosen[wrong], rejected[wrong] = rejected[wrong].clone(), chosen[wrong].clone()
+    return x, fit_bradley_terry(chosen, rejected), chosen, rejected
+
+
+def test_the_covariance_is_the_inverse_hessian_of_the_loss(compared):
+    _, head, chosen, rejected = compared
+    d = (chosen - rejected).double() / head.scale
+    ridge = float(d.square().sum()) / len(d) / len(d)
+
+    def loss(w):
+        return torch.nn.functional.softplus(-d @ w).sum() + len(d) * ridge * w.square().sum() / 2
+
+    # fitted: the minimum of the mean loss + ridge |w|^2 / 2
+    gradient = torch.autograd.functional.jacobian(loss, head.weights)
+    assert float(gradient.abs().max()) < 1e-4 * len(d)
+    hessian = torch.autograd.functional.hessian(loss, head.weights)
+    torch.testing.assert_close(head.covariance @ hessian, torch.eye(5, dtype=torch.float64), atol=1e-8, rtol=0)
+    drawn = head.draws(20_000, torch.Generator().manual_seed(1))
+    torch.testing.assert_close(drawn.T.cov(), head.covariance, atol=0.1 * float(head.covariance.max()), rtol=0)
+    some = torch.randn(7, 5, generator=torch.Generator().manual_seed(2))
+    torch.testing.assert_close(
+        head.variance(some), ((drawn - head.weights) @ (some.double() / head.scale).T).var(0), rtol=0.1, atol=0
+    )
+
+
+@pytest.mark.parametrize("strategy", PAIR_STRATEGIES)
+def test_comparisons_are_new_prompts_with_two_responses(compared, strategy):
+    x, head, *_ = compared
+    picked = select_pairs(
+        x, 25, strategy, asked=torch.arange(20), head=head, generator=torch.Generator().manual_seed(0)
+    )
+    assert len(picked[0].unique()) == 25
+    assert int(picked[0].min()) >= 20
+    assert bool((picked[1] != picked[2]).all())
+    with pytest.raises(ValueError, match="41 comparisons do not fit 40"):
+        select_pairs(x, 41, strategy, asked=torch.arange(20), head=head, generator=torch.Generator())
+    with pytest.raises(ValueError, match="is none of"):
+        select_pairs(x, 3, "best", asked=torch.arange(20), head=head, generator=torch.Generator())
+
+
+def test_infomax_takes_the_most_telling_pairs_and_dts_the_likely_best(compared):
+    x, head, *_ = compared
+    rows, first, second = select_pairs(x, 1, "infomax", asked=torch.arange(0), head=head, generator=torch.Generator())
+    told = {}
+    for r in range(60):
+        for a, b in itertools.combinations(range(4), 2):
+            p = float(torch.sigmoid(head.score(x[r, a]) - head.score(x[r, b])))
+            told[r, a, b] = p * (1 - p) * float(head.variance(x[r, a] - x[r, b]))
+    assert max(told, key=told.get) == (int(rows), int(first), int(second))
+    rows, first, second = select_pairs(
+        x, 60, "dts", asked=torch.arange(0), head=head, generator=torch.Generator().manual_seed(0)
+    )
+    score = head.score(x[rows])
+    paired = score.gather(1, torch.stack([first, second], 1)).mean()
+    assert float(paired) > float(score.mean()) + 0.3 * float(score.std())

@@ -3,11 +3,11 @@
 import pytest
 import torch
 
-from lib.preference.judges import JudgeFailed, RecordedJudge, ReferenceJudge, RougeJudge
+from lib.preference.judges import ByComparison, JudgeFailed, RecordedJudge, ReferenceJudge, RougeJudge
 from lib.preference.ledger import BudgetExceeded, Ledger, Metered
 from lib.proxy_reward.active import QueryPool, learning_curve, select
 from lib.proxy_reward.evaluators import fit_ridge
-from lib.proxy_reward.expert import Expert, SameJudge, final_scores, keep_apart, same_judge
+from lib.proxy_reward.expert import Expert, SameJudge, final_scores, keep_apart
 from lib.proxy_reward.pseudo_labels import pseudo_label
 
 PROMPTS = [f"question {i}" for i in range(12)]
@@ -79,13 +79,13 @@ def test_written_answers_are_recorded_labels(tmp_path):
     assert recorded.score(PROMPTS[2], [ANSWERS[2]]) == [float(len(PROMPTS[2] + ANSWERS[2]))]
 
 
-def test_an_invalid_answer_stays_counted_and_those_before_are_kept(tmp_path):
+def test_an_invalid_answer_stays_counted_and_all_others_are_kept(tmp_path):
     ledger = Ledger(9, tmp_path / "labels.sqlite")
     expert = Expert(Counting(nan_at=3), ledger)
     with pytest.raises(JudgeFailed, match="one finite number"):
         expert.scores(PROMPTS[:5], ANSWERS[:5])
-    assert ledger.spent == 3
-    assert len(Expert(Counting(), Ledger(9, tmp_path / "labels.sqlite"))) == 2
+    assert ledger.spent == 5
+    assert len(Expert(Counting(), Ledger(9, tmp_path / "labels.sqlite"))) == 4
 
 
 @pytest.mark.parametrize("strategy", ["random", "uncertainty", "coreset_ift", "coreset_eft", "badge"])
@@ -108,34 +108,23 @@ def test_a_learning_curve_spends_what_its_budgets_say(strategy):
         learning_curve(pool, ask, strategy=strategy, budgets=[9, 5], seed_labels=5, generator=g)
 
 
-class Encoder:
-    """Stands for a sentence encoder."""
-
-    model = object()
-
-
 def test_the_labelling_judge_cannot_give_the_final_score():
     references = dict(zip(PROMPTS, ANSWERS, strict=True))
-    oracle = ReferenceJudge(Encoder(), references)
-    rouge = RougeJudge(references)
+    oracle, rouge = ReferenceJudge(None, references), RougeJudge(references)
     labels = Metered(oracle, Ledger(3))
-    with pytest.raises(SameJudge, match="ReferenceJudge gave the labels"):
+    with pytest.raises(SameJudge, match="sentence similarity gave the labels"):
         final_scores(oracle, PROMPTS, [[a] for a in ANSWERS], labelled_by=labels, labelled=[])
-    with pytest.raises(SameJudge):  # another weight, the same encoder
-        keep_apart(labels, ReferenceJudge(oracle.encoder, references, weight=0.0))
+    with pytest.raises(SameJudge):  # another encoder that is not said to be another, another weight
+        keep_apart(labels, ReferenceJudge(object(), references, weight=0.0))
+    keep_apart(labels, ReferenceJudge(object(), references, identity="another encoder"))
     with pytest.raises(SameJudge):  # what an expert asks is its judge
-        keep_apart(Expert(oracle, Ledger(3)), labels)
+        keep_apart(Expert(oracle, Ledger(3)), ByComparison(labels))
     with pytest.raises(SameJudge):
         keep_apart(rouge, RougeJudge(references, words=9))
+    with pytest.raises(ValueError, match="Counting does not say what its opinion rests on"):
+        keep_apart(Counting(), rouge)
     scores = final_scores(rouge, PROMPTS, [[a] for a in ANSWERS], labelled_by=labels, labelled=["other"])
     torch.testing.assert_close(scores, torch.ones(12, 1, dtype=torch.float64))
-
-
-def test_two_wrappers_of_one_encoder_are_one_judge_and_two_encoders_are_not():
-    one, two = Encoder(), Encoder()
-    assert same_judge(ReferenceJudge(one, {}), ReferenceJudge(two, {}))
-    two.model = object()
-    assert not same_judge(ReferenceJudge(one, {}), ReferenceJudge(two, {}))
 
 
 def test_final_prompts_are_held_out():
@@ -143,7 +132,7 @@ def test_final_prompts_are_held_out():
     with pytest.raises(SameJudge, match="1 of the final prompts were labelled"):
         final_scores(
             RougeJudge(references), PROMPTS[:2], [["a"], ["b"]],
-            labelled_by=ReferenceJudge(Encoder(), references), labelled=PROMPTS[1:5],
+            labelled_by=ReferenceJudge(None, references), labelled=PROMPTS[1:5],
         )  # fmt: skip
 
 
@@ -162,19 +151,3 @@ def test_the_readmes_example_spends_its_budget_and_labels_nine_times_more_pairs(
     assert ledger.left == 0
     assert len(pairs) == 9 * budget // k
     assert float((pairs.chosen > pairs.rejected).float().mean()) > 0.9  # the expert likes long responses
-
-
-class Sourced:
-    """A judge that rests on what it is given."""
-
-    def __init__(self, **sources):
-        vars(self).update(sources)
-
-
-def test_one_source_in_common_makes_one_judge_and_none_makes_two():
-    shared = object()
-    one, two = Sourced(encoder=shared, model=object()), Sourced(encoder=shared, model=object())
-    assert same_judge(one, two)
-    assert not same_judge(one, Sourced(encoder=object(), model=object()))
-    assert not same_judge(RougeJudge({}), ReferenceJudge(Encoder(), {}))  # one rests on no model at all
-    assert same_judge(Sourced(path="labels.jsonl"), Sourced(path="labels.jsonl"))

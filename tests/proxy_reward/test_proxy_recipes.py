@@ -119,3 +119,29 @@ def test_a_sweep_trains_on_every_recipe_and_measures_the_gain(problem):
     before = pool.expected_scores(torch.zeros(6, dtype=torch.float64))
     assert final_gain(rows, before, arm="oracle", calls=16, schedule="equal").mean() > 0.1
     assert abs(final_gain(rows, before, arm="direct", calls=16, schedule="0")).max() < 1e-12
+
+
+def test_parts_are_pools_without_a_question_in_common(problem):
+    features, scores, _ = problem
+    whole = KnownPool(QueryPool(features, features + 1), scores, 6)
+    parts = whole.parts(4)
+    assert [len(part.scores) for part in parts] == [7] * 4
+    seen = {tuple(row) for part in parts for row in part.scores.tolist()}
+    assert len(seen) == 28
+    assert seen <= {tuple(row) for row in scores.tolist()}
+    for part in parts:
+        row = scores.tolist().index(part.scores[3].tolist())
+        assert torch.equal(part.pool.ift[12:16], features[4 * row : 4 * row + 4])
+        assert torch.equal(part.pool.eft, part.pool.ift + 1)
+
+
+@pytest.mark.parametrize("strategy", ["random", "infomax", "dts"])
+def test_an_evaluator_learns_from_comparisons_and_pays_one_call_each(problem, strategy):
+    features, scores, _ = problem
+    known = KnownPool(QueryPool(features), scores, 6)
+    options = {"seeds": 2, "features": features, "truth": scores}
+    curve = known.agreement_by_comparisons(strategy, [6, 25], **options)
+    assert sorted(curve["calls"].unique()) == [6, 25]
+    assert curve[curve["calls"] == 25]["agreement"].mean() > 0.6
+    with pytest.raises(ValueError, match="comparisons do not fit"):
+        known.agreement_by_comparisons(strategy, [6, 31], **options)

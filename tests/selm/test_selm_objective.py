@@ -163,7 +163,7 @@ def test_alpha_zero_on_the_pool_is_dpo_and_exact_optimism_has_no_gradient_at_the
     part = pool.log_probs(theta)
     exact = PoolLogProbs(part[:, 0], part[:, 0], part[:, 0], part)
     start = PoolLogProbs(of[:, 0], of[:, 0], of[:, 0], of)
-    selm.selm_loss(exact, start, alpha=1.0, beta=1.0, optimism="exact").backward()
+    selm.selm_loss(exact, start, alpha=1.0, beta=1.0, optimism="exact").mean().backward()
     assert float(theta.grad.abs().max()) < 1e-12
     with pytest.raises(ValueError, match="make no objective"):
         selm.pool_loss(-1, beta=0.1)

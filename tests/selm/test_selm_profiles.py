@@ -15,7 +15,7 @@ def planned():
 def test_the_effective_weight_is_zephyrs(planned):
     assert planned["alpha"] * planned["beta"] == pytest.approx(1e-5)
     assert planned["batch_size"] * planned["accumulation"] == 256
-    assert planned["train_prompts"] == 61132  # four portions of 15,283
+    assert planned["train_prompts"] <= 0.9 * 61_135  # of all, a tenth and more may be too long, too short or doubles
     assert planned["train_prompts"] % planned["rounds"] == 0
 
 

@@ -140,10 +140,10 @@ def dpo_on_pool(
 
     def loss(policy: PoolLogProbs, reference: PoolLogProbs) -> Tensor:
         margin = policy.chosen - reference.chosen - policy.rejected + reference.rejected
-        return dpo_loss(margin, beta=beta).mean()
+        return dpo_loss(margin, beta=beta)
 
     start = torch.zeros(pool.features.shape[-1], dtype=torch.float64)
-    taken = PoolPairs(pairs.prompt, pairs.chosen, pairs.rejected, third=pairs.chosen)
+    taken = PoolPairs.of(pairs.prompt, pairs.chosen, pairs.rejected)
     return fit(pool, start, taken, loss, steps=steps, learning_rate=learning_rate)
 
 

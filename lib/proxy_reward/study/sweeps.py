@@ -10,8 +10,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from lib.preference.pool import Pool
-from lib.proxy_reward.active import QueryPool, learning_curve
-from lib.proxy_reward.evaluators import RidgeHead, pair_agreement
+from lib.proxy_reward.active import QueryPool, learning_curve, select_pairs
+from lib.proxy_reward.evaluators import RidgeHead, fit_bradley_terry, pair_agreement
 from lib.proxy_reward.pseudo_labels import MULTIPLE, PairIndices
 from lib.proxy_reward.study.recipes import (
     KnownExpert,
@@ -61,6 +61,47 @@ class KnownPool:
             for point in self._curve(number, strategy, budgets):
                 said = by_prompt(point.head.score(features), truth.shape[1]).double()
                 rows += [[number, point.calls, q, a] for q, a in enumerate(pair_agreement(said, truth).tolist())]
+        return pd.DataFrame(rows, columns=["seed", "calls", "question", "agreement"]).dropna()
+
+    def parts(self, count: int) -> list["KnownPool"]:
+        """Return so many pools of one size without a question in common: what holds for one may not for another."""
+        (prompts, k), size = self.scores.shape, len(self.scores) // count
+        order = torch.randperm(prompts, generator=self.draws(0, 3))[: size * count]
+        made = []
+        for rows in order.split(size):
+            items = (rows[:, None] * k + torch.arange(k)).flatten()
+            eft = None if self.pool.eft is None else self.pool.eft[items]
+            pool = QueryPool(self.pool.ift[items], eft, self.pool.policy)
+            made.append(KnownPool(pool, self.scores[rows], self.seed_labels, self.seed))
+        return made
+
+    def agreement_by_comparisons(
+        self,
+        strategy: str,
+        budgets: Sequence[int],
+        *,
+        seeds: int,
+        features: Float[Tensor, "items width"],
+        truth: Float[Tensor, "questions k"],
+    ) -> pd.DataFrame:
+        """Return `agreement` of a Bradley-Terry head: the expert compares pairs, a call each, the first at random."""
+        rows, shaped = [], self.pool.ift.unflatten(0, (-1, self.scores.shape[1]))
+        for number in range(seeds):
+            generator, expert = self.draws(number, 4), KnownExpert(self.scores, budgets[-1])
+            asked, head = torch.empty(3, 0, dtype=torch.long), None
+            won = torch.empty(0, dtype=torch.long)
+            for budget in budgets:
+                options = {"asked": asked[0], "head": head, "generator": generator}
+                how = "random" if head is None else strategy
+                more = select_pairs(shaped, budget - len(won), how, **options)
+                asked, won = torch.cat([asked, more], 1), torch.cat([won, expert.comparisons(*more)])
+                prompts, first, second = asked[:, won != 0]
+                better, worse = torch.where(
+                    won[won != 0] > 0, torch.stack([first, second]), torch.stack([second, first])
+                )
+                head = fit_bradley_terry(shaped[prompts, better], shaped[prompts, worse])
+                said = by_prompt(head.score(features), truth.shape[1]).double()
+                rows += [[number, budget, q, a] for q, a in enumerate(pair_agreement(said, truth).tolist())]
         return pd.DataFrame(rows, columns=["seed", "calls", "question", "agreement"]).dropna()
 
     def recipes(

