@@ -3,7 +3,7 @@
 arXiv:2410.10141: the target answers training prompts at temperature T_KD; the drafter learns from the answers alone.
 """
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -13,8 +13,10 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from lib.core.generation import Warping
-from lib.core.scoring import ScoredBatch, by_length, decoder_of, head_logits, padded, scored_batch
+from lib.core.scoring import ScoredBatch, by_length, decoder_of, head_logits, padded, scored_batch, scored_states
 from lib.tempspec.decoder import SpeculativeDecoder
+from lib.tempspec.metrics import acceptance
+from lib.tempspec.modeling import known_logits
 
 
 @dataclass(frozen=True)
@@ -112,3 +114,30 @@ def log_probs_at(
     if bool(cold.any()):
         values[cold] = Warping(0).probs(logits[cold]).log()
     return values
+
+
+@torch.inference_mode()
+def teacher_forced_acceptance(
+    target: Any,
+    drafters: Mapping[Hashable, Any],
+    examples: Sequence[Example],
+    temperature: float,
+    *,
+    batch_size: int = 8,
+) -> dict[Hashable, Float[Tensor, " examples"]]:
+    """Return each drafter's mean acceptance over the answer tokens of each example, the target running once for all.
+
+    Drafters are causal language models. The answers should be the target's own at that temperature: then the mean is
+    the acceptance of a block's first token.
+    """
+    warping = Warping(temperature)
+    means: dict[Hashable, list[Tensor]] = {name: [] for name in drafters}
+    for place in range(0, len(examples), batch_size):
+        batch = collate(examples[place : place + batch_size], target.device)
+        p = warping.probs(known_logits(target, scored_states(target, batch))[0])
+        for name, drafter in drafters.items():
+            logits, kept = known_logits(drafter, scored_states(drafter, batch))
+            alpha = acceptance(p, warping.probs(logits), kept)
+            total = alpha.new_zeros(len(batch.ids)).index_add(0, batch.owners, alpha)
+            means[name].append((total / batch.scored.sum(1)).cpu())
+    return {name: torch.cat(parts) for name, parts in means.items()}

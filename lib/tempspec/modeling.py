@@ -51,12 +51,23 @@ class ReducedHead(nn.Module):
 
 
 def widen(
-    values: Float[Tensor, "*rows kept"], token_ids: Int[Tensor, " kept"], vocab_size: int, fill: float = 0.0
+    values: Float[Tensor, "*rows kept"], token_ids: Int[Tensor, " kept"] | None, vocab_size: int, fill: float = 0.0
 ) -> Float[Tensor, "*rows vocab"]:
-    """Spread values of the kept tokens over the whole vocabulary."""
+    """Spread values of the kept tokens (None: the first ones) over the whole vocabulary."""
+    if token_ids is None:
+        return nn.functional.pad(values, (0, vocab_size - values.shape[-1]), value=fill)
     whole = values.new_full((*values.shape[:-1], vocab_size), fill)
     whole[..., token_ids] = values
     return whole
+
+
+def step_bytes(model: Any) -> int:
+    """Return the bytes of weights that one step reads: all but the embeddings, of which it looks one row up."""
+    embeddings = model.get_input_embeddings().weight
+    head = model.get_output_embeddings()
+    tied = head is not None and getattr(head, "weight", None) is embeddings
+    sizes = {id(w): w.numel() * w.element_size() for w in model.parameters()}
+    return max(sum(sizes.values()) - (0 if tied else sizes.get(id(embeddings), 0)), 1)
 
 
 def known_logits(model: Any, hidden: Tensor) -> tuple[Tensor, Tensor | None]:

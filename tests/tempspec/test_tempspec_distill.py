@@ -16,11 +16,12 @@ from lib.tempspec import (
     save_drafter,
     save_feature_model,
     teach,
+    teacher_forced_acceptance,
     truncate,
 )
 from lib.tempspec.answers import collate, log_probs_at, observe, teaching_batches
 from lib.tempspec.feature import fit_maps, older, real_positions
-from lib.tempspec.metrics import acceptance, block_efficiency, speedup, teacher_forced_acceptance
+from lib.tempspec.metrics import acceptance, block_efficiency, speedup
 from lib.tempspec.modeling import ReducedHead, frequent_tokens
 from lib.tempspec.trainer import LOSSES, divergence, draft_log_probs, with_rest
 from tests.tempspec.conftest import VOCAB, llama
