@@ -20,7 +20,7 @@ from lib.core.generation import Step, Warping
 from lib.core.scoring import padded
 from lib.tempspec.drafters import Drafter, Prefix, Proposal
 from lib.tempspec.metrics import DecodingStats
-from lib.tempspec.processors import along_paths, processors_of
+from lib.tempspec.processors import along_paths, check_limits, check_prompts, processors_of, special_tokens
 from lib.tempspec.shape import AutoGamma, Shape
 from lib.tempspec.trees import TreeContext
 from lib.tempspec.verify import Verification, chain, verify, verify_greedy
@@ -134,18 +134,16 @@ class _Decoding:
         self.target, self.drafter, self.warping = decoder.target, decoder.drafter, decoder.warping
         self.shape, self.generator, self.streamer = shape, generator, streamer
         self.stats = DecodingStats()
-        self.eos, self.pad = _special_tokens(self.target, eos_token_id, input_ids.device)
+        self.eos, self.pad = special_tokens(self.target, eos_token_id, input_ids.device)
         valid = torch.ones_like(input_ids, dtype=torch.bool) if attention_mask is None else attention_mask.bool()
-        _check(input_ids, valid, max_new_tokens, streamer)
+        check_prompts(input_ids, valid, max_new_tokens, streamer)
         self.starts = valid.sum(dim=1)
         self.limit = self.starts + max_new_tokens
-        _check_limits([self.target, getattr(self.drafter, "model", None)], int(self.limit.max()))
-        self.processors = [
-            processors_of(
-                self.target, decoder.logits_processor, start=start, max_new_tokens=max_new_tokens, eos=self.eos
-            )
-            for start in self.starts.tolist()
-        ]
+        check_limits([self.target, getattr(self.drafter, "model", None)], int(self.limit.max()))
+        options: dict[str, Any] = {"max_new_tokens": max_new_tokens, "eos": self.eos}
+        starts = self.starts.tolist()
+        made = {n: processors_of(self.target, decoder.logits_processor, start=n, **options) for n in set(starts)}
+        self.processors = [made[start] for start in starts]
         self.context = TreeContext(
             self.target, len(input_ids), layers=self.drafter.layers if self.drafter is not None else ()
         )
@@ -231,7 +229,7 @@ class _Decoding:
         if any(self.processors):
             rows = zip(self.prefix.tokens, self.prefix.lengths.tolist(), strict=True)
             texts = [row[:length] for row, length in rows]
-            logits = along_paths(self.processors, logits, texts, tokens, parents, valid)
+            logits = along_paths(tokens, parents, valid, logits, texts, self.processors)
         if self.warping.greedy:
             return verify_greedy(tokens, logits.argmax(-1), parents=parents, valid=valid)
         options: dict[str, Any] = {"parents": parents, "valid": valid, "certain": proposal.certain}
@@ -292,30 +290,3 @@ def _depths(parents: Tensor, valid: Tensor) -> Tensor:
     for node in range(parents.shape[1]):
         depths[:, node + 1] = depths.gather(1, parents[:, node : node + 1])[:, 0] + 1
     return torch.where(valid, depths[:, 1:], -1)
-
-
-def _special_tokens(target: Any, eos: int | list[int] | None, device: torch.device) -> tuple[Tensor, int]:
-    """End-of-sequence ids as a tensor (maybe empty), and the id that pads ended rows."""
-    config = target.generation_config
-    eos = config.eos_token_id if eos is None else eos
-    ids = [] if eos is None else [eos] if isinstance(eos, int) else list(eos)
-    pad = config.pad_token_id if config.pad_token_id is not None else (ids or [0])[0]
-    return torch.tensor(ids, dtype=torch.long, device=device), int(pad)
-
-
-def _check(input_ids: Tensor, valid: Tensor, max_new_tokens: int, streamer: Any) -> None:
-    if max_new_tokens < 1:
-        raise ValueError(f"max_new_tokens is {max_new_tokens}: ask for at least 1")
-    if not input_ids.shape[1] or not bool(valid[:, -1].all()):
-        raise ValueError("a prompt is empty or padded on the right: pad on the left (tokenizer.padding_side = 'left')")
-    if streamer is not None and len(input_ids) != 1:
-        raise ValueError("a streamer can follow one prompt only")
-
-
-def _check_limits(models: Sequence[Any], length: int) -> None:
-    """Refuse more tokens than a model has positions for; models that count none have no limit."""
-    for role, model in zip(("target", "drafter"), models, strict=True):
-        config = getattr(model, "config", None)
-        most = None if config is None else getattr(config.get_text_config(), "max_position_embeddings", None)
-        if most is not None and length > most:
-            raise ValueError(f"prompt and new tokens make {length}, the {role} knows {most}: ask for fewer")

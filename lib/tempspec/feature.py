@@ -41,10 +41,11 @@ class FeatureModel(nn.Module):
         super().__init__()
         config: Any = target.config
         width = config.hidden_size
-        self.layers, self.longest_lag = layers, longest_lag
+        self.config, self.layers, self.longest_lag = config, layers, longest_lag
+        eps = getattr(config, "rms_norm_eps", 1e-5)
         self.embeddings = nn.Embedding.from_pretrained(target.get_input_embeddings().weight.detach().float())
-        self.norms = nn.ModuleList([nn.RMSNorm(width, eps=config.rms_norm_eps) for _ in layers])
-        self.embedding_norm = nn.RMSNorm(width, eps=config.rms_norm_eps)
+        self.norms = nn.ModuleList([nn.RMSNorm(width, eps=eps) for _ in layers])
+        self.embedding_norm = nn.RMSNorm(width, eps=eps)
         maps = [nn.Linear(width * (len(layers) + 1), width, bias=False) for _ in range(longest_lag)]
         self.maps = nn.ModuleList(maps)
         self.decoder = _one_layer(target)
@@ -91,12 +92,12 @@ def _one_layer(target: Any) -> LlamaModel:
     """Make a decoder of one layer without embeddings; it starts as a Llama target's last layer (others: at random)."""
     config = LlamaConfig(
         hidden_size=target.config.hidden_size,
-        intermediate_size=target.config.intermediate_size,
+        intermediate_size=getattr(target.config, "intermediate_size", 4 * target.config.hidden_size),
         num_hidden_layers=1,
         num_attention_heads=target.config.num_attention_heads,
-        num_key_value_heads=target.config.num_key_value_heads,
+        num_key_value_heads=getattr(target.config, "num_key_value_heads", target.config.num_attention_heads),
         max_position_embeddings=target.config.max_position_embeddings,
-        rms_norm_eps=target.config.rms_norm_eps,
+        rms_norm_eps=getattr(target.config, "rms_norm_eps", 1e-5),
         rope_parameters=getattr(target.config, "rope_parameters", None),
         vocab_size=1,
         bos_token_id=None,

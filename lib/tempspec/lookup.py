@@ -128,7 +128,11 @@ class UniversalDrafter:
     ) -> Proposal:
         """Draft up to `depth` of the drafter's own tokens greedily, and propose the target's tokens for their text."""
         texts = [prefix.tokens[row, :length].tolist() for row, length in enumerate(prefix.lengths.tolist())]
-        hidden = self._read([self.target_tokenizer.decode(tokens) for tokens in texts])
+        ids = [self.tokenizer(self.target_tokenizer.decode(tokens)).input_ids or [0] for tokens in texts]
+        most = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
+        if most is not None and max(map(len, ids)) + depth > most:  # it may need more tokens than the target
+            return Proposal.nothing(prefix)
+        hidden = self._read(ids)
         new: list[Tensor] = []
         means: list[float] = []
         for step in count(1):
@@ -144,9 +148,8 @@ class UniversalDrafter:
         rows = [[(self._anew(text, word)[:depth], sure)] for text, word in zip(texts, words, strict=True)]
         return merged(prefix, rows, shape=shape, depth=depth)
 
-    def _read(self, texts: list[str]) -> Tensor:
+    def _read(self, ids: list[list[int]]) -> Tensor:
         """Read each row's text in the drafter's tokens; what was read before and has changed is taken back."""
-        ids = [self.tokenizer(text).input_ids or [0] for text in texts]
         kept = [min(len(commonprefix([old, now])), len(now) - 1) for old, now in zip(self._known, ids, strict=True)]
         counts = [len(old) - length for old, length in zip(self._known, kept, strict=True)]
         device = self._context.lengths.device
@@ -172,7 +175,7 @@ class FirstOf:
 
     def __init__(self, first: Drafter, second: Drafter) -> None:
         self.first, self.second = first, second
-        self.layers = second.layers
+        self.layers, self.model = second.layers, getattr(second, "model", None)
         if first.layers:
             raise ValueError("the first drafter of FirstOf may not ask for the target's hidden states: swap the two")
 

@@ -9,6 +9,7 @@ import copy
 import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -70,11 +71,12 @@ def step_bytes(model: Any) -> int:
     return max(sum(sizes.values()) - (0 if tied else sizes.get(id(embeddings), 0)), 1)
 
 
-def known_logits(model: Any, hidden: Tensor) -> tuple[Tensor, Tensor | None]:
+def known_logits(model: Any, hidden: Float[Tensor, "*rows hidden"]) -> tuple[Tensor, Tensor | None]:
     """Return a model's logits over the tokens that its head knows, and their ids (None: the whole vocabulary)."""
     head = model.get_output_embeddings()
-    if isinstance(head, ReducedHead):
-        return head.reduced(hidden), head.token_ids
+    if isinstance(head, ReducedHead):  # with what the family does behind its head
+        view = SimpleNamespace(config=model.config, get_output_embeddings=lambda: head.reduced)
+        return head_logits(view, hidden), head.token_ids
     return head_logits(model, hidden), None
 
 

@@ -1,7 +1,7 @@
-"""What transformers does to the logits before temperature: the penalties of a generation config, and processors given.
+"""What a call of `generate` is held to: its prompts, and what transformers does to the logits before temperature.
 
-They are functions of the tokens so far, so every token of a draft has its own: they are applied to the target along
-each path. The drafter does without them, which costs acceptance at most.
+The penalties of a generation config, and processors given, are functions of the tokens so far, so every token of a
+draft has its own: they are applied to the target along each path. The drafter does without them.
 """
 
 import copy
@@ -45,12 +45,12 @@ def processors_of(
 
 
 def along_paths(
-    processors: Sequence[LogitsProcessorList],
-    logits: Float[Tensor, "batch drafted+1 vocab"],
-    texts: Sequence[Int[Tensor, " length"]],
     tokens: Int[Tensor, "batch drafted"],
     parents: Int[Tensor, "batch drafted"],
     valid: Bool[Tensor, "batch drafted"],
+    logits: Float[Tensor, "batch drafted+1 vocab"],
+    texts: Sequence[Tensor],
+    processors: Sequence[LogitsProcessorList],
 ) -> Float[Tensor, "batch drafted+1 vocab"]:
     """Apply each row's processors at the root and at every drafted token, after the tokens on the way to it."""
     logits = logits.clone()
@@ -62,3 +62,31 @@ def along_paths(
             if slot == 0 or bool(valid[row, slot - 1]):
                 logits[row, slot] = processors[row](way[None], logits[row, slot][None])[0]
     return logits
+
+
+def special_tokens(target: Any, eos: int | list[int] | None, device: torch.device) -> tuple[Tensor, int]:
+    """Return end-of-sequence ids as a tensor (maybe empty), and the id that pads ended rows."""
+    config = target.generation_config
+    eos = config.eos_token_id if eos is None else eos
+    ids = [] if eos is None else [eos] if isinstance(eos, int) else list(eos)
+    pad = config.pad_token_id if config.pad_token_id is not None else (ids or [0])[0]
+    return torch.tensor(ids, dtype=torch.long, device=device), int(pad)
+
+
+def check_prompts(input_ids: Tensor, valid: Tensor, max_new_tokens: int, streamer: Any) -> None:
+    """Refuse what cannot be continued."""
+    if max_new_tokens < 1:
+        raise ValueError(f"max_new_tokens is {max_new_tokens}: ask for at least 1")
+    if not input_ids.shape[1] or not bool(valid[:, -1].all()):
+        raise ValueError("a prompt is empty or padded on the right: pad on the left (tokenizer.padding_side = 'left')")
+    if streamer is not None and len(input_ids) != 1:
+        raise ValueError("a streamer can follow one prompt only")
+
+
+def check_limits(models: Sequence[Any], length: int) -> None:
+    """Refuse more tokens than a model has positions for; models that count none have no limit."""
+    for role, model in zip(("target", "drafter"), models, strict=True):
+        config = getattr(model, "config", None)
+        most = None if config is None else getattr(config.get_text_config(), "max_position_embeddings", None)
+        if most is not None and length > most:
+            raise ValueError(f"prompt and new tokens make {length}, the {role} knows {most}: ask for fewer")

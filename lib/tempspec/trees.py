@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
-from torch import Tensor
+from torch import Tensor, nn
 
 from lib import TenfoldError
 from lib.core.generation import Context, Step
@@ -25,7 +25,6 @@ class TreeContext(Context):
     """
 
     _lines: Bool[Tensor, "rows grown grown"] | None = None  # whose ancestor (or self) each token of the tree is
-    _depths: Int[Tensor, "rows grown"]
 
     def grow(
         self,
@@ -40,11 +39,11 @@ class TreeContext(Context):
         The parents have been read before, or stand earlier among the new tokens.
         """
         kinds = self._kinds()
-        self._extend(parents, valid)
+        self._extend(parents)
         assert self._lines is not None
         grown, new = self._lines.shape[2], tokens.shape[1]
         start = self.mask.shape[1] - (grown - new)
-        positions = self.lengths[:, None] + self._depths
+        positions = self.lengths[:, None] + self._lines.sum(2) - 1
         self.mask = torch.cat([self.mask, valid], dim=1)
         places = torch.cat([self.mask[:, :start].cumsum(1) - 1, positions], dim=1)  # of every slot
         old = self.mask[:, None, :start].expand(-1, new, -1)
@@ -69,25 +68,15 @@ class TreeContext(Context):
         self._lines = None
         self.rollback(torch.zeros_like(self.lengths))
 
-    def _extend(self, parents: Tensor, valid: Tensor) -> None:
-        """Add the new tokens' ancestors and depths; one that is not valid sees itself, so that its row has a sum."""
-        rows, new = parents.shape
-        device = parents.device
-        lines = torch.zeros(rows, 0, 0, dtype=torch.bool, device=device) if self._lines is None else self._lines
-        depths = torch.zeros(rows, 0, dtype=torch.long, device=device) if self._lines is None else self._depths
-        every = torch.arange(rows, device=device)
-        for column in range(new):
-            size = lines.shape[1]
-            parent = parents[:, column]
-            root = (parent < 0) | (size == 0)
-            above = lines[every, parent.clamp(min=0)] if size else lines.new_zeros(rows, 0)
-            above = above & ~root[:, None]
-            lines = torch.nn.functional.pad(lines, (0, 1))
-            own = torch.nn.functional.pad(above, (0, 1), value=True)
-            lines = torch.cat([lines, own[:, None]], dim=1)
-            depth = above.sum(1) if size else torch.zeros_like(parent)
-            depths = torch.cat([depths, depth[:, None]], dim=1)
-        self._lines, self._depths = lines, depths
+    def _extend(self, parents: Tensor) -> None:
+        """Add the new tokens' lines of ancestors; every token sees itself, padding too, so that its row has a sum."""
+        rows = torch.arange(len(parents), device=parents.device)
+        lines = parents.new_zeros(len(parents), 0, 0, dtype=torch.bool) if self._lines is None else self._lines
+        for parent in parents.unbind(1):
+            nobody = nn.functional.pad(lines, (0, 0, 0, 1))  # a last row without ancestors, which parent -1 means
+            own = nn.functional.pad(nobody[rows, parent], (0, 1), value=True)
+            lines = torch.cat([nn.functional.pad(lines, (0, 1)), own[:, None]], dim=1)
+        self._lines = lines
 
     def _kinds(self) -> list[str]:
         """Return the kinds of attention that the decoder wants masks for."""

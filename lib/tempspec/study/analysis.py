@@ -50,6 +50,19 @@ class Acceptances:
         mean = np.mean([self.table(other, where, temperature) for other in others], axis=0)
         return self.table(kd, where, temperature) - mean
 
+    def ahead_of_best(self, kd: str, others: Sequence[str], where: str, temperature: float) -> Float[np.ndarray, "p d"]:
+        """Return how much more a kind accepts than the best other one [prompts, distillations].
+
+        The best other is chosen on every second prompt for the prompts between, and the other way round: choosing it on
+        the prompts that it is compared on would make it look better than it is.
+        """
+        own, rest = self.table(kd, where, temperature), [self.table(other, where, temperature) for other in others]
+        ahead, fold = np.empty_like(own), np.arange(len(own)) % 2 == 0
+        for part in (fold, ~fold):
+            best = max(rest, key=lambda table, part=part: table[~part].mean())
+            ahead[part] = own[part] - best[part]
+        return ahead
+
     def estimate(self, values: Float[np.ndarray, " prompts"], statistic: Callable[..., float] = np.mean) -> Estimate:
         """Return a statistic of one value a prompt with its interval."""
         return bootstrap(values, statistic=statistic, seed=self.seed, unit="prompts")
