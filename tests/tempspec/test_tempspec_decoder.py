@@ -141,7 +141,7 @@ SHAPES = [3, "auto", DynamicTree(width=3, depth=3, floor=0.0)]
 @pytest.mark.parametrize(
     "penalties",
     [
-        {"repetition_penalty": 1.7},
+        {"repetition_penalty": 9.0},
         {"no_repeat_ngram_size": 2},
         {"min_new_tokens": 9, "eos_token_id": [2, 3]},
         {"suppress_tokens": [4], "begin_suppress_tokens": [1, 2], "forced_eos_token_id": 5, "bad_words_ids": [[2, 3]]},
@@ -158,7 +158,8 @@ def test_penalties_of_the_generation_config_are_generates(shape, penalties, draf
             decoder = SpeculativeDecoder(target, drafters[kind], gamma=shape, temperature=0, logits_processor=given)
             assert decoder.generate(prompt, max_new_tokens=14).sequences.tolist() == wanted.tolist()
     plain = llama(0).generate(PROMPT, do_sample=False, max_new_tokens=14)
-    assert plain.tolist() != target.generate(PROMPT, do_sample=False, max_new_tokens=14).tolist()
+    held = target.generate(PROMPT, do_sample=False, max_new_tokens=14, logits_processor=given)
+    assert plain.tolist() != held.tolist()
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=["chain", "auto", "tree"])

@@ -73,6 +73,18 @@ def over_both(difference: Float[np.ndarray, "prompts distillations"]) -> Estimat
     return crossed(difference.T, unit="distillations x prompts")
 
 
+def power(
+    effect: float, *, prompts: int, distillations: int, of_prompts: float, of_distillations: float, draws: int = 400
+) -> float:
+    """Return how often the interval over both lies above 0, at standard deviations of prompts and of distillations."""
+    noise = np.random.default_rng(0)
+    found = 0
+    for _ in range(draws):
+        rows, columns = noise.normal(0, of_prompts, (prompts, 1)), noise.normal(0, of_distillations, distillations)
+        found += over_both(effect + rows + columns + noise.normal(0, of_prompts / 2, (prompts, distillations))).low > 0
+    return found / draws
+
+
 def exactness(
     target: Any,
     drafter: Drafter,
