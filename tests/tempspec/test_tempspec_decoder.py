@@ -143,7 +143,7 @@ SHAPES = [3, "auto", DynamicTree(width=3, depth=3, floor=0.0)]
     [
         {"repetition_penalty": 9.0},
         {"no_repeat_ngram_size": 2},
-        {"min_new_tokens": 9, "eos_token_id": [2, 3]},
+        {"min_new_tokens": 9, "eos_token_id": [0, 3]},
         {"suppress_tokens": [4], "begin_suppress_tokens": [1, 2], "forced_eos_token_id": 5, "bad_words_ids": [[2, 3]]},
     ],
     ids=str,

@@ -106,7 +106,9 @@ def test_every_loss_raises_acceptance(target, loss):
 def test_distilling_a_feature_drafter_shares_prompts_among_temperatures(target, monkeypatch):
     network = FeatureModel(target, layers=(1, 2), token_ids=torch.arange(VOCAB))
     seen = []
-    monkeypatch.setattr("lib.tempspec.trainer.teach", lambda drafter, examples, **options: seen.extend(examples))
+    monkeypatch.setattr(
+        "lib.tempspec.trainer.teach", lambda drafter, examples, **options: seen.extend(examples) or drafter
+    )
     distill(target, network, PROMPTS * 3, temperatures=(0.7, 1.0, 1.3), max_new_tokens=4)
     assert sorted(example.temperature for example in seen) == [0.7] * 4 + [1.0] * 4 + [1.3] * 4
     with pytest.raises(ValueError, match="cannot be shared"):
@@ -256,9 +258,19 @@ def test_a_shortened_target_is_the_language_model_of_its_layers(tmp_path):
     target = llama(0, layers=5)
     options = {"cut": 2, "rest": 3, "token_ids": torch.tensor([0, 1, 3, 4])}
     student = recipes.Shortened(target, **options)
-    examples = answer(target, PROMPTS * 6, 1.0, max_new_tokens=8, progress=False)
+    examples = answer(target, PROMPTS * 24, 1.0, max_new_tokens=8, progress=False)
     untuned = teacher_forced_acceptance(target, {"s": student.eval()}, examples, 1.0)["s"].mean()
-    teach(student, examples, target=target, epochs=8, learning_rate=2e-2, progress=False)
+    teach(
+        student,
+        examples,
+        target=target,
+        loss="fkl",
+        top=VOCAB,
+        epochs=8,
+        batch_size=8,
+        learning_rate=1e-2,
+        progress=False,
+    )
     taught = teacher_forced_acceptance(target, {"s": student}, examples, 1.0)["s"]
     assert float(taught.mean()) > float(untuned) + 0.02
     recipes.keep(student, tmp_path)
