@@ -52,9 +52,10 @@ WITHOUT = {"gpt_neox": ("num_key_value_heads", "head_dim"), "falcon": ("num_key_
 EXACT, REFUSED = "exact", "refused"
 
 
-def tiny(family: str, *, seed: int = 0) -> PreTrainedModel:
-    """Make a family's random model in float32; the same seed gives the same weights."""
+def tiny(family: str, *, seed: int = 0, **others: Any) -> PreTrainedModel:
+    """Make a family's random model in float32, of other sizes where asked; the same seed gives the same weights."""
     kind, changes = FAMILIES[family]
+    changes = changes | others
     sizes = {name: value for name, value in SIZES.items() if name not in WITHOUT.get(kind, ())}
     torch.manual_seed(seed)
     model = AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **(sizes | changes)))

@@ -3,7 +3,7 @@
 arXiv:2410.10141: the target answers training prompts at temperature T_KD; the drafter learns from the answers alone.
 """
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -13,8 +13,10 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from lib.core.generation import Warping
-from lib.core.scoring import ScoredBatch, by_length, decoder_of, head_logits, padded, scored_batch
+from lib.core.scoring import ScoredBatch, by_length, decoder_of, head_logits, padded, scored_batch, scored_states
 from lib.tempspec.decoder import SpeculativeDecoder
+from lib.tempspec.metrics import acceptance
+from lib.tempspec.modeling import known_logits
 
 
 @dataclass(frozen=True)
@@ -112,3 +114,45 @@ def log_probs_at(
     if bool(cold.any()):
         values[cold] = Warping(0).probs(logits[cold]).log()
     return values
+
+
+def draft_states(drafter: Any, batch: TeachingBatch, *, lag: int = 1) -> Float[Tensor, "scored width"]:
+    """Return a drafter's last hidden states at the scored positions, by one pass.
+
+    One that reads `layers` of the target is given the batch's features, `lag` tokens old.
+    """
+    if not getattr(drafter, "layers", ()):
+        return scored_states(drafter, batch)
+    assert batch.features is not None
+    return drafter(batch.ids, batch.features, lag=lag)[batch.scored]
+
+
+@torch.inference_mode()
+def teacher_forced_acceptance(
+    target: Any,
+    drafters: Mapping[Hashable, Any],
+    examples: Sequence[Example],
+    temperature: float,
+    *,
+    batch_size: int = 8,
+) -> dict[Hashable, Float[Tensor, " examples"]]:
+    """Return each drafter's mean acceptance over the answer tokens of each example, the target running once for all.
+
+    Acceptance is exact: the sum over the vocabulary of min(p, q). Drafters are causal language models, or networks that
+    read one set of `layers` of the target. The answers should be the target's own at that temperature: then the mean is
+    the acceptance of a block's first token.
+    """
+    warping, layers = Warping(temperature), next((d.layers for d in drafters.values() if hasattr(d, "layers")), ())
+    means: dict[Hashable, list[Tensor]] = {name: [] for name in drafters}
+    for place in range(0, len(examples), batch_size):
+        batch = collate(examples[place : place + batch_size], target.device)
+        output = decoder_of(target)(batch.ids, use_cache=False, output_hidden_states=bool(layers))
+        if layers:
+            batch = replace(batch, features=torch.cat([output.hidden_states[i] for i in layers], dim=-1))
+        p = warping.probs(head_logits(target, output.last_hidden_state[batch.scored]))
+        for name, drafter in drafters.items():
+            logits, kept = known_logits(drafter, draft_states(drafter, batch))
+            alpha = acceptance(p, warping.probs(logits), kept)
+            total = alpha.new_zeros(len(batch.ids)).index_add(0, batch.owners, alpha)
+            means[name].append((total / batch.scored.sum(1)).cpu())
+    return {name: torch.cat(parts) for name, parts in means.items()}

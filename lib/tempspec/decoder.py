@@ -1,104 +1,54 @@
-"""Speculative decoding over real KV caches: draft a block, verify it in one pass, roll back what was refused.
+"""Speculative decoding over real KV caches: draft a chain or a tree, verify it in one pass, take back what was refused.
 
 The output has the target's own distribution (arXiv:2211.17192, Theorem 1), whatever the drafter; at temperature 0 it is
 the greedy output token for token, up to the rounding of a pass over several tokens instead of one.
 """
 
+import copy
 import time
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
+from transformers import LogitsProcessorList
 
 from lib import TenfoldError
-from lib.core.generation import Context, Step, Warping, draw
-from lib.tempspec.block_length import AutoGamma, FixedGamma
+from lib.core.generation import Step, Warping
+from lib.core.scoring import padded
 from lib.tempspec.drafters import Drafter, Prefix, Proposal
-from lib.tempspec.verify import Verification, verify, verify_greedy
-
-
-@dataclass
-class DecodingStats:
-    """Counts over all rows and blocks; `drafted[i]`, `tested[i]`, `accepted[i]` are those of draft position i.
-
-    A token is tested when all before it in its block were accepted; tokens after a refusal are drafted in vain.
-    Seconds are wall-clock; the target's first pass over the prompts is `prefill_seconds` and no block.
-    """
-
-    blocks: int = 0
-    rounds: int = 0
-    tokens: int = 0
-    drafted: list[int] = field(default_factory=list)
-    tested: list[int] = field(default_factory=list)
-    accepted: list[int] = field(default_factory=list)
-    lengths: dict[int, int] = field(default_factory=dict)  # rounds by tokens drafted in them
-    prefill_seconds: float = 0.0
-    draft_seconds: float = 0.0
-    target_seconds: float = 0.0
-    seconds: float = 0.0
-
-    @property
-    def acceptance(self) -> float:
-        """Return accepted over drafted tokens (those after a refusal count as drafted)."""
-        return sum(self.accepted) / max(sum(self.drafted), 1)
-
-    @property
-    def conditional_acceptance(self) -> float:
-        """Return accepted over tested tokens: the mean chance of a drafted token whose predecessors were accepted."""
-        return sum(self.accepted) / max(sum(self.tested), 1)
-
-    @property
-    def by_position(self) -> list[float]:
-        """Return the conditional acceptance at each draft position."""
-        return [hits / max(seen, 1) for hits, seen in zip(self.accepted, self.tested, strict=True)]
-
-    @property
-    def block_efficiency(self) -> float:
-        """Return tokens gained per block of one row, the target's own included (tau)."""
-        return 1 + sum(self.accepted) / max(self.blocks, 1)
-
-    def record(self, lengths: Int[Tensor, " rows"], accepted: Int[Tensor, " rows"]) -> None:
-        """Count one round of blocks: tokens drafted and accepted in each row still running."""
-        self.rounds += 1
-        self.blocks += len(lengths)
-        longest = int(lengths.max())
-        self.lengths[longest] = self.lengths.get(longest, 0) + 1
-        depth = torch.arange(longest, device=lengths.device)
-        counts = {
-            "drafted": (depth < lengths[:, None]).sum(0),
-            "tested": (depth < torch.minimum(accepted + 1, lengths)[:, None]).sum(0),
-            "accepted": (depth < accepted[:, None]).sum(0),
-        }
-        for name, new in counts.items():
-            total = getattr(self, name)
-            total += [0] * (longest - len(total))
-            total[:longest] = [a + b for a, b in zip(total, new.tolist(), strict=False)]
-
-    def modelled_seconds(self, draft: float, target: dict[int, float]) -> float:
-        """Return seconds of these rounds by the cost model: `draft` a drafted token, `target[n]` a pass of n tokens."""
-        return sum(count * (drafted * draft + target[drafted + 1]) for drafted, count in self.lengths.items())
+from lib.tempspec.metrics import DecodingStats
+from lib.tempspec.processors import along_paths, check_limits, check_prompts, processors_of, special_tokens
+from lib.tempspec.shape import AutoGamma, Shape
+from lib.tempspec.trees import TreeContext
+from lib.tempspec.verify import Verification, chain, verify, verify_greedy
 
 
 @dataclass(frozen=True)
 class SpeculativeOutput:
     """Prompts with what follows them, padded on the right as `model.generate` does, and what it took.
 
-    `new_tokens` counts each row's new tokens, its end-of-sequence token included.
+    `new_tokens` counts each row's new tokens, its end-of-sequence token included; `texts` are the new tokens' text,
+    where the prompts were strings.
     """
 
     sequences: Int[Tensor, "batch length"]
     stats: DecodingStats
     new_tokens: Int[Tensor, " batch"]
+    texts: list[str] | None = None
 
 
 class SpeculativeDecoder:
-    """Decode with a target model and a drafter.
+    """Decode with a target model and a drafter; without one it decodes plainly.
 
-    `gamma` is the number of tokens drafted a block, or "auto" for as many as pay for themselves; the drafter's and the
-    target's distributions are both warped by temperature, top_k and top_p. Without a drafter it decodes plainly.
-    Logits processors of the target's generation config, such as repetition penalties, are not applied.
+    `gamma` is the number of tokens drafted a block, "auto" for as many as pay for themselves, or any `Shape`: a
+    `StaticTree` or `DynamicTree` drafts a tree. The drafter's and the target's distributions are both warped by
+    temperature, top_k and top_p, which are those given here, not the generation config's. Its penalties (repetition,
+    n-grams, least length, suppressed tokens, …) do hold, as do a `logits_processor`'s, on the target.
+
+    With a `tokenizer`, prompts may be strings. Raises ValueError for an unknown gamma or a negative one.
     """
 
     def __init__(
@@ -106,23 +56,27 @@ class SpeculativeDecoder:
         target: Any,
         drafter: Drafter | None,
         *,
-        gamma: int | str = "auto",
+        gamma: int | str | Shape = "auto",
         temperature: float | int = 1.0,
         top_k: int = 0,
         top_p: float | int = 1.0,
+        logits_processor: LogitsProcessorList | None = None,
+        tokenizer: Any = None,
     ) -> None:
         if isinstance(gamma, str) and gamma != "auto":
-            raise ValueError(f"gamma is {gamma!r}: give a number of tokens, or 'auto'")
-        self.target, self.drafter = target.eval(), drafter
-        self.warping = Warping(temperature, top_k, top_p)
+            raise ValueError(f"gamma is {gamma!r}: give a number of tokens, 'auto', or a tree")
+        self.target, self.drafter, self.tokenizer = target.eval(), drafter, tokenizer
+        self.warping, self.logits_processor = Warping(temperature, top_k, top_p), logits_processor
         if drafter is None:
             gamma = 0
-        self.block_length = AutoGamma() if gamma == "auto" else FixedGamma(int(gamma))
+        self.shape: Any = Shape(gamma) if isinstance(gamma, int) else AutoGamma() if gamma == "auto" else gamma
+        if isinstance(self.shape, AutoGamma) and self.shape.draft_cost is None and drafter is not None:
+            self.shape = replace(self.shape, draft_cost=drafter.cost(target))
 
     @torch.inference_mode()
     def generate(
         self,
-        input_ids: Int[Tensor, "batch prompt"],
+        input_ids: Int[Tensor, "batch prompt"] | str | Sequence[str],
         attention_mask: Int[Tensor, "batch prompt"] | Bool[Tensor, "batch prompt"] | None = None,
         max_new_tokens: int = 128,
         generator: torch.Generator | None = None,
@@ -132,16 +86,35 @@ class SpeculativeDecoder:
     ) -> SpeculativeOutput:
         """Continue prompts (padded on the left) by up to `max_new_tokens`, each row until its end-of-sequence token.
 
-        `streamer` is a transformers streamer, for one row only. Raises ValueError for an empty or right-padded prompt,
-        TenfoldError for several prompts where the target's cache (such as LoRC's) holds rows that advance alike.
+        The same state of the `generator` gives the same tokens: "auto" then starts from what it was made with, while
+        without a generator it goes on learning from call to call. `streamer` is a transformers streamer, for one row.
+
+        Raises ValueError for an empty or right-padded prompt and for lengths past a model's limit, TypeError for
+        strings without a tokenizer, TenfoldError for several prompts where the target's cache (such as LoRC's) holds
+        rows that advance alike.
         """
         began = time.perf_counter()
-        decoding = _Decoding(self, input_ids, attention_mask, max_new_tokens, generator, eos_token_id, streamer)
+        words = isinstance(input_ids, str) or not isinstance(input_ids, Tensor)
+        if words:
+            input_ids, attention_mask = self._tokenized(input_ids)
+        shape = self.shape if generator is None else copy.deepcopy(self.shape)
+        decoding = _Decoding(self, shape, input_ids, attention_mask, max_new_tokens, generator, eos_token_id, streamer)
         while not decoding.done:
             decoding.block()
         decoding.stats.seconds = time.perf_counter() - began
-        new_tokens = decoding.prefix.lengths - decoding.starts
-        return SpeculativeOutput(decoding.sequences(input_ids), decoding.stats, new_tokens)
+        new, sequences = decoding.prefix.lengths - decoding.starts, decoding.sequences(input_ids)
+        texts = None
+        if words:
+            rows = [row[input_ids.shape[1] :][:count] for row, count in zip(sequences, new.tolist(), strict=True)]
+            texts = self.tokenizer.batch_decode(rows, skip_special_tokens=True)
+        return SpeculativeOutput(sequences, decoding.stats, new, texts)
+
+    def _tokenized(self, prompts: str | Sequence[str]) -> tuple[Tensor, Tensor]:
+        """Return the ids of strings and their mask, padded on the left."""
+        prompts = [prompts] if isinstance(prompts, str) else list(prompts)
+        if self.tokenizer is None or not all(isinstance(prompt, str) for prompt in prompts):
+            raise TypeError("prompts are token ids (a tensor), or strings where the decoder was given a tokenizer")
+        return padded(self.tokenizer(prompts).input_ids, side="left", device=self.target.device)
 
 
 class _Decoding:
@@ -150,6 +123,7 @@ class _Decoding:
     def __init__(
         self,
         decoder: SpeculativeDecoder,
+        shape: Shape,
         input_ids: Tensor,
         attention_mask: Tensor | None,
         max_new_tokens: int,
@@ -158,15 +132,21 @@ class _Decoding:
         streamer: Any,
     ) -> None:
         self.target, self.drafter, self.warping = decoder.target, decoder.drafter, decoder.warping
-        self.policy, self.generator, self.streamer = decoder.block_length, generator, streamer
+        self.shape, self.generator, self.streamer = shape, generator, streamer
         self.stats = DecodingStats()
-        self.eos, self.pad = _special_tokens(self.target, eos_token_id, input_ids.device)
+        self.eos, self.pad = special_tokens(self.target, eos_token_id, input_ids.device)
         valid = torch.ones_like(input_ids, dtype=torch.bool) if attention_mask is None else attention_mask.bool()
-        _check(input_ids, valid, max_new_tokens, streamer)
+        check_prompts(input_ids, valid, max_new_tokens, streamer)
         self.starts = valid.sum(dim=1)
         self.limit = self.starts + max_new_tokens
-        layers = self.drafter.layers if self.drafter is not None else ()
-        self.context = Context(self.target, len(input_ids), layers=layers)
+        check_limits([self.target, getattr(self.drafter, "model", None)], int(self.limit.max()))
+        options: dict[str, Any] = {"max_new_tokens": max_new_tokens, "eos": self.eos}
+        starts = self.starts.tolist()
+        made = {n: processors_of(self.target, decoder.logits_processor, start=n, **options) for n in set(starts)}
+        self.processors = [made[start] for start in starts]
+        self.context = TreeContext(
+            self.target, len(input_ids), layers=self.drafter.layers if self.drafter is not None else ()
+        )
         if not self.context.ragged and len(input_ids) > 1:
             raise TenfoldError("this model's cache holds rows that advance alike: decode one prompt at a time.")
         self.running = torch.ones(len(input_ids), dtype=torch.bool, device=input_ids.device)
@@ -191,67 +171,77 @@ class _Decoding:
         if step.features is not None:
             self.prefix.features = step.features.new_zeros(batch, tokens.shape[1], step.features.shape[-1])
             self._keep_features(step, self.context.mask.cumsum(1) - 1, valid)
-        logits = self.context.logits(step.hidden[:, -1:])
-        first = logits.argmax(-1) if self.warping.greedy else draw(self.warping.probs(logits), generator=self.generator)
+        nothing = Proposal.nothing(self.prefix)
+        first = self._choose(nothing, step.hidden[:, -1:])
         if self.streamer is not None:
             self.streamer.put(input_ids.cpu())
-        self._append(first, torch.zeros_like(self.starts))
+        self._append(nothing.tokens, first)
         self.stats.prefill_seconds = time.perf_counter() - began
 
     def block(self) -> None:
-        """Draft, verify, roll back."""
+        """Draft, verify, take back."""
         began = time.perf_counter()
         proposal = self._propose()
         drafted = time.perf_counter()
-        lengths = torch.where(self.running, proposal.lengths, 0)
+        valid = proposal.valid & self.running[:, None]
         if not self.context.ragged:  # such a cache takes no padding behind the drafted tokens
-            proposal = proposal.first(int(lengths.max()))
-        verification, step = self._verify(proposal, lengths)
-        accepted = torch.where(self.running, verification.accepted, 0)
-        self.context.rollback(lengths - accepted)
+            proposal = proposal.first(int(valid.sum(1).max()))
+            valid = valid[:, : proposal.tokens.shape[1]]
+        proposal = replace(proposal, valid=valid)
+        parents = chain(proposal.tokens) if proposal.parents is None else proposal.parents
+        newest = self.prefix.tokens.gather(1, self.prefix.lengths[:, None] - 1)
+        fed = torch.cat([newest, proposal.tokens], dim=1)
+        there = torch.cat([self.running[:, None], valid], dim=1)
+        if proposal.parents is None:
+            step = self.context.read(fed, there)
+        else:
+            step = self.context.grow(fed, torch.nn.functional.pad(parents, (1, 0), value=-1), there)
+        verification = self._choose(proposal, step.hidden)
+        path = verification.path & self.running[:, None]
+        if proposal.parents is None:
+            self.context.rollback((valid & ~path).sum(1))
+        else:
+            self.context.settle(torch.cat([self.running[:, None], path], dim=1))
+        depths = _depths(parents, valid)
         if step.features is not None:
-            places = self.prefix.lengths[:, None] - 1 + torch.arange(step.hidden.shape[1], device=accepted.device)
-            self._keep_features(step, places, self.running[:, None].expand_as(places))
-        self.stats.record(lengths[self.running], accepted[self.running])
+            kept = torch.cat([self.running[:, None], path], dim=1)
+            places = self.prefix.lengths[:, None] + torch.nn.functional.pad(depths, (1, 0), value=-1)
+            self._keep_features(step, places, kept)
         ended = time.perf_counter()
         self.stats.draft_seconds += drafted - began
         self.stats.target_seconds += ended - drafted
-        self.policy.observe(
-            confidence=proposal.confidence[self.running],
-            lengths=lengths[self.running],
-            accepted=accepted[self.running],
-            draft_seconds=drafted - began,
-            target_seconds=ended - drafted,
-        )
-        self._append(torch.cat([proposal.tokens, verification.next_token[:, None]], dim=1), accepted)
+        self._learn(proposal, depths, parents, replace(verification, path=path))
+        self._append(proposal.tokens, replace(verification, path=path))
 
     def _propose(self) -> Proposal:
         room = int((self.limit - self.prefix.lengths)[self.running].max()) - 1
-        gamma = min(self.policy.begin(), room)
-        if gamma and self.drafter is not None:
-            return self.drafter.propose(
-                self.prefix, gamma, warping=self.warping, generator=self.generator, keep_going=self.policy.keep_going
-            )
-        tokens = self.prefix.tokens[:, :0]
-        none = torch.zeros(tokens.shape, device=tokens.device)
-        return Proposal(tokens, none[..., None], torch.zeros_like(self.prefix.lengths), none)
+        depth = min(self.shape.begin(), room)
+        if not depth or self.drafter is None:
+            return Proposal.nothing(self.prefix)
+        return self.drafter.propose(
+            self.prefix, depth, shape=self.shape, warping=self.warping, generator=self.generator
+        )
 
-    def _verify(self, proposal: Proposal, lengths: Tensor) -> tuple[Verification, Step]:
-        """Run the target over the newest token and the drafted ones."""
-        newest = self.prefix.tokens.gather(1, self.prefix.lengths[:, None] - 1)
-        fed = torch.cat([newest, proposal.tokens], dim=1)
-        depth = torch.arange(fed.shape[1], device=fed.device)
-        valid = (depth <= lengths[:, None]) & self.running[:, None]
-        step = self.context.read(fed, valid)
-        logits = self.context.logits(step.hidden)
+    def _choose(self, proposal: Proposal, hidden: Tensor) -> Verification:
+        """Verify a proposal by the target's hidden states at the newest token and the drafted ones."""
+        logits, tokens, valid = self.context.logits(hidden), proposal.tokens, proposal.valid
+        parents = chain(tokens) if proposal.parents is None else proposal.parents
+        if any(self.processors):
+            rows = zip(self.prefix.tokens, self.prefix.lengths.tolist(), strict=True)
+            texts = [row[:length] for row, length in rows]
+            logits = along_paths(tokens, parents, valid, logits, texts, self.processors)
         if self.warping.greedy:
-            return verify_greedy(proposal.tokens, logits.argmax(-1), lengths=lengths), step
-        probs = self.warping.probs(logits)
-        if not proposal.tokens.shape[1]:
-            next_token = draw(probs[:, 0], generator=self.generator)
-            return Verification(torch.zeros_like(lengths), next_token), step
-        options: dict[str, Any] = {"lengths": lengths, "generator": self.generator}
-        return verify(proposal.tokens, proposal.probs, probs, **options), step
+            return verify_greedy(tokens, logits.argmax(-1), parents=parents, valid=valid)
+        options: dict[str, Any] = {"parents": parents, "valid": valid, "certain": proposal.certain}
+        return verify(tokens, proposal.laws, self.warping.probs(logits), generator=self.generator, **options)
+
+    def _learn(self, proposal: Proposal, depths: Tensor, parents: Tensor, verification: Verification) -> None:
+        """Tell the statistics and the shape what became of a block."""
+        accepted, running = verification.accepted, self.running
+        tried = ((parents == verification.end[:, None]) & proposal.valid).any(1)  # something came after the path
+        self.stats.record(depths[running], accepted[running], (accepted + tried)[running])
+        if proposal.parents is None:
+            self.shape.observe(proposal.confidence[running], proposal.valid[running].sum(1), accepted[running])
 
     def _keep_features(self, step: Step, places: Tensor, valid: Tensor) -> None:
         """Write features of the tokens fed at their places in the prefix."""
@@ -261,9 +251,12 @@ class _Decoding:
         rows, columns = (valid & (places < features.shape[1])).nonzero(as_tuple=True)
         features[rows, places[rows, columns]] = step.features[rows, columns]
 
-    def _append(self, tokens: Tensor, accepted: Tensor) -> None:
-        """Add the accepted tokens and the target's own (column `accepted` + 1 of them), up to an end or the limit."""
-        tokens = tokens.scatter(1, accepted[:, None], tokens[:, -1:])  # the target's token comes right after
+    def _append(self, tokens: Tensor, verification: Verification) -> None:
+        """Add the accepted tokens and the target's own after them, up to an end or the limit."""
+        accepted = verification.accepted
+        order = (~verification.path).long().argsort(dim=1, stable=True)  # the path's tokens first
+        tokens = torch.cat([tokens.gather(1, order), verification.next_token[:, None]], dim=1)
+        tokens = tokens.scatter(1, accepted[:, None], verification.next_token[:, None])
         depth = torch.arange(tokens.shape[1], device=tokens.device)
         ends = torch.isin(tokens, self.eos) & (depth <= accepted[:, None])
         first_end = torch.where(ends.any(1), ends.int().argmax(1), tokens.shape[1])
@@ -291,19 +284,9 @@ class _Decoding:
         return torch.cat([input_ids, tokens], dim=1)
 
 
-def _special_tokens(target: Any, eos: int | list[int] | None, device: torch.device) -> tuple[Tensor, int]:
-    """End-of-sequence ids as a tensor (maybe empty), and the id that pads ended rows."""
-    config = target.generation_config
-    eos = config.eos_token_id if eos is None else eos
-    ids = [] if eos is None else [eos] if isinstance(eos, int) else list(eos)
-    pad = config.pad_token_id if config.pad_token_id is not None else (ids or [0])[0]
-    return torch.tensor(ids, dtype=torch.long, device=device), int(pad)
-
-
-def _check(input_ids: Tensor, valid: Tensor, max_new_tokens: int, streamer: Any) -> None:
-    if max_new_tokens < 1:
-        raise ValueError(f"max_new_tokens is {max_new_tokens}: ask for at least 1")
-    if not input_ids.shape[1] or not bool(valid[:, -1].all()):
-        raise ValueError("a prompt is empty or padded on the right: pad on the left (tokenizer.padding_side = 'left')")
-    if streamer is not None and len(input_ids) != 1:
-        raise ValueError("a streamer can follow one prompt only")
+def _depths(parents: Tensor, valid: Tensor) -> Tensor:
+    """Depth of every drafted token, from 0; -1 where there is none."""
+    depths = torch.full((len(parents), parents.shape[1] + 1), -1, device=parents.device)  # of the slots; the root's -1
+    for node in range(parents.shape[1]):
+        depths[:, node + 1] = depths.gather(1, parents[:, node : node + 1])[:, 0] + 1
+    return torch.where(valid, depths[:, 1:], -1)

@@ -1,19 +1,23 @@
-"""What a drafter is, and the drafters that need no training: any language model, and a look-up in the text so far.
+"""What a drafter is, and those that are models: they draft one token after another, or a tree level by level.
 
-A drafter reads the verified prefix and proposes tokens with the probabilities that they were drawn from. It may be
-anything that keeps this contract; `verify` makes the output exact whatever it proposes.
+A drafter reads the verified prefix and proposes tokens with the laws that they were drawn from. It may be anything that
+keeps this contract; `verify` makes the output exact whatever it proposes.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from lib.core.generation import Context, Warping, draw
-from lib.tempspec.modeling import known_logits, widen
+from lib.core.generation import Warping, draw
+from lib.tempspec.modeling import known_logits, step_bytes, widen
+from lib.tempspec.shape import Shape, places
+from lib.tempspec.trees import TreeContext
+from lib.tempspec.verify import walk
+
+PADDING = 1024  # tokens by which vocabularies of one tokenizer are made longer at most
 
 
 @dataclass
@@ -36,24 +40,29 @@ class Prefix:
 
 @dataclass(frozen=True)
 class Proposal:
-    """Drafted tokens and their draft probabilities over the target's vocabulary; `lengths` counts those of each row.
+    """A tree of drafted tokens, parents before children and siblings in the order drawn; see `verify` for its parts.
 
-    `confidence` guesses each token's chance of acceptance from what was known before the token was drawn.
+    Without `parents` it is a chain. `laws` are None where all tokens were chosen without chance, and mean nothing in
+    rows that are `certain`. `confidence` guesses each token's chance of acceptance from what was known before it was
+    drawn.
     """
 
-    tokens: Int[Tensor, "batch gamma"]
-    probs: Float[Tensor, "batch gamma vocab"]
-    lengths: Int[Tensor, " batch"]
-    confidence: Float[Tensor, "batch gamma"]
+    tokens: Int[Tensor, "batch drafted"]
+    valid: Bool[Tensor, "batch drafted"]
+    confidence: Float[Tensor, "batch drafted"]
+    laws: Float[Tensor, "batch parents vocab"] | None = None
+    parents: Int[Tensor, "batch drafted"] | None = None
+    certain: Bool[Tensor, " batch"] | None = None
+
+    @classmethod
+    def nothing(cls, prefix: Prefix) -> "Proposal":
+        """Return the proposal of no tokens."""
+        none = prefix.tokens[:, :0]
+        return cls(none, none.bool(), none.float())
 
     def first(self, count: int) -> "Proposal":
-        """Return the first `count` tokens of it."""
-        tokens, probs, confidence = (part[:, :count] for part in (self.tokens, self.probs, self.confidence))
-        return Proposal(tokens, probs, self.lengths.clamp(max=count), confidence)
-
-
-# Whether to draft another token, given the confidence (mean over rows) of those drafted so far.
-KeepGoing = Callable[[list[float]], bool]
+        """Return the first `count` tokens of a chain."""
+        return Proposal(self.tokens[:, :count], self.valid[:, :count], self.confidence[:, :count], self.laws)
 
 
 @runtime_checkable
@@ -66,70 +75,132 @@ class Drafter(Protocol):
         """Start on a new batch of prompts for a target model."""
         ...
 
+    def cost(self, target: Any) -> float:
+        """Return what a drafted token costs, in plain steps of the target: counted, not measured."""
+        ...
+
     def propose(
         self,
         prefix: Prefix,
-        gamma: int,
+        depth: int,
         *,
+        shape: Shape,
         warping: Warping,
         generator: torch.Generator | None = None,
-        keep_going: KeepGoing | None = None,
     ) -> Proposal:
-        """Propose up to gamma tokens after the prefix; `keep_going` may end the block earlier."""
+        """Propose a tree (or chain) of the given shape, at most `depth` tokens deep."""
         ...
 
 
 class AutoregressiveDrafter:
-    """Drafting one token after another: what `ModelDrafter` and `FeatureDrafter` share."""
+    """Drafting level by level: what `ModelDrafter` and `FeatureDrafter` share."""
 
     model: Any
     layers: tuple[int, ...] = ()
     _vocab: int
+    _context: TreeContext
+    _tree: bool = False  # whether what was fed last was a tree
 
     def fingerprint(self) -> list[Any]:
         """Return what its drafts depend on: the model; not what its cache holds of the last prompt."""
         return [self.model]
 
+    def cost(self, target: Any) -> float:
+        """Return the weights that a step of the drafter reads over those that a step of the target reads."""
+        return step_bytes(self.model) / step_bytes(target)
+
     def _read(self, prefix: Prefix) -> Float[Tensor, "batch hidden"]:
         """Read what the prefix has gained; return the last hidden state of each row."""
         raise NotImplementedError
 
-    def _feed(self, tokens: Int[Tensor, " batch"], depth: int) -> Float[Tensor, "batch hidden"]:
-        """Read one drafted token of each row, the `depth`-th of this block; return the hidden states."""
+    def _feed(
+        self,
+        tokens: Int[Tensor, "batch new"],
+        parents: Int[Tensor, "batch new"],
+        valid: Bool[Tensor, "batch new"],
+        depth: int,
+    ) -> Float[Tensor, "batch new hidden"]:
+        """Read drafted tokens of one depth, parents counted among those fed (-1: the prefix); return hidden states."""
         raise NotImplementedError
 
     @torch.inference_mode()
     def propose(
         self,
         prefix: Prefix,
-        gamma: int,
+        depth: int,
         *,
+        shape: Shape,
         warping: Warping,
         generator: torch.Generator | None = None,
-        keep_going: KeepGoing | None = None,
     ) -> Proposal:
-        """Draft up to gamma tokens, each drawn from the drafter's own distribution after the same warping."""
-        hidden, tokens, rows, confidence = self._read(prefix), [], [], []
-        for depth in range(1, gamma + 1):
-            logits, token_ids = known_logits(self.model, hidden)
+        """Draft by the drafter's own law after the same warping; siblings are drawn without replacement."""
+        hidden = self._read(prefix)[:, None]
+        self._tree = shape.width > 1
+        reach = hidden.new_ones(hidden.shape[:2], dtype=torch.float32)
+        alive, first = reach > 0, 0  # of the newest nodes: whether a row has them, and the first one's slot
+        parts: list[tuple[Tensor, ...]] = []
+        laws: list[Tensor] = []
+        means: list[float] = []
+        for level in range(depth):
+            logits, token_ids = self._logits(hidden)
             q = warping.probs(logits)
-            choice = q.argmax(-1) if warping.greedy else draw(q, generator=generator)
-            confidence.append(logits.float().softmax(-1).amax(-1) if warping.greedy else q.amax(-1))
-            tokens.append(choice if token_ids is None else token_ids[choice])
-            rows.append(q if token_ids is None else widen(q, token_ids, self._vocab))
-            if depth == gamma or (keep_going and not keep_going([float(c.mean()) for c in confidence])):
+            guess = logits.float().softmax(-1) if warping.greedy else q
+            likely = guess.topk(min(shape.width, guess.shape[-1]), dim=-1).values  # [batch, nodes, ranks]
+            counts = shape.branch(level, reach, likely).clamp(max=likely.shape[-1])
+            if not bool(counts.any()):
                 break
-            hidden = self._feed(tokens[-1], depth)
-        drafted = torch.stack(tokens, dim=1)
-        full = torch.full_like(prefix.lengths, drafted.shape[1])
-        return Proposal(drafted, torch.stack(rows, dim=1), full, torch.stack(confidence, dim=1))
+            node, rank, valid = places(counts)
+            ranked, possible = siblings(logits if warping.greedy else q, int(counts.max()), warping, generator)
+            rows = torch.arange(len(node), device=node.device)[:, None]
+            tokens = ranked[rows, node, rank]
+            alive = valid & alive[rows, node] & possible[rows, node, rank]
+            confidence = likely[rows, node, rank]
+            reach = reach[rows, node] * confidence * alive
+            parts.append((tokens if token_ids is None else token_ids[tokens], first + node, alive, confidence))
+            if not warping.greedy:
+                laws.append(widen(q, token_ids, self._vocab))
+            means.append(float(confidence[:, 0].mean()))
+            if level + 1 == depth or not shape.keep_going(means):
+                break
+            new, first = parts[-1], first + hidden.shape[1]
+            hidden = self._feed(new[0], new[1] - 1, new[2], level + 1)
+        if not parts:
+            return Proposal.nothing(prefix)
+        tokens, parents, valid, confidence = (torch.cat(part, dim=1) for part in zip(*parts, strict=True))
+        given = torch.cat(laws, dim=1) if laws else None
+        return Proposal(tokens, valid, confidence, given, parents if self._tree else None)
+
+    def _logits(self, hidden: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Return logits over tokens that the target has too, and their ids (None: the first ones of the vocabulary)."""
+        logits, token_ids = known_logits(self.model, hidden)
+        return (logits[..., : self._vocab], None) if token_ids is None else (logits, token_ids)
+
+
+def siblings(
+    weights: Float[Tensor, "batch nodes tokens"], count: int, warping: Warping, generator: torch.Generator | None
+) -> tuple[Int[Tensor, "batch nodes count"], Bool[Tensor, "batch nodes count"]]:
+    """Draw tokens of each node one after another without replacement, and say which were possible (weight above 0).
+
+    Greedy decoding takes the largest logits in order. An exponential race: the i-th smallest of E_x / q_x, with E_x
+    exponential, is the i-th draw.
+    """
+    if warping.greedy:
+        drawn = weights.topk(count, dim=-1).indices
+        return drawn, torch.ones_like(drawn, dtype=torch.bool)
+    if count == 1:
+        drawn = draw(weights, generator=generator)[..., None]
+        return drawn, torch.ones_like(drawn, dtype=torch.bool)
+    where = weights.device if generator is None else generator.device
+    race = torch.empty(weights.shape, dtype=torch.float64, device=where).exponential_(generator=generator)
+    drawn = (weights.double() / race.to(weights.device)).topk(count, dim=-1).indices
+    return drawn, weights.gather(-1, drawn) > 0
 
 
 class ModelDrafter(AutoregressiveDrafter):
     """Any causal language model with the target's tokenizer, with a KV cache of its own.
 
-    Its head may be a `ReducedHead` (see `truncate`). Raises ValueError where its vocabulary is not as large as the
-    target's (their tokenizers differ).
+    Its head may be a `ReducedHead` (see `truncate`); its vocabulary may be padded otherwise than the target's. Raises
+    ValueError where the two differ by more (their tokenizers differ: see `UniversalDrafter`).
     """
 
     def __init__(self, model: Any) -> None:
@@ -137,123 +208,46 @@ class ModelDrafter(AutoregressiveDrafter):
 
     def begin(self, target: Any, batch: int) -> None:
         """Start with an empty cache."""
-        self._vocab = target.config.vocab_size
-        if self.model.config.vocab_size != self._vocab:
+        self._vocab, self._own = (model.config.get_text_config().vocab_size for model in (target, self.model))
+        if abs(self._own - self._vocab) >= PADDING:
             raise ValueError(
-                f"the drafter's vocabulary has {self.model.config.vocab_size} tokens, the target's {self._vocab}: "
-                "use a drafter with the target's tokenizer"
+                f"the drafter's vocabulary has {self._own} tokens, the target's {self._vocab}: use a drafter with the "
+                "target's tokenizer, or a UniversalDrafter"
             )
-        self._context = Context(self.model, batch)
+        self._context = TreeContext(self.model, batch)
         self._verified = torch.zeros_like(self._context.lengths)  # prefix tokens in the cache at the last proposal
-        self._drafted: list[Tensor] = []  # and the drafted tokens read after them
+        self._fed: list[tuple[Tensor, Tensor, Tensor]] = []  # and the drafted tokens read after them
 
     def _read(self, prefix: Prefix) -> Tensor:
         self._keep_accepted(prefix)
         positions = prefix.since(self._context.lengths)
         tokens = prefix.tokens.gather(1, positions.clamp(min=0))
-        self._verified, self._drafted = prefix.lengths.clone(), []
-        return self._context.read(tokens, positions >= 0).hidden[:, -1]
+        self._verified, self._fed = prefix.lengths.clone(), []
+        return self._context.read(tokens.clamp(max=self._own - 1), positions >= 0).hidden[:, -1]
 
     def _keep_accepted(self, prefix: Prefix) -> None:
         """Take back drafted tokens that were refused; the newest token is always left to be read."""
-        if not self._drafted:
+        if not self._fed:
             return
-        drafted = torch.stack(self._drafted, dim=1)
-        places = self._verified[:, None] + torch.arange(drafted.shape[1], device=drafted.device)
-        same = prefix.tokens.gather(1, places.clamp(max=prefix.tokens.shape[1] - 1)) == drafted
-        accepted = (same & (places < prefix.lengths[:, None] - 1)).cumprod(dim=1).sum(dim=1)
-        self._context.rollback(drafted.shape[1] - accepted)
+        tokens, parents, valid = (torch.cat(part, dim=1) for part in zip(*self._fed, strict=True))
+        depths = torch.zeros_like(prefix.lengths)
 
-    def _feed(self, tokens: Tensor, depth: int) -> Tensor:
-        self._drafted.append(tokens)
-        return self._context.read(tokens[:, None]).hidden[:, -1]
+        def same(node: int, end: Tensor, asked: Tensor) -> Tensor:
+            place = self._verified + depths
+            wanted = prefix.tokens.gather(1, place.clamp(max=prefix.tokens.shape[1] - 1)[:, None])[:, 0]
+            kept = asked & (tokens[:, node] == wanted) & (place < prefix.lengths - 1)
+            depths.add_(kept)
+            return kept
 
+        path, _ = walk(parents + 1, valid, same)
+        if self._tree:
+            self._context.settle(path)
+        else:
+            self._context.rollback(tokens.shape[1] - path.sum(1))
 
-class PromptLookupDrafter:
-    """Copies what followed the most recent earlier occurrence of the newest n-gram, the longest n first.
-
-    Its draft distribution is certain (a one), so a token is accepted with the target's own probability of it.
-    """
-
-    layers: tuple[int, ...] = ()
-
-    def __init__(self, *, longest: int = 4, shortest: int = 2) -> None:
-        if not 1 <= shortest <= longest:
-            raise ValueError(f"n-grams from {shortest} to {longest} tokens: give 1 <= shortest <= longest")
-        self.longest, self.shortest = longest, shortest
-
-    def begin(self, target: Any, batch: int) -> None:
-        """Nothing is kept between blocks."""
-        self._vocab = target.config.vocab_size
-
-    def propose(
-        self,
-        prefix: Prefix,
-        gamma: int,
-        *,
-        warping: Warping,
-        generator: torch.Generator | None = None,
-        keep_going: KeepGoing | None = None,
-    ) -> Proposal:
-        """Propose the continuation of an earlier occurrence; rows without one propose nothing."""
-        batch = len(prefix.lengths)
-        tokens = prefix.tokens.new_zeros(batch, gamma)
-        lengths = torch.zeros_like(prefix.lengths)
-        confidence = torch.zeros(batch, gamma, device=tokens.device)
-        for row, length in enumerate(prefix.lengths.tolist()):
-            following, size = self._continuation(prefix.tokens[row, :length], gamma)
-            tokens[row, : len(following)], lengths[row] = following, len(following)
-            confidence[row] = size / (size + 1)
-        probs = torch.zeros(batch, gamma, self._vocab, device=tokens.device).scatter_(-1, tokens[..., None], 1.0)
-        return Proposal(tokens, probs, lengths, confidence)
-
-    def _continuation(self, tokens: Tensor, gamma: int) -> tuple[Tensor, int]:
-        """Return what followed the newest n-gram before, and n; nothing and 0 where it is new."""
-        for size in range(min(self.longest, len(tokens) - 1), self.shortest - 1, -1):
-            earlier = tokens[:-1].unfold(0, size, 1)  # every n-gram that something follows
-            places = (earlier == tokens[-size:]).all(dim=1).nonzero()
-            if len(places):
-                start = int(places[-1]) + size
-                return tokens[start : start + gamma], size
-        return tokens[:0], 0
-
-
-class FirstOf:
-    """The first drafter's proposal where it has one, the second's where it has none."""
-
-    def __init__(self, first: Drafter, second: Drafter) -> None:
-        self.first, self.second = first, second
-        self.layers = second.layers
-        if first.layers:
-            raise ValueError("the first drafter of FirstOf may not ask for the target's hidden states: swap the two")
-
-    def begin(self, target: Any, batch: int) -> None:
-        """Start both."""
-        self.first.begin(target, batch)
-        self.second.begin(target, batch)
-
-    def propose(
-        self,
-        prefix: Prefix,
-        gamma: int,
-        *,
-        warping: Warping,
-        generator: torch.Generator | None = None,
-        keep_going: KeepGoing | None = None,
-    ) -> Proposal:
-        """Ask the second drafter only where the first has nothing for some row."""
-        options: dict[str, Any] = {"warping": warping, "generator": generator, "keep_going": keep_going}
-        own = self.first.propose(prefix, gamma, **options)
-        has = own.lengths > 0
-        if bool(has.all()):
-            return own
-        other = self.second.propose(prefix, gamma, **options)
-        if not bool(has.any()):
-            return other
-        own = own.first(other.tokens.shape[1])
-        return Proposal(
-            torch.where(has[:, None], own.tokens, other.tokens),
-            torch.where(has[:, None, None], own.probs, other.probs),
-            torch.where(has, own.lengths, other.lengths),
-            torch.where(has[:, None], own.confidence, other.confidence),
-        )
+    def _feed(self, tokens: Tensor, parents: Tensor, valid: Tensor, depth: int) -> Tensor:
+        self._fed.append((tokens, parents, valid))
+        known = tokens.clamp(max=self._own - 1)
+        if self._tree:
+            return self._context.grow(known, parents, valid).hidden
+        return self._context.read(known).hidden

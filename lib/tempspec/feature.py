@@ -20,10 +20,10 @@ from tqdm.auto import tqdm
 from transformers import LlamaConfig, LlamaModel
 from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 
-from lib.core.generation import Context
 from lib.tempspec.answers import TeachingBatch
 from lib.tempspec.drafters import AutoregressiveDrafter, Prefix
 from lib.tempspec.modeling import ReducedHead
+from lib.tempspec.trees import TreeContext
 
 DAMPING = 1e-3  # of the ridge regression, of the mean of the inputs' second moments
 
@@ -41,10 +41,11 @@ class FeatureModel(nn.Module):
         super().__init__()
         config: Any = target.config
         width = config.hidden_size
-        self.layers, self.longest_lag = layers, longest_lag
+        self.config, self.layers, self.longest_lag = config, layers, longest_lag
+        eps = getattr(config, "rms_norm_eps", 1e-5)
         self.embeddings = nn.Embedding.from_pretrained(target.get_input_embeddings().weight.detach().float())
-        self.norms = nn.ModuleList([nn.RMSNorm(width, eps=config.rms_norm_eps) for _ in layers])
-        self.embedding_norm = nn.RMSNorm(width, eps=config.rms_norm_eps)
+        self.norms = nn.ModuleList([nn.RMSNorm(width, eps=eps) for _ in layers])
+        self.embedding_norm = nn.RMSNorm(width, eps=eps)
         maps = [nn.Linear(width * (len(layers) + 1), width, bias=False) for _ in range(longest_lag)]
         self.maps = nn.ModuleList(maps)
         self.decoder = _one_layer(target)
@@ -63,6 +64,10 @@ class FeatureModel(nn.Module):
     def get_output_embeddings(self) -> ReducedHead:
         """Return the head, as language models do."""
         return self.head
+
+    def get_input_embeddings(self) -> nn.Embedding:
+        """Return the embeddings, which are the target's."""
+        return self.embeddings
 
     def inputs(
         self, tokens: Int[Tensor, "batch length"], features: Float[Tensor, "batch length features"], *, lag: int = 1
@@ -87,12 +92,12 @@ def _one_layer(target: Any) -> LlamaModel:
     """Make a decoder of one layer without embeddings; it starts as a Llama target's last layer (others: at random)."""
     config = LlamaConfig(
         hidden_size=target.config.hidden_size,
-        intermediate_size=target.config.intermediate_size,
+        intermediate_size=getattr(target.config, "intermediate_size", 4 * target.config.hidden_size),
         num_hidden_layers=1,
         num_attention_heads=target.config.num_attention_heads,
-        num_key_value_heads=target.config.num_key_value_heads,
+        num_key_value_heads=getattr(target.config, "num_key_value_heads", target.config.num_attention_heads),
         max_position_embeddings=target.config.max_position_embeddings,
-        rms_norm_eps=target.config.rms_norm_eps,
+        rms_norm_eps=getattr(target.config, "rms_norm_eps", 1e-5),
         rope_parameters=getattr(target.config, "rope_parameters", None),
         vocab_size=1,
         bos_token_id=None,
@@ -177,30 +182,34 @@ class FeatureDrafter(AutoregressiveDrafter):
 
     def begin(self, target: Any, batch: int) -> None:
         """Start with an empty cache."""
-        self._vocab = target.config.vocab_size
-        self._context = Context(self.model.decoder, batch)
-        self._drafted = 0
+        self._vocab = target.config.get_text_config().vocab_size
+        self._context = TreeContext(self.model.decoder, batch)
+        self._fed = 0
 
     def _read(self, prefix: Prefix) -> Tensor:
         """Read the verified tokens with fresh features; drafted ones were read with stale ones and are taken back."""
         assert prefix.features is not None
-        self._context.rollback(torch.full_like(self._context.lengths, self._drafted))
-        self._drafted = 0
+        if self._tree and self._fed:
+            self._context.settle(
+                torch.zeros(len(prefix.lengths), self._fed, dtype=torch.bool, device=prefix.tokens.device)
+            )
+        else:
+            self._context.rollback(torch.full_like(self._context.lengths, self._fed))
+        self._fed = 0
         positions = prefix.since(self._context.lengths)
         before = (positions - 1).clamp(min=0)
         features = prefix.features.gather(1, before[..., None].expand(-1, -1, prefix.features.shape[-1]))
         features = torch.where((positions > 0)[..., None], features, 0)
         tokens = prefix.tokens.gather(1, positions.clamp(min=0))
         self._features = features[:, -1:]
-        return self._extend(self.model.inputs(tokens, features), positions >= 0)
+        return self._context.read(tokens, positions >= 0, embeddings=self.model.inputs(tokens, features)).hidden[:, -1]
 
-    def _feed(self, tokens: Tensor, depth: int) -> Tensor:
-        self._drafted += 1
-        return self._extend(self.model.inputs(tokens[:, None], self._features, lag=depth + 1))
-
-    def _extend(self, embedded: Tensor, valid: Tensor | None = None) -> Tensor:
-        tokens = torch.zeros(embedded.shape[:2], dtype=torch.long, device=embedded.device)
-        return self._context.read(tokens, valid, embeddings=embedded).hidden[:, -1]
+    def _feed(self, tokens: Tensor, parents: Tensor, valid: Tensor, depth: int) -> Tensor:
+        self._fed += tokens.shape[1]
+        embedded = self.model.inputs(tokens, self._features.expand(-1, tokens.shape[1], -1), lag=depth + 1)
+        if self._tree:
+            return self._context.grow(tokens, parents, valid, embeddings=embedded).hidden
+        return self._context.read(tokens, embeddings=embedded).hidden
 
 
 def save_feature_model(model: FeatureModel, folder: Path | str) -> None:

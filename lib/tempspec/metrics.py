@@ -4,17 +4,76 @@ Symbols: alpha = acceptance of one drafted token = sum_x min(p_T(x), q_T(x)); ga
 c = seconds of a drafter's step over seconds of a target's step; tau = tokens gained a block.
 """
 
-from collections.abc import Hashable, Mapping, Sequence
-from typing import Any
+from dataclasses import dataclass, field
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from lib.core.generation import Warping
-from lib.core.scoring import scored_states
-from lib.tempspec.answers import Example, collate
-from lib.tempspec.modeling import known_logits
+
+@dataclass
+class DecodingStats:
+    """Counts over all rows and blocks; `drafted[i]`, `tested[i]`, `accepted[i]` are those at depth i of a draft.
+
+    A depth is tested when the path before it was accepted and something was drafted there; the rest is drafted in vain.
+    Seconds are wall-clock; the target's first pass over the prompts is `prefill_seconds` and no block.
+    """
+
+    blocks: int = 0
+    rounds: int = 0
+    tokens: int = 0
+    drafted: list[int] = field(default_factory=list)
+    tested: list[int] = field(default_factory=list)
+    accepted: list[int] = field(default_factory=list)
+    lengths: dict[int, int] = field(default_factory=dict)  # rounds by tokens drafted in them
+    prefill_seconds: float = 0.0
+    draft_seconds: float = 0.0
+    target_seconds: float = 0.0
+    seconds: float = 0.0
+
+    @property
+    def acceptance(self) -> float:
+        """Return accepted over drafted tokens (those after a refusal count as drafted)."""
+        return sum(self.accepted) / max(sum(self.drafted), 1)
+
+    @property
+    def conditional_acceptance(self) -> float:
+        """Return accepted over tested tokens: the mean chance of a drafted token whose predecessors were accepted."""
+        return sum(self.accepted) / max(sum(self.tested), 1)
+
+    @property
+    def by_position(self) -> list[float]:
+        """Return the conditional acceptance at each draft position."""
+        return [hits / max(seen, 1) for hits, seen in zip(self.accepted, self.tested, strict=True)]
+
+    @property
+    def block_efficiency(self) -> float:
+        """Return tokens gained per block of a row, the target's own included: tau, or mean accepted tokens."""
+        return 1 + sum(self.accepted) / max(self.blocks, 1)
+
+    def record(
+        self, depths: Int[Tensor, "rows drafted"], accepted: Int[Tensor, " rows"], tested: Int[Tensor, " rows"]
+    ) -> None:
+        """Count one round of rows still running: depths of the tokens drafted (-1: none), how deep it was tested."""
+        self.rounds += 1
+        self.blocks += len(depths)
+        most = int((depths >= 0).sum(1).max())
+        self.lengths[most] = self.lengths.get(most, 0) + 1
+        longest = int(depths.max()) + 1 if most else 0
+        depth = torch.arange(longest, device=depths.device)
+        counts = {
+            "drafted": (depths[..., None] == depth).sum((0, 1)),
+            "tested": (depth < tested[:, None]).sum(0),
+            "accepted": (depth < accepted[:, None]).sum(0),
+        }
+        for name, new in counts.items():
+            total = getattr(self, name)
+            total += [0] * (longest - len(total))
+            total[:longest] = [a + b for a, b in zip(total, new.tolist(), strict=False)]
+
+    def modelled_seconds(self, draft: float, target: dict[int, float]) -> float:
+        """Return seconds of these rounds by the cost model: `draft` a drafted token, `target[n]` a pass of n tokens."""
+        return sum(count * (drafted * draft + target[drafted + 1]) for drafted, count in self.lengths.items())
 
 
 def acceptance(
@@ -25,33 +84,6 @@ def acceptance(
     `kept` are the token ids of a reduced draft vocabulary.
     """
     return torch.minimum(p if kept is None else p[..., kept], q).sum(-1)
-
-
-@torch.inference_mode()
-def teacher_forced_acceptance(
-    target: Any,
-    drafters: Mapping[Hashable, Any],
-    examples: Sequence[Example],
-    temperature: float,
-    *,
-    batch_size: int = 8,
-) -> dict[Hashable, Float[Tensor, " examples"]]:
-    """Return each drafter's mean acceptance over the answer tokens of each example, the target running once for all.
-
-    Drafters are causal language models. The answers should be the target's own at that temperature: then the mean is
-    the acceptance of a block's first token.
-    """
-    warping = Warping(temperature)
-    means: dict[Hashable, list[Tensor]] = {name: [] for name in drafters}
-    for place in range(0, len(examples), batch_size):
-        batch = collate(examples[place : place + batch_size], target.device)
-        p = warping.probs(known_logits(target, scored_states(target, batch))[0])
-        for name, drafter in drafters.items():
-            logits, kept = known_logits(drafter, scored_states(drafter, batch))
-            alpha = acceptance(p, warping.probs(logits), kept)
-            total = alpha.new_zeros(len(batch.ids)).index_add(0, batch.owners, alpha)
-            means[name].append((total / batch.scored.sum(1)).cpu())
-    return {name: torch.cat(parts) for name, parts in means.items()}
 
 
 def block_efficiency(alpha: float, gamma: int) -> float:

@@ -9,6 +9,7 @@ import copy
 import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -51,19 +52,31 @@ class ReducedHead(nn.Module):
 
 
 def widen(
-    values: Float[Tensor, "*rows kept"], token_ids: Int[Tensor, " kept"], vocab_size: int, fill: float = 0.0
+    values: Float[Tensor, "*rows kept"], token_ids: Int[Tensor, " kept"] | None, vocab_size: int, fill: float = 0.0
 ) -> Float[Tensor, "*rows vocab"]:
-    """Spread values of the kept tokens over the whole vocabulary."""
+    """Spread values of the kept tokens (None: the first ones) over the whole vocabulary."""
+    if token_ids is None:
+        return nn.functional.pad(values, (0, vocab_size - values.shape[-1]), value=fill)
     whole = values.new_full((*values.shape[:-1], vocab_size), fill)
     whole[..., token_ids] = values
     return whole
 
 
-def known_logits(model: Any, hidden: Tensor) -> tuple[Tensor, Tensor | None]:
+def step_bytes(model: Any) -> int:
+    """Return the bytes of weights that one step reads: all but the embeddings, of which it looks one row up."""
+    embeddings = model.get_input_embeddings().weight
+    head = model.get_output_embeddings()
+    tied = head is not None and getattr(head, "weight", None) is embeddings
+    sizes = {id(w): w.numel() * w.element_size() for w in model.parameters()}
+    return max(sum(sizes.values()) - (0 if tied else sizes.get(id(embeddings), 0)), 1)
+
+
+def known_logits(model: Any, hidden: Float[Tensor, "*rows hidden"]) -> tuple[Tensor, Tensor | None]:
     """Return a model's logits over the tokens that its head knows, and their ids (None: the whole vocabulary)."""
     head = model.get_output_embeddings()
-    if isinstance(head, ReducedHead):
-        return head.reduced(hidden), head.token_ids
+    if isinstance(head, ReducedHead):  # with what the family does behind its head
+        view = SimpleNamespace(config=model.config, get_output_embeddings=lambda: head.reduced)
+        return head_logits(view, hidden), head.token_ids
     return head_logits(model, hidden), None
 
 

@@ -19,9 +19,7 @@ from torch import Tensor, nn
 from transformers import PrinterCallback, Trainer, TrainingArguments
 from transformers.trainer_utils import get_last_checkpoint
 
-from lib.core.scoring import scored_states
-from lib.tempspec.answers import Example, TeachingBatch, answer, teaching_batches
-from lib.tempspec.feature import FeatureModel
+from lib.tempspec.answers import Example, TeachingBatch, answer, draft_states, teaching_batches
 from lib.tempspec.modeling import known_logits
 
 STALEST = 3  # a feature drafter is taught with features up to this many tokens old
@@ -85,7 +83,7 @@ def draft_log_probs(
 def distill(
     target: Any,
     drafter: Any,
-    prompts: Sequence[Sequence[int]],
+    prompts: Sequence[Sequence[int]] | Sequence[str],
     *,
     temperatures: Sequence[float] = (1.0,),
     max_new_tokens: int = 64,
@@ -97,12 +95,18 @@ def distill(
     seed: int = 0,
     output_dir: Path | str | None = None,
     progress: bool = True,
+    tokenizer: Any = None,
 ) -> Any:
-    """Answer the prompts (token ids), share them equally among the temperatures, and train the drafter on the answers.
+    """Answer the prompts, share them equally among the temperatures, and train the drafter on the answers.
 
-    `drafter` is a causal language model or a `FeatureModel`; it is trained in place and returned, by `teach`, which
-    explains the options. Raises ValueError where there are fewer prompts than temperatures.
+    Prompts are token ids, or strings where there is a `tokenizer`. `drafter` is a causal language model or a
+    `FeatureModel`; it is trained in place by `teach`, which explains the options, and returned in the target's dtype.
+    Raises ValueError where there are fewer prompts than temperatures, TypeError for strings without a tokenizer.
     """
+    if any(isinstance(prompt, str) for prompt in prompts):
+        if tokenizer is None:
+            raise TypeError("prompts are strings: give a tokenizer, or token ids")
+        prompts = tokenizer(list(prompts)).input_ids
     if len(prompts) < len(temperatures) or not temperatures:
         raise ValueError(f"{len(prompts)} prompts cannot be shared among {len(temperatures)} temperatures")
     generator = torch.Generator(target.device).manual_seed(seed)
@@ -111,10 +115,11 @@ def distill(
         part = prompts[share :: len(temperatures)]
         options = {"max_new_tokens": max_new_tokens, "generator": generator, "progress": progress}
         examples += answer(target, part, temperature, **options)
-    return teach(
+    taught = teach(
         drafter, examples, target=target, loss=loss, top=top, epochs=epochs, batch_size=batch_size,
         learning_rate=learning_rate, seed=seed, output_dir=output_dir, progress=progress,
     )  # fmt: skip
+    return taught.to(target.dtype)
 
 
 def teach(
@@ -131,7 +136,7 @@ def teach(
     output_dir: Path | str | None = None,
     progress: bool = True,
 ) -> Any:
-    """Train a drafter on examples, in place, in bfloat16 with float32 weights; return it in eval mode.
+    """Train a drafter on examples, in place, in bfloat16 with float32 weights, which it keeps; return it in eval mode.
 
     The target's opinion is taken once, before training (or was taken before, where `examples` are batches made by
     `teaching_batches`); the loss `ce` on a plain language model needs none. With an `output_dir`, every epoch leaves a
@@ -144,7 +149,7 @@ def teach(
         raise ValueError("there are no examples: give some prompts with answers")
     batches = [item for item in examples if isinstance(item, TeachingBatch)]
     if not batches:
-        layers = drafter.layers if isinstance(drafter, FeatureModel) else ()
+        layers = getattr(drafter, "layers", ())  # hidden states of the target that it reads
         asked = target if loss != "ce" or layers else None
         if asked is None and (loss != "ce" or layers):
             raise ValueError(f"a loss {loss!r} on a {type(drafter).__name__} needs the target: pass target=…")
@@ -188,7 +193,8 @@ class Student(nn.Module):
 
     def forward(self, batch: TeachingBatch) -> dict[str, Tensor]:
         """Return the mean loss in nats over the scored positions of a batch."""
-        logits, kept = self._logits(batch)
+        lag = 1 + int(torch.randint(0, STALEST, ()))
+        logits, kept = known_logits(self.drafter, draft_states(self.drafter, batch, lag=lag))
         if self.loss == "ce":
             wanted, temperature = batch.targets[:, None], torch.ones_like(batch.temperature)
             log_q = draft_log_probs(logits, kept, wanted, temperature)[:, 0]
@@ -199,13 +205,6 @@ class Student(nn.Module):
         assert batch.top_log_probs is not None
         log_q = draft_log_probs(logits, kept, batch.top_ids, temperature)
         return {"loss": divergence(self.loss, batch.top_log_probs, log_q).mean()}
-
-    def _logits(self, batch: TeachingBatch) -> tuple[Tensor, Tensor | None]:
-        if not isinstance(self.drafter, FeatureModel):
-            return known_logits(self.drafter, scored_states(self.drafter, batch))
-        assert batch.features is not None
-        lag = 1 + int(torch.randint(0, STALEST, ()))
-        return known_logits(self.drafter, self.drafter(batch.ids, batch.features, lag=lag)[batch.scored])
 
 
 def _only(batches: list[TeachingBatch]) -> dict[str, TeachingBatch]:

@@ -1,17 +1,26 @@
 """Speculative decoding: the law of what comes out, rollback, padding, ends, and statistics that add up."""
 
+import copy
 import itertools
 
 import numpy as np
 import pytest
 import torch
 from scipy import stats
+from tokenizers import Tokenizer, decoders, models
+from transformers import (
+    LlamaForCausalLM,
+    LogitsProcessorList,
+    PreTrainedTokenizerFast,
+    RepetitionPenaltyLogitsProcessor,
+    SequenceBiasLogitsProcessor,
+)
 
-from lib.tempspec import ModelDrafter, SpeculativeDecoder, Warping
+from lib.tempspec import DynamicTree, ModelDrafter, SpeculativeDecoder, UniversalDrafter, Warping
 from tests.tempspec.conftest import VOCAB, llama
 
 PROMPT = torch.tensor([[1, 4, 2, 1, 4]])
-ROWS, NEW = 6_000, 3
+ROWS, NEW = 3_000, 3
 KINDS = ("model", "truncated", "lookup", "feature", "lookup then model")
 
 
@@ -125,12 +134,123 @@ def test_streams_the_tokens_it_returns(target, drafters):
     assert len(streamer.pieces) > 2
 
 
+SHAPES = [3, "auto", DynamicTree(width=3, depth=3, floor=0.0)]
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=["chain", "auto", "tree"])
+@pytest.mark.parametrize(
+    "penalties",
+    [
+        {"repetition_penalty": 9.0},
+        {"no_repeat_ngram_size": 2},
+        {"min_new_tokens": 9, "eos_token_id": [0, 3]},
+        {"suppress_tokens": [4], "begin_suppress_tokens": [1, 2], "forced_eos_token_id": 5, "bad_words_ids": [[2, 3]]},
+    ],
+    ids=str,
+)
+def test_penalties_of_the_generation_config_are_generates(shape, penalties, drafters, monkeypatch):
+    target = llama(0)
+    target.generation_config.update(**penalties)
+    given = LogitsProcessorList([SequenceBiasLogitsProcessor([[[1, 4], 0.9]])])
+    for prompt in (PROMPT, PROMPT[:, 3:]):
+        wanted = target.generate(prompt, do_sample=False, max_new_tokens=14, logits_processor=given)
+        for kind in ("model", "lookup"):
+            decoder = SpeculativeDecoder(target, drafters[kind], gamma=shape, temperature=0, logits_processor=given)
+            assert decoder.generate(prompt, max_new_tokens=14).sequences.tolist() == wanted.tolist()
+    plain = llama(0).generate(PROMPT, do_sample=False, max_new_tokens=14)
+    held = target.generate(PROMPT, do_sample=False, max_new_tokens=14, logits_processor=given)
+    assert plain.tolist() != held.tolist()
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=["chain", "auto", "tree"])
+def test_the_law_holds_under_a_penalty(shape, drafters):
+    target = llama(0)
+    target.generation_config.repetition_penalty = 1.7
+    decoder = SpeculativeDecoder(target, drafters["model"], gamma=shape)
+    output = decoder.generate(PROMPT.expand(500, -1), None, NEW, torch.Generator().manual_seed(3))
+    continuations = torch.tensor(list(itertools.product(range(VOCAB), repeat=NEW)))
+    law, penalty = torch.ones(len(continuations)), RepetitionPenaltyLogitsProcessor(1.7)
+    with torch.inference_mode():
+        for step in range(NEW):
+            rows = torch.cat([PROMPT.expand(len(continuations), -1), continuations[:, :step]], dim=1)
+            probs = penalty(rows, target(rows).logits[:, -1]).softmax(-1)
+            law *= probs.gather(1, continuations[:, step, None])[:, 0]
+    assert p_value(output.sequences, law.double().numpy()) > 1e-3
+
+
+def test_what_cannot_be_applied_to_drafts_is_refused(drafters):
+    target = llama(0)
+    target.generation_config.guidance_scale = 1.5
+    with pytest.raises(ValueError, match="guidance_scale cannot be applied"):
+        SpeculativeDecoder(target, drafters["model"]).generate(PROMPT, max_new_tokens=2)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_same_seed_gives_the_same_tokens_whatever_the_clock_says(kind, target, drafters, monkeypatch):
+    decoder, made = SpeculativeDecoder(target, drafters[kind]), []
+    for slow in (0.0, 1.0):
+        ticks = itertools.count()
+        monkeypatch.setattr("time.perf_counter", lambda ticks=ticks, slow=slow: slow * next(ticks) ** 2)
+        made.append(decoder.generate(PROMPT.expand(3, -1), None, 40, torch.Generator().manual_seed(5)).sequences)
+    assert made[0].equal(made[1])
+
+
+def tokenizer(merges, letters="abc"):
+    pieces = [*letters, *("".join(merge) for merge in merges)]
+    made = Tokenizer(models.BPE({piece: place for place, piece in enumerate(pieces)}, merges))
+    made.decoder = decoders.Fuse()
+    return PreTrainedTokenizerFast(tokenizer_object=made, pad_token="a")
+
+
+def test_a_drafter_with_another_tokenizer_keeps_the_law_and_the_greedy_tokens(target):
+    ours, theirs = tokenizer([("a", "b"), ("b", "c"), ("ab", "bc")]), tokenizer([("c", "a")], "cba")
+    assert len(ours) == VOCAB
+    drafter = UniversalDrafter(llama(9, layers=1), theirs, ours)
+    prompts = torch.cat([PROMPT, PROMPT.flip(1)])
+    wanted = target.generate(prompts, do_sample=False, max_new_tokens=20)
+    for shape in SHAPES:
+        decoder = SpeculativeDecoder(target, drafter, gamma=shape, temperature=0)
+        assert decoder.generate(prompts, max_new_tokens=20).sequences.equal(wanted)
+    noise = torch.Generator().manual_seed(4)
+    output = SpeculativeDecoder(target, drafter, gamma=2).generate(PROMPT.expand(800, -1), None, NEW, noise)
+    assert p_value(output.sequences, exact_law(target, Warping(1.0))) > 1e-3
+    assert sum(output.stats.accepted) > 100
+
+
+def test_strings_are_continued_where_there_is_a_tokenizer(target, drafters):
+    ours = tokenizer([("a", "b"), ("b", "c"), ("ab", "bc")])
+    decoder = SpeculativeDecoder(target, drafters["model"], temperature=0, tokenizer=ours)
+    together = decoder.generate(["abcab", "cc"], max_new_tokens=6)
+    ids = ours("abcab", return_tensors="pt").input_ids
+    alone = SpeculativeDecoder(target, None, temperature=0).generate(ids, max_new_tokens=6).sequences
+    assert together.texts[0] == ours.decode(alone[0, ids.shape[1] :], skip_special_tokens=True)
+    assert decoder.generate("abcab", max_new_tokens=6).texts == together.texts[:1]
+    with pytest.raises(TypeError, match="was given a tokenizer"):
+        SpeculativeDecoder(target, None).generate("abcab")
+
+
+@pytest.mark.parametrize("difference", [-2, 3])
+def test_a_vocabulary_of_other_padding_keeps_the_law(difference, target):
+    torch.manual_seed(2)
+    config = copy.deepcopy(llama(1, layers=1).config)
+    config.vocab_size = VOCAB + difference
+    drafter = ModelDrafter(LlamaForCausalLM(config))
+    wanted = target.generate(PROMPT, do_sample=False, max_new_tokens=20)
+    for shape in SHAPES:
+        decoder = SpeculativeDecoder(target, drafter, gamma=shape, temperature=0)
+        assert decoder.generate(PROMPT, max_new_tokens=20).sequences.equal(wanted)
+    noise = torch.Generator().manual_seed(4)
+    output = SpeculativeDecoder(target, drafter, gamma=2).generate(PROMPT.expand(1000, -1), None, NEW, noise)
+    assert p_value(output.sequences, exact_law(target, Warping(1.0))) > 1e-3
+
+
 @pytest.mark.parametrize(
     ("call", "message"),
     [
         (lambda d, t: d.generate(t, max_new_tokens=0), "at least 1"),
         (lambda d, t: d.generate(t, torch.tensor([[1, 1, 1, 1, 0]])), "pad on the left"),
         (lambda d, t: d.generate(t.expand(2, -1), streamer=object()), "one prompt"),
+        (lambda d, t: d.generate(t, max_new_tokens=60), "the target knows 64"),
     ],
 )
 def test_bad_input_says_what_to_do(call, message, target, drafters):
@@ -140,9 +260,9 @@ def test_bad_input_says_what_to_do(call, message, target, drafters):
 
 def test_refuses_a_drafter_of_another_vocabulary_and_an_unknown_gamma(target):
     other = llama(3)
-    other.config.vocab_size = VOCAB + 1
+    other.config.vocab_size = VOCAB + 1024
     with pytest.raises(ValueError, match="tokenizer"):
-        SpeculativeDecoder(target, ModelDrafter(other)).generate(PROMPT)
+        SpeculativeDecoder(target, ModelDrafter(other)).generate(PROMPT, max_new_tokens=4)
     with pytest.raises(ValueError, match="gamma"):
         SpeculativeDecoder(target, ModelDrafter(other), gamma="some")
     with pytest.raises(ValueError, match="gamma"):

@@ -2,6 +2,8 @@
 
 import copy
 
+import numpy as np
+import pandas as pd
 import pytest
 import torch
 
@@ -16,12 +18,14 @@ from lib.tempspec import (
     save_drafter,
     save_feature_model,
     teach,
+    teacher_forced_acceptance,
     truncate,
 )
 from lib.tempspec.answers import collate, log_probs_at, observe, teaching_batches
 from lib.tempspec.feature import fit_maps, older, real_positions
-from lib.tempspec.metrics import acceptance, block_efficiency, speedup, teacher_forced_acceptance
+from lib.tempspec.metrics import acceptance, block_efficiency, speedup
 from lib.tempspec.modeling import ReducedHead, frequent_tokens
+from lib.tempspec.study import analysis, recipes
 from lib.tempspec.trainer import LOSSES, divergence, draft_log_probs, with_rest
 from tests.tempspec.conftest import VOCAB, llama
 
@@ -102,7 +106,9 @@ def test_every_loss_raises_acceptance(target, loss):
 def test_distilling_a_feature_drafter_shares_prompts_among_temperatures(target, monkeypatch):
     network = FeatureModel(target, layers=(1, 2), token_ids=torch.arange(VOCAB))
     seen = []
-    monkeypatch.setattr("lib.tempspec.trainer.teach", lambda drafter, examples, **options: seen.extend(examples))
+    monkeypatch.setattr(
+        "lib.tempspec.trainer.teach", lambda drafter, examples, **options: seen.extend(examples) or drafter
+    )
     distill(target, network, PROMPTS * 3, temperatures=(0.7, 1.0, 1.3), max_new_tokens=4)
     assert sorted(example.temperature for example in seen) == [0.7] * 4 + [1.0] * 4 + [1.3] * 4
     with pytest.raises(ValueError, match="cannot be shared"):
@@ -231,6 +237,58 @@ def test_teacher_forced_acceptance_is_the_mean_over_each_answer(target, temperat
             for model in (target, drafter)
         )
         torch.testing.assert_close(value, torch.minimum(p, q).sum(-1).mean())
+
+
+def test_distilled_drafters_have_the_targets_dtype_and_prompts_may_be_strings(target):
+    class Words:
+        def __call__(self, texts):
+            return type("Encoding", (), {"input_ids": [[ord(letter) - ord("a") for letter in text] for text in texts]})
+
+    options = {"max_new_tokens": 4, "epochs": 1, "progress": False}
+    low = copy.deepcopy(target).to(torch.bfloat16)
+    made = distill(low, llama(5, layers=1), ["bcd", "ef"], temperatures=(1.0,), tokenizer=Words(), **options)
+    assert {weight.dtype for weight in made.parameters()} == {torch.bfloat16}
+    whole = distill(low, llama(5, layers=1), [[1, 2, 3], [4, 5]], temperatures=(1.0,), **options)
+    assert all(map(torch.equal, made.parameters(), whole.parameters()))
+    with pytest.raises(TypeError, match="give a tokenizer"):
+        distill(target, llama(5), ["bcd"])
+
+
+def test_a_shortened_target_is_the_language_model_of_its_layers(tmp_path):
+    target = llama(0, layers=5)
+    options = {"cut": 2, "rest": 3, "token_ids": torch.tensor([0, 1, 3, 4])}
+    student = recipes.Shortened(target, **options)
+    examples = answer(target, PROMPTS * 24, 1.0, max_new_tokens=8, progress=False)
+    untuned = teacher_forced_acceptance(target, {"s": student.eval()}, examples, 1.0)["s"].mean()
+    teach(
+        student,
+        examples,
+        target=target,
+        loss="fkl",
+        top=VOCAB,
+        epochs=8,
+        batch_size=8,
+        learning_rate=1e-2,
+        progress=False,
+    )
+    taught = teacher_forced_acceptance(target, {"s": student}, examples, 1.0)["s"]
+    assert float(taught.mean()) > float(untuned) + 0.02
+    recipes.keep(student, tmp_path)
+    again = recipes.fetch(tmp_path, target, student)
+    same = teacher_forced_acceptance(target, {"model": recipes.as_model(again, target)}, examples, 1.0)["model"]
+    torch.testing.assert_close(same, taught, rtol=1e-4, atol=1e-5)
+    assert recipes.as_model(again, target).config.num_hidden_layers == 4
+
+
+def test_the_best_other_drafter_is_chosen_on_other_prompts():
+    """Two others whose values are noise: chosen on the same prompts, the better one looks better than it is."""
+    noise = np.random.default_rng(0)
+    gaps = []
+    for _ in range(200):
+        rows = [(kd, 0, "here", 1.0, p, noise.normal()) for kd in ("own", "a", "b") for p in range(8)]
+        frame = pd.DataFrame(rows, columns=["kd", "number", "where", "temperature", "prompt", "alpha"])
+        gaps.append(analysis.Acceptances(frame).ahead_of_best("own", ["a", "b"], "here", 1.0).mean())
+    assert abs(np.mean(gaps)) < 0.12  # .2 or more below 0 if chosen on the same prompts
 
 
 def test_a_feature_drafter_started_by_ridge_drafts_before_any_training(target):

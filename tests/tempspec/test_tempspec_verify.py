@@ -7,6 +7,7 @@ from scipy import stats
 
 from lib.core.generation import draw
 from lib.tempspec import Warping, verify, verify_greedy
+from lib.tempspec.drafters import siblings
 
 ROWS = 40_000
 
@@ -54,7 +55,7 @@ def test_rows_may_draft_fewer_tokens():
     q, p = probabilities(6, 2, 3, 4), probabilities(7, 2, 4, 4)
     p[:, :3] = q  # everything drafted is accepted
     drafted = draw(q, generator=torch.Generator().manual_seed(0))
-    checked = verify(drafted, q, p, lengths=torch.tensor([1, 3]))
+    checked = verify(drafted, q, p, valid=torch.arange(3) < torch.tensor([[1], [3]]))
     assert checked.accepted.tolist() == [1, 3]
 
 
@@ -62,7 +63,7 @@ def test_the_bonus_token_of_a_short_row_comes_from_the_row_after_its_drafts():
     q = probabilities(8, 1, 2, 4)
     p = torch.cat([q, torch.zeros(1, 1, 4)], dim=1)
     p[0, 1] = torch.tensor([0.0, 0.0, 0.0, 1.0])
-    checked = verify(torch.zeros(1, 2, dtype=torch.long), q, p, lengths=torch.tensor([1]))
+    checked = verify(torch.zeros(1, 2, dtype=torch.long), q, p, valid=torch.tensor([[True, False]]))
     assert (checked.accepted.tolist(), checked.next_token.tolist()) == ([1], [3])
 
 
@@ -75,6 +76,32 @@ def test_greedy_is_the_special_case_of_certain_probabilities():
     by_choice = verify_greedy(drafted, choice)
     assert by_sampling.accepted.tolist() == by_choice.accepted.tolist()
     assert by_sampling.next_token.tolist() == by_choice.next_token.tolist()
+
+
+@pytest.mark.parametrize("certain", [False, True])
+def test_siblings_without_replacement_keep_the_targets_law(certain):
+    """Three children of the root: drawn from q one after another, or the same ones always; p is what comes out."""
+    vocab, count = 6, 3
+    q, p = probabilities(12, vocab), probabilities(13, vocab)
+    generator = torch.Generator().manual_seed(14)
+    laws = None if certain else q.expand(ROWS, 1, vocab)
+    drawn = torch.tensor([[[4, 1, 2]]]).expand(ROWS, 1, count)
+    if not certain:
+        drawn, possible = siblings(q.expand(ROWS, 1, vocab), count, Warping(1.0), generator)
+        assert possible.all()
+        # The pair of the first two has the law q(x) q(y) / (1 - q(x)).
+        pairs = (q[:, None] * q / (1 - q[:, None])).fill_diagonal_(0).flatten().numpy()
+        counts = np.bincount(drawn[:, 0, 0] * vocab + drawn[:, 0, 1], minlength=vocab**2)
+        assert p_value(counts, pairs) > 1e-3
+    tree = torch.zeros(ROWS, count, dtype=torch.long)
+    target = torch.cat([p.expand(ROWS, 1, vocab), torch.full((ROWS, count, vocab), 1 / vocab)], dim=1)
+    checked = verify(drawn[:, 0], laws, target, parents=tree, generator=generator)
+    assert checked.path.sum(1).max() == 1
+    child = drawn[:, 0].gather(1, (checked.end - 1).clamp(min=0)[:, None])[:, 0]
+    first = torch.where(checked.accepted > 0, child, checked.next_token)
+    assert p_value(np.bincount(first, minlength=vocab), p.numpy()) > 1e-3
+    if certain:  # each is accepted with p itself: nothing of the mass of the children is left
+        assert float(checked.accepted.float().mean()) == pytest.approx(float(p[[4, 1, 2]].sum()), abs=0.01)
 
 
 def test_a_drafted_token_of_probability_zero_is_refused():

@@ -16,6 +16,14 @@ REASONING = (
 )  # fmt: skip
 CODE = ("crontab", "python_list_comprehension", "regex-match", "syntax-check", "test_comp_sci")
 DOMAINS: dict[str, tuple[str, ...]] = {"reasoning": REASONING, "code": CODE}
+# The task classes of Spec-Bench (arXiv:2401.07851) but for conversations, each rebuilt from tasks of `evals`.
+SPEC_BENCH: dict[str, tuple[str, ...]] = {
+    "translation": ("belarusian_russian_translation", "iqbal-poetry-translation", "urdu-transliteration"),
+    "summarisation": ("consensus_summary",),
+    "question answering": ("cissp-study-questions", "medmcqa", "map-electronic-component-part-to-fact"),
+    "mathematical reasoning": ("jee-math", "math_equations", "tricky-word-problems", "multistep-word-problems"),
+    "questions on a passage": ("logiqa", "logiqa-logical-reasoning-plus"),
+}
 
 
 def chat_prompts(
@@ -32,11 +40,11 @@ def task_prompts(
     rows: Iterable[Mapping[str, Any]], tokenizer: Any, domain: str, *, limit: int, max_tokens: int = 96
 ) -> list[list[int]]:
     """Return prompts out of domain, in turn from the tasks of one: rows `{task, instruction, input}` of `evals`."""
-    if domain not in DOMAINS:
-        raise ValueError(f"domain is {domain!r}: use one of {', '.join(DOMAINS)}")
+    if domain not in (known := DOMAINS | SPEC_BENCH):
+        raise ValueError(f"domain is {domain!r}: use one of {', '.join(known)}")
     by_task: dict[str, list[Mapping[str, Any]]] = defaultdict(list)
     for row in rows:
-        if row["task"] in DOMAINS[domain]:
+        if row["task"] in known[domain]:
             by_task[row["task"]].append(row)
     longest = max(map(len, by_task.values()), default=0)
     places = ((task, place) for place in range(longest) for task in sorted(by_task))

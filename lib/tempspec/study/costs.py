@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from lib.core.generation import Context, Warping
 from lib.tempspec.drafters import Drafter, Prefix
 from lib.tempspec.metrics import speedup
+from lib.tempspec.shape import Shape
 
 
 @dataclass(frozen=True)
@@ -54,7 +55,7 @@ def measure_costs(
         torch.cat([tokens, tokens[:1]])[None], torch.tensor([len(tokens) + 1], device=tokens.device), features
     )
     drafter.begin(target, 1)
-    drafter.propose(prefix, longest, warping=warping)  # reads the prefix
+    drafter.propose(prefix, longest, shape=Shape(longest), warping=warping)  # reads the prefix
 
     def passing(count: int) -> None:
         seen = context.read(tokens[None, :count])
@@ -66,7 +67,7 @@ def measure_costs(
     for _ in range(repeats):
         for count, seconds in times.items():
             seconds.append(_seconds(lambda count=count: passing(count)))
-        drafts.append(_seconds(lambda: drafter.propose(prefix, 4, warping=warping)) / 4)
+        drafts.append(_seconds(lambda: drafter.propose(prefix, 4, shape=Shape(4), warping=warping)) / 4)
     return Costs(median(drafts), {count: median(seconds) for count, seconds in times.items()})
 
 

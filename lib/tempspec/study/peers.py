@@ -27,6 +27,12 @@ def assisted_generate(target: Any, assistant: Any, temperature: float, new_token
     return way
 
 
+def lookup_generate(target: Any, temperature: float, new_tokens: int, *, drafted: int = 10) -> Way:
+    """Return `target.generate` with transformers' prompt lookup of so many tokens a block (10 is its users' habit)."""
+    options = {"prompt_lookup_num_tokens": drafted}
+    return lambda ids: target.generate(ids, **options, **_options(target, ids, temperature, new_tokens))
+
+
 def _options(target: Any, ids: Tensor, temperature: float, new_tokens: int) -> dict[str, Any]:
     sampling = {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0} if temperature else {}
     pad = target.generation_config.pad_token_id
