@@ -193,12 +193,7 @@ def grouped_linear(
     whole = all(size * rows.element_size() % 16 == 0 for size in weight.shape[1:])
     if rows.is_cuda and rows.dtype == torch.bfloat16 and whole:
         return F.grouped_mm(rows, weight.transpose(-2, -1), offs=ends)
-    return _group_by_group(rows, weight, ends)
-
-
-@torch.compiler.disable  # the groups' sizes are read from the data
-def _group_by_group(rows: Tensor, weight: Tensor, ends: Tensor) -> Tensor:
-    return _GroupedLinear.apply(rows, weight, ends)
+    return _uncompiled(rows, weight, ends)
 
 
 class _GroupedLinear(torch.autograd.Function):
@@ -227,3 +222,10 @@ class _GroupedLinear(torch.autograd.Function):
             if to_weight is not None:
                 torch.mm(given[group].T, rows[group], out=to_weight[index])
         return to_rows, to_weight, None
+
+
+def _by_group(rows: Tensor, weight: Tensor, ends: Tensor) -> Tensor:
+    return _GroupedLinear.apply(rows, weight, ends)
+
+
+_uncompiled: Any = torch.compiler.disable(_by_group)  # the groups' sizes are read from the data

@@ -18,7 +18,8 @@ from tqdm import tqdm
 from lib import TenfoldError
 from lib.core.chat import ChatFailed
 
-Job, Answer = TypeVar("Job"), TypeVar("Answer")
+Job = TypeVar("Job")
+Answer = TypeVar("Answer")
 GIVE_UP = 3  # the first jobs: where all of them fail, the judge is broken
 WORD = re.compile(r"\w+")
 

@@ -94,8 +94,8 @@ class SpeculativeDecoder:
         rows that advance alike.
         """
         began = time.perf_counter()
-        words = isinstance(input_ids, str) or not isinstance(input_ids, Tensor)
-        if words:
+        words = not isinstance(input_ids, Tensor)
+        if not isinstance(input_ids, Tensor):
             input_ids, attention_mask = self._tokenized(input_ids)
         shape = self.shape if generator is None else copy.deepcopy(self.shape)
         decoding = _Decoding(self, shape, input_ids, attention_mask, max_new_tokens, generator, eos_token_id, streamer)

@@ -6,7 +6,7 @@ draft has its own: they are applied to the target along each path. The drafter d
 
 import copy
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -60,7 +60,7 @@ def along_paths(
             ways.append(torch.cat([ways[int(parents[row, node])], tokens[row, node : node + 1]]))
         for slot, way in enumerate(ways):
             if slot == 0 or bool(valid[row, slot - 1]):
-                logits[row, slot] = processors[row](way[None], logits[row, slot][None])[0]
+                logits[row, slot] = processors[row](cast(Any, way[None]), cast(Any, logits[row, slot][None]))[0]
     return logits
 
 

@@ -114,7 +114,7 @@ def distill(
     for share, temperature in enumerate(temperatures):
         part = prompts[share :: len(temperatures)]
         options = {"max_new_tokens": max_new_tokens, "generator": generator, "progress": progress}
-        examples += answer(target, part, temperature, **options)
+        examples += answer(target, cast(Sequence[Sequence[int]], part), temperature, **options)
     taught = teach(
         drafter, examples, target=target, loss=loss, top=top, epochs=epochs, batch_size=batch_size,
         learning_rate=learning_rate, seed=seed, output_dir=output_dir, progress=progress,

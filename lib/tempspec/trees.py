@@ -81,7 +81,8 @@ class TreeContext(Context):
     def _kinds(self) -> list[str]:
         """Return the kinds of attention that the decoder wants masks for."""
         config = self.decoder.config.get_text_config()
-        kinds = sorted(set(getattr(config, "layer_types", None) or ()))
+        named: Any = getattr(config, "layer_types", None) or ()
+        kinds: list[str] = sorted(set(named))
         if not self.ragged:
             raise TenfoldError("this model's cache holds rows that advance alike: draft a chain (gamma=…), not a tree.")
         if config._attn_implementation not in ATTENTION:

@@ -124,7 +124,7 @@ class Guide:
 
     def schema(self, count: int) -> dict[str, Any]:
         """Describe a letter of each kind."""
-        kinds = {"task": "tasks", "domain": "domains"}
+        kinds: dict[str, Kind] = {"task": "tasks", "domain": "domains"}
         return _object({key: {"enum": list(self.letters[k])[: len(self.codes[k])]} for key, k in kinds.items()})
 
     def read(self, reply: Reply, identities: Sequence[str]) -> list[Annotation]:

@@ -1,12 +1,12 @@
 """The sandbox against hostile programs, layer by layer, and what users see of it."""
 
 import os
+import platform
 import random
 import signal
 import socket
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 from pathlib import Path
@@ -33,7 +33,7 @@ from lib.sciagent.study.hostile import (
 
 LIMITS = Limits(seconds=0.7, cpu_seconds=0.6, memory_mib=128)
 SLACK = 1.5  # seconds for a busy machine, beyond a program's own limit
-
+YAMA = Path("/proc/sys/kernel/yama/ptrace_scope")
 
 WAYS = ["namespaces", *(["bubblewrap"] if isolation.bubblewrap() else [])]
 
@@ -117,6 +117,10 @@ def test_what_a_program_changes_ends_with_it(name, each_pool):
 def test_outside_the_sandbox_the_same_program_gets_what_it_wants(name, outside, tmp_path):
     canary, port, connections = outside
     source = told(name, canary, port).replace("args=(60,)", "args=(0,)")
+    if "libc.syscall" in source and platform.machine() != "x86_64":
+        pytest.skip("its calls have the numbers of x86_64")
+    if name == "another's memory" and os.getuid() and YAMA.exists() and YAMA.read_text().strip() != "0":
+        pytest.skip("this kernel lets an ordinary user read no other process")
     done = subprocess.run(
         [sys.executable, "-I", "-c", source], capture_output=True, text=True, timeout=30, cwd=tmp_path, check=False
     )
@@ -125,6 +129,7 @@ def test_outside_the_sandbox_the_same_program_gets_what_it_wants(name, outside, 
 
 
 def test_a_short_soak_gives_every_honest_answer_right(pool):
+    needs_isolation(pool)
     draw = random.Random(0)
     quick = [p for name, p in PROGRAMS.items() if name not in BLOCKING | MORE_BLOCKING and "sleep" not in p]
     for number in range(300):
@@ -232,20 +237,22 @@ def test_a_worker_that_cannot_start_for_a_while_does_not_end_the_pool(monkeypatc
 
 
 @pytest.mark.parametrize("way", [*WAYS, "none"])
-def test_no_folder_is_left_when_the_parent_is_killed(way, tmp_path):
+def test_no_folder_is_left_when_the_parent_is_killed(way):
+    folders = "Path('/tmp').glob(f'tenfold-sandbox-{os.getpid()}-*')"  # where a process without environment makes them
     source = (
-        "import os, signal\nfrom lib.sciagent import Sandbox\n"
+        "import os, signal\nfrom pathlib import Path\nfrom lib.sciagent import Sandbox\n"
         f"pool = Sandbox(isolation='{way}', allow_weaker=True)\nassert pool.run('1 + 1').value == 2\n"
-        "os.kill(os.getpid(), signal.SIGKILL)"
+        f"print(os.getpid(), len(list({folders})), flush=True)\nos.kill(os.getpid(), signal.SIGKILL)"
     )
     environment = os.environ | {"PYTHONPATH": str(Path(sandbox.__file__).parents[2])}
     done = subprocess.run([sys.executable, "-c", source], env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == -signal.SIGKILL, done.stderr
-    mine = [p for p in Path(tempfile.gettempdir()).glob("tenfold-sandbox-*")]
-    deadline = time.monotonic() + 5
-    while any(p.exists() and p.stat().st_mtime > time.time() - 60 for p in mine) and time.monotonic() < deadline:
+    parent, there = done.stdout.split()
+    assert int(there) == (way != "bubblewrap"), "Bubblewrap's folder is in memory"
+    deadline = time.monotonic() + 20
+    while (left := list(Path("/tmp").glob(f"tenfold-sandbox-{parent}-*"))) and time.monotonic() < deadline:
         time.sleep(0.1)
-    assert not [p for p in mine if p.exists() and p.stat().st_mtime > time.time() - 60]
+    assert left == []
 
 
 def test_the_environment_does_not_enter(monkeypatch):

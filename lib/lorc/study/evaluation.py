@@ -70,7 +70,7 @@ class Testbed:
     def __init__(self, name: str, setting: Setting) -> None:
         self.setting = setting
         self.lm, self.tokenizer = zoo.load_lm(name, dtype=setting.dtype, device=setting.device)
-        records = zoo.load_dataset(setting.dataset, split="test", limit=40 * setting.documents)
+        records: Any = zoo.load_dataset(setting.dataset, split="test", limit=40 * setting.documents)
         self.documents = answer_documents(
             records, self.tokenizer, limit=setting.documents, max_tokens=setting.document_tokens
         )
@@ -163,7 +163,8 @@ def choices(
 ) -> pd.DataFrame:
     """Say for each way and item whether the right answer is the likeliest of its candidates."""
     bed = testbed(name, setting)
-    items = choice_items(zoo.load_dataset("evals", split="test"), bed.tokenizer, limit=limit, seed=setting.seed)
+    rows: Any = zoo.load_dataset("evals", split="test")
+    items = choice_items(rows, bed.tokenizer, limit=limit, seed=setting.seed)
     parts = []
     for label in progress(["full cache", *ways]):
         model = bed.lm if label == "full cache" else bed.small(WAYS[label], bed.plan(WAYS[label], keep))
@@ -175,7 +176,8 @@ def choices(
 def text_tokens(dataset: str, tokenizer: Any, count: int) -> Int[Tensor, " count"]:
     """Return the first tokens of a data set's training turns; raises ValueError where there are too few."""
     tokens: list[int] = []
-    for record in zoo.load_dataset(dataset, split="train"):
+    records: Any = zoo.load_dataset(dataset, split="train")
+    for record in records:
         for turn in record["conversations"]:
             tokens += tokenizer(turn["value"], add_special_tokens=False).input_ids
         if len(tokens) >= count:

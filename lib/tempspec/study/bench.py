@@ -75,7 +75,7 @@ def _measured(name: str, temperature: float, *, quick: bool) -> dict[str, list[f
     if name == CONVERSATIONS:
         prompts = corpus.chat_prompts(_records("test"), tokenizer, limit=count)
     else:
-        rows = zoo.load_dataset("evals", split="test")
+        rows: Any = zoo.load_dataset("evals", split="test")
         prompts = corpus.task_prompts(rows, tokenizer, name, limit=2 if quick else 8, max_tokens=LONGEST)
     stats: dict[str, list[DecodingStats]] = {}
 

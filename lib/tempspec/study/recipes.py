@@ -33,12 +33,12 @@ class Shortened(nn.Module):
         super().__init__()
         self.layers, self.rest, self.token_ids = (cut,), rest, token_ids
         upper = truncate(target, range(rest, target.config.num_hidden_layers), token_ids=token_ids)
-        made = (
-            get_peft_model(upper, LoraConfig(**ADAPTER))
-            if adapter is None
-            else PeftModel.from_pretrained(upper, adapter)
-        )
-        self.upper, self.config = made, target.config
+        self.upper: Any
+        if adapter is None:
+            self.upper = get_peft_model(upper, LoraConfig(**ADAPTER))
+        else:
+            self.upper = PeftModel.from_pretrained(upper, adapter)
+        self.config = target.config
 
     def get_output_embeddings(self) -> Any:
         """Return the head, which is not trained."""
@@ -90,7 +90,7 @@ def feature_drafter(
 def keep(student: Any, folder: Path) -> None:
     """Write a student: a shortened target's adapter, or a language model."""
     if isinstance(student, Shortened):
-        student.upper.save_pretrained(folder)
+        student.upper.save_pretrained(str(folder))
     else:
         save_drafter(student, folder)
 
