@@ -106,7 +106,7 @@ def installed(monkeypatch, tmp_path):
 @pytest.mark.parametrize("command", [c for c in COMMANDS if c not in ("assets", "doctor", "serve")])
 @pytest.mark.usefixtures("installed")
 def test_an_installed_package_says_what_needs_a_checkout(said, command):
-    line = said(command, *(["mine"] if command == "new" else []))
+    line = said(command, *(["mine"] if command in ("new", "train", "replies") else []))
     assert line.startswith(f"`{command}` needs a checkout of Tenfold, with its notebooks: `git clone` the repository")
 
 
