@@ -13,6 +13,7 @@ from lib.autoinstruct.study.suite import RULE, suite_rows
 from lib.autoinstruct.tasks import Task, make_tasks
 from lib.core.chat import Chat, ChatClient, Decoding, Messages, Replayer, reply_key
 from lib.zoo import shipped
+from lib.zoo.models import LANGUAGE_MODELS, load_lm
 
 MODEL = "qwen2.5-coder-1.5b-instruct"
 SHOWN = 2  # demonstrations of a task that the generator sees
@@ -30,9 +31,11 @@ def decoding(*, n: int = SAMPLES) -> Decoding:
 
 
 def generator(name: str, network: Any, tokenizer: Any) -> Chat:
-    """Give who writes: `recorded` replies, the `model` that follows instructions, or an endpoint's model by name."""
+    """Give who writes: `recorded` replies, the `model` that follows instructions, a short name, an endpoint's model."""
     if name == "recorded":
         return shipped.replies("autoinstruct")
+    if name in LANGUAGE_MODELS:
+        return LocalGenerator(*load_lm(name, dtype=network.dtype, device=network.device))
     return LocalGenerator(network, tokenizer) if name == "model" else ChatClient(model=name)
 
 
@@ -57,6 +60,11 @@ def answered(chat: Chat, questions: Sequence[Messages], settings: Decoding) -> b
 def variation_questions(chat: Chat, task: Task) -> list[Messages]:
     """List what APE asks in its first round, of whichever of a task's candidates it keeps."""
     return [RESAMPLE.format(instruction=r.text) for r in complete_all(chat, questions_of(task), decoding())]
+
+
+def can_vary(chat: Chat, task: Task, settings: Decoding) -> bool:
+    """Tell whether a chat has variants of a task's candidates for APE: a live one, which is asked nothing here, has."""
+    return not isinstance(chat, Replayer) or answered(chat, variation_questions(chat, task), settings)
 
 
 def candidate_questions(tasks: Sequence[Task]) -> Iterator[list[Messages]]:
