@@ -1,10 +1,10 @@
 """Toolsets for others: calls by JSON, a model that calls, and a server for MCP clients.
 
 `python -m lib.sciagent.serve fluids ht` serves the functions of libraries over the Model Context Protocol (standard
-streams; it needs the official SDK, `pip install mcp`). It offers `find_functions` for a question, `call_function`, and
-`run_program`, which runs Python with named functions at hand in the sandbox; with `--each` every function is a tool of
-its own as well. `dispatch` checks one call against the tool's schema and runs it; `answer_by_calls` lets a chat model
-call one function after the other until it answers.
+streams; it needs the official SDK, `pip install "mcp>=2"`, which the environment does not have). It offers
+`find_functions` for a question, `call_function`, and `run_program`, which runs Python with named functions at hand in
+the sandbox; with `--each` every function is a tool of its own as well. `dispatch` checks one call against the tool's
+schema and runs it; `answer_by_calls` lets a chat model call one function after the other until it answers.
 """
 
 import argparse
@@ -226,7 +226,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--allow-weaker", action="store_true", help="serve where the machine isolates less")
     given = parser.parse_args(arguments)
     if importlib.util.find_spec("mcp") is None:
-        parser.exit(1, "serving needs the MCP SDK: pip install mcp\n")
+        parser.exit(1, 'serving needs the MCP SDK: pip install "mcp>=2"\n')
     try:
         with Sandbox(preload=[*given.packages, "numpy"], allow_weaker=given.allow_weaker) as sandbox:
             tools = Toolset()

@@ -85,7 +85,7 @@ def test_what_a_server_offers_without_its_protocol(tools, warm):
 
 
 def test_an_mcp_client_lists_finds_calls_and_is_refused(tmp_path):
-    mcp = pytest.importorskip("mcp")
+    mcp = pytest.importorskip("mcp", reason="the MCP SDK is optional: pip install 'mcp>=2'")
     root = Path(serve.__file__).parents[2]
     parameters = mcp.StdioServerParameters(
         command=sys.executable, args=["-m", "lib.sciagent.serve", "numpy_financial", "--each", "--allow-weaker"],

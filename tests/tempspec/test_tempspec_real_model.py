@@ -10,7 +10,7 @@ from lib.tempspec.study import corpus
 from lib.tempspec.study.costs import measure_costs
 from lib.tempspec.study.peers import assisted_generate, plain_generate, seconds_per_token
 
-NEW = 20
+NEW = 16
 
 
 @pytest.fixture(scope="module")
@@ -20,10 +20,10 @@ def real():
 
 @pytest.fixture(scope="module")
 def prompts(real):
-    return corpus.chat_prompts(zoo.load_dataset("sharegpt", split="test", limit=200), real[1], limit=20)
+    return corpus.chat_prompts(zoo.load_dataset("sharegpt", split="test", limit=200), real[1], limit=8)
 
 
-def test_greedy_tokens_are_generates_on_twenty_real_prompts(real, prompts):
+def test_greedy_tokens_are_generates_on_real_prompts(real, prompts):
     target, _ = real
     # The truncated model drafts poorly and the lookup sometimes well: blocks are refused and accepted in turn.
     drafter = FirstOf(PromptLookupDrafter(shortest=1), ModelDrafter(truncate(target, [0, 29], 4096)))
@@ -35,7 +35,7 @@ def test_greedy_tokens_are_generates_on_twenty_real_prompts(real, prompts):
         output = decoder.generate(ids, max_new_tokens=NEW)
         assert torch.equal(output.sequences, wanted)
         accepted += sum(output.stats.accepted)
-    assert accepted > 20  # otherwise nothing was rolled forward
+    assert accepted > 8  # otherwise nothing was rolled forward
 
 
 def test_a_padded_batch_decodes_as_its_rows_do(real, prompts):

@@ -336,9 +336,10 @@ def _claim_pipes() -> tuple[int, ...]:
 def _kept_folder(held: tuple[int, ...]) -> tuple[Path, int]:
     """Make a temporary folder that a process of its own removes when all who hold the returned descriptor are gone.
 
-    That process is in a session of its own, so that it outlives a killed parent and a killed worker.
+    That process is in a session of its own, so that it outlives a killed parent and a killed worker. The parent's
+    number is in the folder's name.
     """
-    folder = Path(tempfile.mkdtemp(prefix="tenfold-sandbox-"))
+    folder = Path(tempfile.mkdtemp(prefix=f"tenfold-sandbox-{os.getppid()}-"))
     folder.chmod(0o777)
     watched, lifeline = os.pipe()
     if os.fork() == 0:
