@@ -448,7 +448,7 @@ def _from_outside(function: Callable) -> list[str]:
 
 def _from_dict(record: dict[str, Any]) -> Tool:
     def parameter(p: dict[str, Any]) -> Parameter:
-        return replace(Parameter(**p), options=tuple(p["options"]))
+        return Parameter(**p | {"options": tuple(p["options"])})
 
     return Tool(**record | {
         "parameters": tuple(map(parameter, record["parameters"])),

@@ -73,7 +73,7 @@ def test_a_value_changes_the_image_and_only_its_own_part(category):
         assert first.shape == (1, 3, 32, 32)
         assert first.abs().max() <= 1
         assert all((first - other).abs().max() > 0.2 for other in images[:i])
-    changed = (torch.cat(images) - images[0]).abs().amax((0, 1)) > 2e-3
+    changed = (torch.cat(images) - images[0]).abs().amax((0, 1)) > 2 / 255  # one level of a picture of bytes
     if category == "object":
         assert not changed[16:].any()
         assert not changed[:, :16].any()
@@ -132,7 +132,7 @@ def test_the_judges_lessons_name_clean_scenes_and_reject_spoilt_ones():
     assert (lessons.classes[between] == -1).all()
 
 
-def test_a_short_trained_judge_names_more_than_any_fixed_answer_and_sees_noise(tmp_path):
+def test_a_short_trained_judge_names_styles_and_rejects_noise(tmp_path):
     torch.manual_seed(0)
     trained = judge.SceneJudge().train()
 
@@ -141,11 +141,9 @@ def test_a_short_trained_judge_names_more_than_any_fixed_answer_and_sees_noise(t
 
     fit(trained, lesson, Recipe(60, 64, 3e-3), tmp_path / "judge.checkpoint", seed=0)
     clean = judge.scenes_to_judge(300, generator=generator(9), clean=1.0)
-    verdict = trained.judge(clean.images)
-    named = verdict.present(clean.values).float().mean(0)
-    for column in (CATEGORIES.index("style"), CATEGORIES.index("background")):  # they fill the image: learnt first
-        fixed = clean.values[:, column].bincount().max() / 300  # what the best answer that looks at nothing gets
-        assert named[column] > 1.5 * fixed, "far above it: a binomial's deviation is 0.02"
+    verdict, style = trained.judge(clean.images), CATEGORIES.index("style")
+    fixed = clean.values[:, style].bincount().max() / 300  # what the best answer that looks at nothing gets
+    assert verdict.present(clean.values)[:, style].float().mean() > 3 * fixed, "a style fills the image: learnt first"
     noisy = judge.noise(clean.images, torch.ones(300), generator=generator()).clamp(-1, 1)
     spoilt = trained.judge(noisy)
     assert spoilt.rejected.float().mean() > 0.5 > verdict.rejected.float().mean()

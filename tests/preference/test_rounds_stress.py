@@ -1,7 +1,6 @@
 """The online loop with several processes, and killed at any moment: nothing is judged, paid or trained twice."""
 
 import json
-import multiprocessing
 import os
 import signal
 import subprocess
@@ -143,14 +142,15 @@ def test_killed_at_twenty_moments_nothing_is_lost_or_paid_twice(chat_server, tmp
         return f"Verdict: {1 + sum(map(int, said.split())) % 10}"
 
     chat_server.answer = grade
-    most, context = 3 * PROMPTS, multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["lib.preference", "transformers.models.llama.modeling_llama", "httpx"])
+    most = 3 * PROMPTS
+    command = [sys.executable, __file__, "fork", chat_server.url, str(most + 1)]
+    environment = os.environ | {"PYTHONPATH": str(root()), "OMP_NUM_THREADS": "1"}
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True, "bufsize": 1}
+    mother = subprocess.Popen(command, env=environment, **pipes)
 
     def run(moment, folder):
-        process = context.Process(target=killed_at, args=(moment, folder, chat_server.url, most + 1))
-        process.start()
-        process.join()
-        return process.exitcode
+        mother.stdin.write(f"{moment} {folder}\n")
+        return int(mother.stdout.readline())
 
     whole = tmp_path / "whole"
     whole.mkdir()
@@ -171,9 +171,28 @@ def test_killed_at_twenty_moments_nothing_is_lost_or_paid_twice(chat_server, tmp
             needed <= Ledger(most + 1, folder / "ledger.sqlite").spent <= needed + 1
         )  # a call in mid-air counts twice
         assert (folder / "run" / "round-2" / "policy.safetensors").read_bytes() == weights
+    mother.stdin.close()
+    assert mother.wait(timeout=60) == 0
 
 
-if __name__ == "__main__":
+def fork_for_each_line(url, budget):
+    """Run a process for each line of `moment folder`, and say how it ended; what they need is imported once."""
+    torch.set_num_threads(1)
+    for line in sys.stdin:
+        moment, folder = line.split()
+        child = os.fork()
+        if child == 0:
+            os.dup2(2, 1)  # the pipe is for exit codes
+            killed_at(int(moment), Path(folder), url, budget)
+            os._exit(0)
+        print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+
+
+if __name__ == "__main__" and sys.argv[1] == "fork":
+    from transformers import LlamaConfig, LlamaForCausalLM  # noqa: F401
+
+    fork_for_each_line(sys.argv[2], int(sys.argv[3]))
+elif __name__ == "__main__":
     place = Path(sys.argv[1])
     judge = (Fails if os.environ["FAILS"] else Writing)(place)
     _, weight = looped(place / "run", judge)
