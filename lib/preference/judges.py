@@ -152,9 +152,9 @@ def refuse_failures(answers: Sequence[Any], *, of: int | None = None, allowed: f
 
 
 def score_all(
-    judge: Judge, prompts: Sequence[str], responses: Sequence[Sequence[str]], *, progress: bool = True
+    judge: Any, prompts: Sequence[str], responses: Sequence[Sequence[str]], *, progress: bool = True
 ) -> Float[Tensor, "prompts k"]:
-    """Score k responses to each prompt [prompts, k].
+    """Score k responses to each prompt [prompts, k], by a judge that scores or one that only compares.
 
     Raises JudgeFailed where prompts could not be judged, after all others were, and ValueError for prompts with
     different numbers of responses.
@@ -171,7 +171,7 @@ def score_all(
 
 
 def win_rate(
-    judge: Judge, prompts: Sequence[str], ours: Sequence[str], theirs: Sequence[str], *, progress: bool = True
+    judge: Any, prompts: Sequence[str], ours: Sequence[str], theirs: Sequence[str], *, progress: bool = True
 ) -> Float[Tensor, " prompts"]:
     """Prefer our response or theirs at each prompt, in [0, 1], a tie being 1/2: the mean is the win rate."""
     rows = list(zip(prompts, ours, theirs, strict=True))
