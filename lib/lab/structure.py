@@ -14,6 +14,7 @@ from lib.lab.paths import GUIDES, NUMBERED
 
 LIMITS = {"longest cell": 25, "median cell": 12, "code cells in a row": 2}  # lines that are not empty, and cells
 LARGEST_ROOM = 14  # Python files of a paper's method, its study apart
+LARGER_ROOMS = {"sciagent": 16}  # its sandbox has files that run inside, and may import nothing of the others
 REQUIRED = ("parameters", "setup", "claims")
 FORBIDDEN = {
     r"sys\.path": "changes sys.path: import from `lib` instead",
