@@ -95,7 +95,9 @@ def test_every_notebook_keeps_the_anatomy(path):
 @pytest.mark.parametrize("paper", paths.paper_notebooks())
 def test_a_method_is_a_room_that_can_be_read_through(paper):
     count = len(structure.files_of_method(paper))
-    assert count <= structure.LARGER_ROOMS.get(paper, structure.LARGEST_ROOM), f"lib/{paper} has {count} files: merge some, or move some to its study"
+    assert count <= structure.LARGER_ROOMS.get(paper, structure.LARGEST_ROOM), (
+        f"lib/{paper} has {count} files: merge some, or move some to its study"
+    )
 
 
 def test_every_figure_kept_in_git_has_its_csv_twin():

@@ -124,7 +124,7 @@ def test_language_is_told(text, english):
         ("key sk-abcDEF1234567890abcd here", "key [key] here"),
         ("AKIAABCDEFGHIJKLMNOP", "[key]"),
         ("Authorization: Bearer abcdefghijklmnop1234", "Authorization: Bearer [key]"),
-        ('password = "hunter2secret"', '[key]"'),
+        ('password = "hunter2secret"', 'password = "[key]"'),
         ("host 192.168.10.20", "host [address]"),
         ("card 4111 1111 1111 1111", "card [number]"),
         ("token eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiIxMjM0.abc", "token [key]"),
