@@ -448,7 +448,8 @@ def _from_outside(function: Callable) -> list[str]:
 
 def _from_dict(record: dict[str, Any]) -> Tool:
     def parameter(p: dict[str, Any]) -> Parameter:
-        return Parameter(**p | {"options": tuple(p["options"])})
+        settings: dict[str, Any] = {**p, "options": tuple(p["options"])}
+        return Parameter(**settings)
 
     return Tool(**record | {
         "parameters": tuple(map(parameter, record["parameters"])),
