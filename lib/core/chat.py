@@ -213,19 +213,21 @@ class ChatClient:
 
     def _asked(self, request: Mapping[str, Any], key: str) -> dict[str, Any]:
         """Row of a reply for the journal, after as many tries as it takes."""
-        pause, unread = self.pause, 0
+        pause = self.pause
         for left in reversed(range(self.tries)):
             try:
+                name = key_of(self.journal.identity, key, self.journal.unread(key))
                 with self._running:
-                    reply = self._posted(request, key_of(self.journal.identity, key, unread))
+                    reply = self._posted(request, name)
                 texts = reply.texts if self.clean is None else tuple(map(self.clean, reply.texts))
                 return {"model": self.model} | asdict(replace(reply, texts=texts))
             except ChatFailed as failure:
+                if failure.reason == NO_COMPLETION:  # the same answer must not be given again, not after a crash either
+                    self.journal.count_unread(key)
                 if not left or not failure.may_pass:
                     raise
                 if failure.paid:
                     self.journal.spend(1, self.purpose)  # the next try is one more request
-                unread += failure.reason == NO_COMPLETION  # and must not be given the same answer again
                 wait = pause * random.uniform(0.75, 1.25) if failure.wait is None else failure.wait
             time.sleep(min(wait, LONGEST_PAUSE))
             pause *= 2

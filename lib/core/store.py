@@ -34,6 +34,7 @@ create table reservations (
 create table journal (identity text not null);
 create table spending (position integer primary key, purpose text unique not null, calls integer, tokens integer);
 """
+LATER_TABLES = "create table if not exists unread (key text primary key, times integer not null)"
 
 
 class BudgetExceeded(TenfoldError):
@@ -163,6 +164,18 @@ class Journal(Mapping[str, Any]):
                 )
         _count(database, calls, tokens, purpose)
 
+    def unread(self, key: str) -> int:
+        """Number of answers to a key's question that could not be read, so that the next is asked for under a new name."""
+        row = self._one("select times from unread where key = ?", key)
+        return 0 if row is None else row[0]
+
+    def count_unread(self, key: str) -> None:
+        """Count one more such answer; it is on disk when this returns."""
+        with self._transaction() as database:
+            database.execute(
+                "insert into unread values (?, 1) on conflict (key) do update set times = times + 1", (key,)
+            )
+
     # Paid calls ------------------------------------------------------------------------------------------------------
 
     def once(
@@ -290,6 +303,7 @@ class Journal(Mapping[str, Any]):
                     database.execute(statement)
                 database.execute("insert into journal values (?)", (uuid.uuid4().hex,))
                 database.execute(f"pragma application_id = {APPLICATION}")
+            database.execute(LATER_TABLES)
             (self.identity,) = database.execute("select identity from journal").fetchone()
 
     @contextmanager

@@ -183,6 +183,22 @@ def test_nothing_is_asked_twice_also_after_a_restart(chat_server, tmp_path):
     assert chat_server.headers[-1]["Idempotency-Key"] not in sent  # another journal draws anew
 
 
+def test_a_name_that_gave_no_completion_is_not_used_again_by_a_later_process(chat_server, tmp_path):
+    first = client(chat_server, journal=Journal(tmp_path / "j"), tries=1)
+    for _ in range(2):  # as if the process had ended between two tries
+        chat_server.script = [b"no completion"]
+        with pytest.raises(ChatFailed, match="no completion"):
+            first.complete("p")
+    again = client(chat_server, journal=Journal(tmp_path / "j"), tries=1)
+    chat_server.script = [503, "reply"]
+    with pytest.raises(ChatFailed, match="503"):
+        again.complete("p")
+    assert again.complete("p").text == "reply"
+    sent = [headers["Idempotency-Key"] for headers in chat_server.headers]
+    assert len(set(sent)) == 3
+    assert sent[2] == sent[3]  # a busy server has answered nothing: the same name
+
+
 def test_a_budget_counts_what_may_have_been_paid(chat_server):
     journal = Journal(budget=4, token_budget=200)
     asking = client(chat_server, journal=journal, seconds=0.2, purpose="judge", decoding=Decoding(max_tokens=50, n=2))

@@ -185,7 +185,10 @@ def test_broken_demonstrations_are_one_sentence(tmp_path):
 
 
 class Paying:
-    """What a stub server does: it answers late and badly at times, and bills each completion once for its key."""
+    """What a stub server does: it answers late and badly at times, and bills each completion once for its key.
+
+    To a key that it has billed it gives the same completion again, and never a worse answer.
+    """
 
     def __init__(self, server, *, seconds=0.0, bad=0.3):
         self.server, self.seconds, self.bad, self.random = server, seconds, bad, Random(0)
@@ -194,13 +197,14 @@ class Paying:
 
     def __call__(self, request):
         prompt, number = request["messages"][-1]["content"], self.random.random()
-        if number < self.bad:
+        billed = prompt, self.server.headers[-1]["Idempotency-Key"]
+        if number < self.bad and billed not in self.paid:
             return [
                 (429, {"Retry-After": "0"}), 529, 400, self.server.wire(b"HTTP/1.1 2"), b"<html>garbage",
                 self.server.wire(b"HTTP/1.1 200 OK\r\nContent-Length: 900\r\n\r\n{\"choices\": [{"),
                 {"choices": []}, "I cannot label that.",
             ][self.random.randrange(8)]  # fmt: skip
-        self.paid[prompt, self.server.headers[-1]["Idempotency-Key"]] += 1
+        self.paid[billed] += 1
         return self.server.delay(self.seconds * (10 if number > 0.98 else 1), good(prompt))
 
 
