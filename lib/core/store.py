@@ -14,8 +14,9 @@ import sqlite3
 import threading
 import time
 import uuid
+import weakref
 from collections.abc import Callable, ItemsView, Iterable, Iterator, Mapping, ValuesView
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -165,7 +166,7 @@ class Journal(Mapping[str, Any]):
         _count(database, calls, tokens, purpose)
 
     def unread(self, key: str) -> int:
-        """Number of answers to a key's question that could not be read, so that the next is asked for under a new name."""
+        """Count of a key's answers that could not be read: the next is asked for under another name."""
         row = self._one("select times from unread where key = ?", key)
         return 0 if row is None else row[0]
 
@@ -282,8 +283,18 @@ class Journal(Mapping[str, Any]):
         vars(self).update(state)
         self._open()
 
+    def __del__(self) -> None:
+        if (database := vars(self).get("_database")) is not None:  # sqlite3 by itself waits for the garbage collector
+            with suppress(sqlite3.Error):
+                database.close()
+
     def _open(self) -> None:
-        self._lock, self._process = threading.RLock(), os.getpid()
+        self._lock = threading.RLock()
+        self._connect()
+        _JOURNALS[id(self)] = self
+
+    def _connect(self) -> None:
+        """Open the database, and write its tables where it is new."""
         try:
             if self.path is not None:
                 self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -308,11 +319,10 @@ class Journal(Mapping[str, Any]):
 
     @contextmanager
     def _connected(self) -> Iterator[sqlite3.Connection]:
-        """The connection, for one thread at a time; a forked process opens one of its own."""
-        if self._process != os.getpid() and self.path is not None:
-            _INHERITED.append(self._database)  # closing it here would drop the parent's locks
-            self._open()
+        """The connection, for one thread at a time; opened again after a fork."""
         with self._lock:
+            if self._database is None:
+                self._connect()
             try:
                 yield self._database
             except sqlite3.Error as error:
@@ -343,7 +353,28 @@ class Journal(Mapping[str, Any]):
 
 
 _ASKING: set[str] = set()  # owners of this process's reservations
-_INHERITED: list[sqlite3.Connection] = []  # connections of a parent process, which only it may close
+_JOURNALS: weakref.WeakValueDictionary[int, Journal] = weakref.WeakValueDictionary()  # of this process, for its forks
+_HELD: list[Journal] = []  # whose locks a fork holds
+
+
+def _before_fork() -> None:
+    """Close every file: sqlite in the child would take the parent's locks for its own, and lose what both write."""
+    for journal in list(_JOURNALS.values()):
+        journal._lock.acquire()
+        _HELD.append(journal)
+        with suppress(sqlite3.ProgrammingError):  # it was closed for good
+            if journal.path is not None and journal._database is not None and not journal._database.in_transaction:
+                journal._database.close()
+                journal._database = None
+
+
+def _after_fork() -> None:
+    while _HELD:
+        _HELD.pop()._lock.release()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(before=_before_fork, after_in_parent=_after_fork, after_in_child=_after_fork)
 
 
 def _count(database: sqlite3.Connection, calls: int, tokens: int, purpose: str) -> None:

@@ -189,6 +189,35 @@ def test_a_forked_process_opens_the_file_anew(tmp_path):
     assert dict(journal.items()) == {"parent": 1, "child": child.pid, "after": 1}
 
 
+def test_a_parent_that_closes_its_journal_takes_nothing_from_its_children(tmp_path):
+    """Sqlite in a forked process takes the parent's locks for its own unless the parent closes its files before."""
+    fork, parent = multiprocessing.get_context("fork"), Journal(tmp_path / "j")
+    parent.put("parent", 1)
+    wrote, closed = fork.Event(), fork.Event()
+
+    def work():
+        mine = Journal(tmp_path / "j")
+        mine.put("before", 1)
+        wrote.set()
+        closed.wait(30)
+        mine.put("after", 1)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    child = fork.Process(target=work)
+    child.start()
+    assert wrote.wait(30)
+    assert len(parent) == 2
+    parent.close()
+    closed.set()
+    child.join()
+    assert list(Journal(tmp_path / "j")) == ["parent", "before", "after"]
+
+
+def test_a_journal_that_is_gone_has_closed_its_file(tmp_path):
+    Journal(tmp_path / "j").put("a", 1)
+    assert [path.name for path in tmp_path.iterdir()] == ["j"]  # the write-ahead log goes with the last connection
+
+
 def test_a_file_that_is_no_journal_is_one_sentence(tmp_path):
     (tmp_path / "old.jsonl").write_text('{"key": "a", "reply": "b"}\n' * 100)
     with pytest.raises(TenfoldError, match=r"old\.jsonl is no journal .*earlier versions wrote JSON lines"):
