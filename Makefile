@@ -95,7 +95,7 @@ docs: $(STAMP) ## build the site in build/site from the results, offline
 
 test: $(STAMP) lint ## lint, unit tests, and every notebook in the smoke profile
 	@$(RUN) assets
-	$(TEST_ENV) OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 --dist worksteal -m "not alone" --cov --cov-report= $(TEST_OPTIONS)
+	$(TEST_ENV) OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 --dist worksteal -m "not alone" --cov --cov-report= --durations=30 --durations-min=5 $(TEST_OPTIONS)
 	$(TEST_ENV) $(PY) -m pytest -m alone $(TEST_OPTIONS)
 
 lint: $(STAMP) ## ruff, import contracts, types
