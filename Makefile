@@ -55,7 +55,7 @@ reproduce: $(STAMP) ## run all notebooks (or PAPERS="…") and judge their claim
 $(addprefix reproduce-,$(PAPER_NAMES)): reproduce-%:
 	@$(MAKE) --no-print-directory reproduce PAPERS=$*
 
-claims: $(STAMP) ## print the verdict table, and write it into the README
+claims: $(STAMP) ## print the verdict table, and write README and claims page anew
 	@$(RUN) claims $(SELECT)
 
 doctor: $(STAMP) ## say what is here, what is missing and how to get it

@@ -97,7 +97,7 @@ def _parser() -> Parser:
     command = add("serve", serve, "an OpenAI-compatible server of a model, on this machine only", anywhere=True)
     command.add_argument("model", help="a short name, a folder or a hub name")
     command.add_argument("--port", type=int, default=8000)
-    add("claims", claims, "print the verdict table and write it into the README", profile=True)
+    add("claims", claims, "print the verdict table, and write README and claims page anew", profile=True)
     add("docs", docs, "build the site from results and docstrings")
     add("doctor", doctor, "what is here, what is missing, how to get it", anywhere=True)
     add("record", record, "record golden results from a clean commit", papers=True)
@@ -138,7 +138,7 @@ def reproduce(options) -> int:
     if done:
         report.print_findings(options.profile, done)
     if options.profile == "cpu" and any(outcome.state == "ran" for outcome in outcomes):
-        report.update_readme()
+        report.update_pages()
     broken = report.failed_checks(options.profile, done)
     if broken:
         print(
@@ -272,15 +272,15 @@ def serve(options) -> int:
 
 
 def claims(options) -> int:
-    """Print the verdicts; for the default profile also refresh the README."""
+    """Print the verdicts; for the default profile also write the generated pages anew."""
     from lib.lab import profiles, report
 
     profiles.load(options.profile)
     _papers(options)
     report.print_verdicts(options.profile, options.papers.split() or None)
     report.print_findings(options.profile, options.papers.split() or None)
-    if options.profile == "cpu" and report.update_readme():
-        print("README.md: verdict table written anew.")
+    for changed in report.update_pages() if options.profile == "cpu" else []:
+        print(f"{changed}: written anew.")
     return 0
 
 

@@ -1,4 +1,4 @@
-"""The README's Python, block by block as it stands there, on layers of the zoo's model and a scripted chat server."""
+"""README and guides: their Python as it stands there, on layers of the zoo's model, their links and their form."""
 
 import copy
 import importlib.util
@@ -10,10 +10,14 @@ import pytest
 import torch
 
 from lib import preference, root, zoo
-from lib.lab import paths
+from lib.lab import guides, papers, paths, report
 
-TEXT = (root() / "README.md").read_text(encoding="utf8")
-BLOCKS = [(TEXT[: m.start()].count("\n") + 1, m[1]) for m in re.finditer(r"^```python\n(.*?)^```", TEXT, re.M | re.S)]
+PAGES = [root() / "README.md", *sorted((root() / "docs").glob("*.md"))]
+TEXTS = {path: path.read_text(encoding="utf8") for path in PAGES}
+BLOCKS = [
+    (path, text[: m.start()].count("\n") + 1, m[1])
+    for path, text in TEXTS.items() for m in re.finditer(r"^```python\n(.*?)^```", text, re.M | re.S)
+]  # fmt: skip
 LAYERS = 2
 QUESTIONS = [f"What is {a} and {b}, and how did you find it out?" for a in range(2, 40) for b in range(2, 50)]
 PREPARED = {}
@@ -49,20 +53,39 @@ def cut(real):
     return cut
 
 
-@pytest.mark.parametrize(("number", "source"), BLOCKS, ids=[" ".join(papers_of(s)) for _, s in BLOCKS])
+@pytest.mark.parametrize(("path", "number", "source"), BLOCKS, ids=[f"{p.stem} {n}" for p, n, _ in BLOCKS])
 @pytest.mark.timeout(300)
-def test_a_block_runs_as_it_stands(number, source, real, cut, tmp_path, monkeypatch, chat_server):
+def test_a_block_runs_as_it_stands(path, number, source, real, cut, tmp_path, monkeypatch, chat_server):
     monkeypatch.chdir(tmp_path)
     _, tokenizer = real
     (paper,) = papers_of(source)
     names = {"tokenizer": tokenizer, "torch": torch, "url": chat_server.url}
     names |= PREPARED[paper](cut, tokenizer, chat_server)
     source = source.replace("http://localhost:8000/v1", chat_server.url)
-    exec(compile("\n" * number + source, root() / "README.md", "exec"), names)
+    exec(compile("\n" * number + source, path, "exec"), names)
 
 
-def test_every_paper_has_its_block():
-    assert sorted(paper for _, source in BLOCKS for paper in papers_of(source)) == sorted(paths.paper_notebooks())
+@pytest.mark.parametrize("paper", paths.paper_notebooks())
+def test_every_paper_has_its_guide(paper):
+    guide = guides.load(paper)
+    assert guide, f"write docs/{paper}.md in the form of the others"
+    assert guide.short == papers.load(paper).short
+    assert guide.paper == paper
+    assert [papers_of(source) for path, _, source in BLOCKS if path.stem == paper] == [[paper]], "one example"
+
+
+@pytest.mark.parametrize("path", [*PAGES, root() / "CONTRIBUTING.md"], ids=lambda path: path.name)
+def test_every_link_leads_to_a_file_and_a_heading_of_it(path):
+    for target in re.findall(r"\]\((?!https?:)([^)]+)\)", path.read_text(encoding="utf8")):
+        file, _, place = target.partition("#")
+        goal = path.parent / file if file else path
+        assert goal.exists(), target
+        headings = re.findall(r"^#+ (.+)$", goal.read_text(encoding="utf8"), re.M) if place else []
+        assert not place or place in map(report.anchor, headings), target
+
+
+def test_the_readme_can_be_read_through():
+    assert len(TEXTS[root() / "README.md"]) <= 9000
 
 
 @prepares

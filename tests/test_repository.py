@@ -1,5 +1,6 @@
 """The repository itself: what git keeps, versions that agree, tables that are generated, imports that stay light."""
 
+import datetime
 import hashlib
 import re
 import subprocess
@@ -9,7 +10,7 @@ import tomllib
 import pytest
 import yaml
 
-from lib import root
+from lib import __version__, root
 from lib.lab import doctor, paths, profiles, report, structure
 from lib.zoo import shipped
 from lib.zoo.assets import ASSETS
@@ -48,6 +49,13 @@ def requirements():
     return [r for group in groups for r in group if not r.startswith("tenfold[")]
 
 
+def test_the_citation_is_of_this_version():
+    citation = yaml.safe_load((root() / "CITATION.cff").read_text(encoding="utf8"))
+    assert citation["version"] == __version__
+    assert isinstance(citation["date-released"], datetime.date)
+    assert f"version = {{{__version__}}}" in (root() / "README.md").read_text(encoding="utf8")
+
+
 def test_every_range_is_locked_to_a_version_inside_it():
     from packaging.requirements import Requirement
 
@@ -82,9 +90,9 @@ def test_the_lock_leaves_the_cpu_or_cuda_choice_open():
     assert "nvidia" not in text
 
 
-def test_the_readme_table_is_the_generated_one():
-    text = (root() / "README.md").read_text(encoding="utf8")
-    assert report.readme_with_table(text) == text, "run `make claims`"
+def test_generated_pages_are_as_they_would_be_written_now():
+    for path, text in report.generated().items():
+        assert path.read_text(encoding="utf8") == text, f"{path.name}: run `make claims`"
 
 
 @pytest.mark.parametrize("path", sorted(paths.notebooks_dir().glob("*.ipynb")), ids=lambda p: p.stem)

@@ -27,7 +27,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from lib import TenfoldError, data_dir, root
 from lib.lab.keys import normal_form
 
-COPIED = ("lib", "tests", "notebooks", "pyproject.toml", "requirements.lock", "README.md")
+COPIED = ("lib", "tests", "notebooks", "pyproject.toml", "requirements.lock", "README.md", "docs")
 UNCOPIED = shutil.ignore_patterns("__pycache__", "*.ipynb_checkpoints")
 WORKERS = 2
 SECONDS = 600  # for one mutant's test, which should take a few

@@ -1,4 +1,4 @@
-"""What is told of finished runs, from their results.json files only: in the terminal, in the README, in one picture."""
+"""What is told of finished runs, from their results.json files: in the terminal, on generated pages, in one picture."""
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from lib import TenfoldError, root
-from lib.lab import paths
+from lib.lab import guides, papers, paths
 from lib.lab.claims import (
     CONTRADICTED,
     INCONCLUSIVE,
@@ -33,6 +33,8 @@ SHOWN = {
     NEEDS_GPU: ("·", "dim", "0.88"),
     NEEDS_CPU: ("·", "dim", "0.88"),
 }
+# Verdicts that are said otherwise where they are counted.
+COUNTED = {NOT_TESTABLE: "not testable", NEEDS_GPU: "left to a GPU", NEEDS_CPU: "left to the cpu profile"}
 WORDS = 2.6  # squares that a column of words takes in the picture
 
 
@@ -148,7 +150,7 @@ def print_outcomes(outcomes) -> None:
     console().print(ended)
 
 
-# --- the README --------------------------------------------------------------------------------------------------
+# --- pages of the repository: README, claims, what the gpu profile needs -----------------------------------------
 
 
 def line(*cells: str) -> str:
@@ -156,64 +158,99 @@ def line(*cells: str) -> str:
     return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
 
 
-def markdown(profile: str) -> str:
-    """Write what the README says of a profile: a row a paper (finding, checks, gates), then a row a claim."""
-    records = results(profile)
-    if not records:
-        return "No paper has been run in this profile yet."
-    lines = _findings(records)
-    lines += [
-        "| paper | claim | measured | estimate [95 % interval] | holds if | verdict |",
-        "|---|---|---|---|---|---|",
-    ]
-    for record in records:
-        shown = f"**{record['paper']}** ({record['minutes_cold']:.1f} min)"
-        for claim in record["claims"]:
-            lines.append(line(shown, claim["id"], claim["measured"], interval(claim), claim["rule"], marked(claim)))
-            shown = ""
+def counted(claims: Iterable[dict[str, Any]]) -> str:
+    """Count claims by verdict, such as `3 reproduced, 1 contradicted`."""
+    counts = Counter(claim["verdict"] for claim in claims)
+    return ", ".join(f"{counts[verdict]} {COUNTED.get(verdict, verdict)}" for verdict in VERDICTS if counts[verdict])
+
+
+def papers_table(profile: str) -> str:
+    """Write the README's table: a row a paper, its verdicts counted, and below it the sum and what the runs took."""
+    found = {record["paper"]: record for record in results(profile)}
+    lines = ["| paper | in a line | what we found | notebook | guide |", "|---|---|---|---|---|"]
+    for name, notebook in paths.paper_notebooks().items():
+        paper, guide = papers.load(name), guides.load(name)
+        verdicts = counted(found[name]["claims"]) if name in found else ""
+        told = f"[{verdicts}](figures/{profile}/CLAIMS.md#{anchor(paper.short)})" if verdicts else "not run yet"
+        cells = [f"[{paper.short}](https://arxiv.org/abs/{paper.arxiv})", guide.plain if guide else paper.title, told]
+        cells += [f"[{notebook.stem[:2]}](notebooks/{notebook.name})"]
+        lines.append(line(*cells, f"[lib.{name}](docs/{name}.md)" if guide else f"`lib.{name}`"))
+    if found:
+        claims = [claim for record in found.values() for claim in record["claims"]]
+        lines += ["", f"All {len(claims)} claims: {counted(claims)}. {_taken(list(found.values()))}"]
     return "\n".join(lines)
 
 
-def _findings(records: list[dict[str, Any]]) -> list[str]:
-    told = [record for record in records if record["finding"] or record["checks"] or record["gates"]]
-    if not told:
-        return []
-    lines = ["| paper | what we found | checks of our code | gates of claims |", "|---|---|---|---|"]
-    for record in told:
-        counts = [tally_in_words(record[kind]) for kind in ("checks", "gates")]
-        lines.append(line(f"**{record['paper']}**", record["finding"], *counts))
-    return [*lines, ""]
+def _taken(records: list[dict[str, Any]]) -> str:
+    minutes, peak = sum(r["minutes_cold"] for r in records), max(r["peak_memory_gib"] for r in records)
+    on = ", ".join(sorted({f"{r['machine']['cores']} cores of {r['machine']['processor']}" for r in records}))
+    return f"The runs took {minutes:.0f} minutes in all and {peak:.1f} GiB at most, on {on}."
 
 
-def readme_with_table(text: str, profile: str = "cpu") -> str:
-    """Write the parts of the README between markers anew; raises TenfoldError where a marker is missing."""
+def anchor(title: str) -> str:
+    """Name the place of a heading, as GitHub and the site do."""
+    return title.lower().replace(" ", "-")
+
+
+def claims_page(profile: str) -> str:
+    """Write the page of all claims, paper by paper: the finding, a row a claim, then checks and gates apart."""
+    records = results(profile)
+    intro = (
+        "# Claims\n\nEvery verdict is computed from an estimate and its 95 % interval by the rule in the paper's "
+        f"`paper.toml`, in the `{profile}` profile. Checks are identities and bounds of our own code, and say nothing "
+        "about a paper. A gate is a measured precondition: where one fails, the claims that name it are not testable "
+        "here.\n"
+    )
+    return "\n".join([intro, *(_claims_of(record) for record in records)]) if records else f"{intro}\nNo run yet.\n"
+
+
+def _claims_of(record: dict[str, Any]) -> str:
+    lines = [f"## {papers.load(record['paper']).short}", ""]
+    lines += [record["finding"].strip(), ""] if record["finding"] else []
+    lines += ["| verdict | claim | measured | estimate [95 % interval] | holds if |", "|---|---|---|---|---|"]
+    for claim in record["claims"]:
+        lines.append(line(marked(claim), claim["id"], claim["measured"], interval(claim), claim["rule"]))
+    told = {"Checks of our own code": record["checks"], "Gates of claims": record["gates"]}
+    apart = [f"- {kind}: {tally_in_words(measured)}." for kind, measured in told.items() if measured]
+    return "\n".join([*lines, "", *apart, ""] if apart else [*lines, ""])
+
+
+def generated(profile: str = "cpu") -> dict[Path, str]:
+    """Write the generated pages anew, and return their texts; raises TenfoldError where a marker is missing."""
     from lib.lab import requirements
 
-    for name, written in (("verdicts", markdown(profile)), ("gpu", requirements.markdown())):
-        begin, end = BEGIN.format(name), END.format(name)
-        if begin not in text or end not in text:
-            raise TenfoldError(f"README.md has lost its {name} markers: put `{begin}` and `{end}` back.")
-        head, rest = text.split(begin, 1)
-        text = f"{head}{begin}\n{written}\n{end}{rest.split(end, 1)[1]}"
-    return text
+    parts = {root() / "README.md": ("papers", papers_table(profile))}
+    parts[guides.folder() / "running.md"] = ("gpu", requirements.markdown())
+    texts = {path: with_part(path.read_text(encoding="utf8"), *part, path.name) for path, part in parts.items()}
+    return {**texts, paths.figures_dir() / profile / "CLAIMS.md": claims_page(profile)}
 
 
-def update_readme() -> bool:
-    """Write the table of the default profile into README.md, and its picture; returns whether the text changed.
+def with_part(text: str, name: str, written: str, file: str) -> str:
+    """Write what stands between two markers of a file anew; raises TenfoldError where one of them is missing."""
+    begin, end = BEGIN.format(name), END.format(name)
+    if begin not in text or end not in text:
+        raise TenfoldError(f"{file} has lost its {name} markers: put `{begin}` and `{end}` back.")
+    head, rest = text.split(begin, 1)
+    return f"{head}{begin}\n{written}\n{end}{rest.split(end, 1)[1]}"
 
-    Results that lie elsewhere (`TENFOLD_FIGURES`) are somebody's own, and stay out of the README.
+
+def update_pages() -> list[str]:
+    """Write the generated pages of the default profile, and its picture; returns the files whose text changed.
+
+    Results that lie elsewhere (`TENFOLD_FIGURES`) are somebody's own, and stay out of them.
     """
     if paths.figures_dir() != root() / "figures":
-        return False
-    path = root() / "README.md"
-    before = path.read_text(encoding="utf8")
-    after = readme_with_table(before)
-    if after != before:
-        path.write_text(after, encoding="utf8")
+        return []
+    changed = []
+    for path, text in generated().items():
+        if not path.exists() or path.read_text(encoding="utf8") != text:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(text, encoding="utf8")
+            changed.append(path)
     records = results("cpu")
-    if records and (after != before or not picture("cpu").exists()):
+    if records and (changed or not picture("cpu").exists()):
         draw(records, picture("cpu"))
-    return after != before
+    return [relative(path) for path in changed]
 
 
 # --- the picture: a row a paper, a square a claim, checks and gates counted apart from them ---------------------------

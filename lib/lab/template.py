@@ -17,8 +17,8 @@ STUDY = '"""What only the notebook of yourpaper needs: corpora, recipes of basel
 NEXT = """{notebook} runs: make reproduce PAPERS={paper} PROFILE=smoke
 Then: write the method in lib/{paper}/, what only its notebook needs in lib/{paper}/study/, and their tests in
 tests/{paper}/; the paper's facts and claims, their gates, your checks and the finding in paper.toml; add lib.{paper} to
-the import contract `rooms` in pyproject.toml and a row to README.md; and record its golden numbers from a clean commit:
-make record PAPERS={paper}. `make test` says what is still missing.
+the import contract `rooms` in pyproject.toml; write its guide, docs/{paper}.md; and record its golden numbers from a
+clean commit: make record PAPERS={paper}. `make test` says what is still missing.
 """
 
 

@@ -4,6 +4,7 @@ import csv
 
 import pytest
 
+from lib import TenfoldError
 from lib.__main__ import main
 from lib.lab import claims, papers, paths, report
 from lib.lab.papers import CheckRecord, ClaimRecord, GateRecord
@@ -15,7 +16,8 @@ FINDING = "The method | holds: 0.9."
 
 
 def result(paper, **options):
-    frame = {"paper": paper, "minutes_cold": 1.25, "claims": [], "figures": {}}
+    frame = {"paper": paper, "minutes_cold": 1.25, "peak_memory_gib": 3.5, "claims": [], "figures": {}}
+    frame["machine"] = {"cores": 2, "processor": "an engine"}
     write_json(paths.results_dir("cpu", paper) / "results.json", frame | options)
 
 
@@ -50,25 +52,51 @@ def finished(house, write_notebook):
 
 
 @pytest.mark.usefixtures("finished")
-def test_the_readme_counts_checks_and_gates_apart_from_claims():
-    findings, table = report.markdown("cpu").split("\n\n")
-    assert findings.splitlines()[2:] == [
-        "| **lorc** | The method \\| holds: 0.9. | 1/2, failed: bounded (0.4, not ≥ 0.5) "
-        "| 1/2, failed: drafter-accepts (0.17, not ≥ 0.5) |"
+def test_the_claims_page_opens_with_the_finding_and_counts_checks_and_gates_apart():
+    intro, lorc, grin = report.claims_page("cpu").split("\n## ")
+    assert intro.startswith("# Claims\n")
+    title, finding, table, apart = lorc.strip().split("\n\n")
+    assert (title, finding) == ("LoRC", FINDING)
+    assert apart.splitlines() == [
+        "- Checks of our own code: 1/2, failed: bounded (0.4, not ≥ 0.5).",
+        "- Gates of claims: 1/2, failed: drafter-accepts (0.17, not ≥ 0.5).",
     ]
-    rows = [[cell.strip() for cell in line.split(" | ")] for line in table.splitlines()[2:]]
-    assert [(row[1], row[-1]) for row in rows] == [
-        ("free", "✔ reproduced |"),
-        ("gated", "⊘ not testable here (gate drafter-accepts is 0.17, not ≥ 0.5) |"),
-        ("large", "· needs the gpu profile |"),
-        ("early", "✘ contradicted |"),
+    rows = [line.strip("| ").split(" | ") for line in table.splitlines()[2:]]
+    assert [row[:2] for row in rows] == [
+        ["✔ reproduced", "free"],
+        ["⊘ not testable here (gate drafter-accepts is 0.17, not ≥ 0.5)", "gated"],
+        ["· needs the gpu profile", "large"],
     ]
-    assert rows[0][2:4] == ["share \\| of tokens", "0.9 [0.8, 1]"]
+    assert rows[0][2:] == ["share \\| of tokens", "0.9 [0.8, 1]", "> 0.5"]
+    assert grin.startswith("GRIN\n\n| verdict |")
+    assert "✘ contradicted | early" in grin
+
+
+@pytest.mark.usefixtures("finished")
+def test_the_readme_has_a_row_a_paper_and_counts_its_verdicts():
+    rows, below = report.papers_table("cpu").split("\n\n")
+    assert rows.splitlines()[2] == (
+        "| [LoRC](https://arxiv.org/abs/2410.03111) | cache a short latent instead of keys and values "
+        "| [1 reproduced, 1 not testable, 1 left to a GPU](figures/cpu/CLAIMS.md#lorc) "
+        "| [02](notebooks/02_lorc.ipynb) | [lib.lorc](docs/lorc.md) |"
+    )
+    assert "| [1 contradicted](figures/cpu/CLAIMS.md#grin) |" in rows.splitlines()[3]
+    assert below == (
+        "All 4 claims: 1 reproduced, 1 contradicted, 1 not testable, 1 left to a GPU. "
+        "The runs took 2 minutes in all and 3.5 GiB at most, on 2 cores of an engine."
+    )
+
+
+def test_a_page_that_lost_its_markers_is_not_written():
+    text = "\n".join(["head", report.BEGIN.format("gpu"), "stale", report.END.format("gpu"), "tail"])
+    assert report.with_part(text, "gpu", "fresh", "x.md") == text.replace("stale", "fresh")
+    with pytest.raises(TenfoldError, match="x.md has lost its gpu markers"):
+        report.with_part("head", "gpu", "fresh", "x.md")
 
 
 @pytest.mark.usefixtures("finished")
 def test_the_terminal_ends_with_what_was_found(capsys, monkeypatch):
-    monkeypatch.setattr(report, "update_readme", lambda: False)
+    monkeypatch.setattr(report, "update_pages", list)
     assert main(["claims", "--profile", "cpu", "--papers", "lorc"]) == 0
     verdicts, apart = capsys.readouterr().out.split("checks of our own code")
     assert "⊘ not testable here" in verdicts
@@ -119,8 +147,8 @@ def test_a_papers_page_opens_with_the_finding_and_holds_checks_and_gates_apart(m
         )
     page = pages.paper("lorc")
     titles = [line[3:] for line in page.splitlines() if line.startswith("## ")]
-    assert [title.split(":")[0] for title in titles[:5]] == [
-        "What we found", "The paper says, we measure", "Checks of our own code", "Gates", "Figures",
+    assert [title.split(":")[0] for title in titles[:6]] == [
+        "What we found", "Use it", "The paper says, we measure", "Checks of our own code", "Gates", "Figures",
     ]  # fmt: skip
     assert page.index(FINDING) < page.index("| ✔ reproduced | It \\$ is (p. 1) |")
     assert "0.9 [0.8, 1] (4 seeds); planned: 4 seeds, to find 0.1 |" in page
@@ -128,5 +156,5 @@ def test_a_papers_page_opens_with_the_finding_and_holds_checks_and_gates_apart(m
     assert "| It is long. | share \\| of tokens | – | ≥ 0.5 | not judged in this profile |" in page
     old = pages.paper("grin")
     assert "| ✘ contradicted | q (p) |" in old
-    assert all(title not in old for title in titles[:1] + titles[2:4])
+    assert all(title not in old for title in titles[:1] + titles[3:5])
     assert papers.load("grin").idea in old

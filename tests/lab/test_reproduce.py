@@ -4,7 +4,6 @@ import shutil
 import nbformat
 import pytest
 
-from lib import TenfoldError
 from lib.__main__ import main
 from lib.lab import keys, mutants, paths, report, reproduce
 
@@ -12,7 +11,8 @@ FINISH = (
     "import os, pathlib, json\n"
     "claim = {'id': 'c', 'measured': 'm', 'rule': '> 0', 'estimate': 1.0, 'ci': [0.5, 1.5], 'n': '3'}\n"
     "claim['verdict'] = 'reproduced'\n"
-    "out = {'paper': 'one', 'claims': [claim], 'minutes': 0.1, 'minutes_cold': 0.2, 'value': value}\n"
+    "out = {'peak_memory_gib': 1.0, 'machine': {'cores': 2, 'processor': 'p'}}\n"
+    "out |= {'paper': 'one', 'claims': [claim], 'minutes': 0.1, 'minutes_cold': 0.2, 'value': value}\n"
     "pathlib.Path(os.environ['TENFOLD_OUTPUT'], 'results.json').write_text(json.dumps(out))"
 )
 
@@ -106,16 +106,15 @@ def test_a_dry_run_prints_the_plan_and_runs_nothing(house, capsys):
 
 
 @pytest.mark.usefixtures("papers")
-def test_the_readme_table_is_made_from_results(house):
+def test_the_readme_table_is_made_from_results(monkeypatch):
+    facts = {"title": "T", "arxiv": "1", "venue": "", "idea": "", "bibtex": "", "claims": ()}
+    monkeypatch.setattr(report.papers, "load", lambda name: report.papers.PaperRecord(short=name, **facts))
     reproduce.reproduce(reproduce.plan("smoke", ["one", "three"]))
-    marked = [f"{report.BEGIN.format(name)}\nstale row\n{report.END.format(name)}" for name in ("verdicts", "gpu")]
-    text = report.readme_with_table("\n".join(["head", *marked, "tail"]), "smoke")
-    assert text.startswith("head\n")
-    assert text.endswith("\ntail")
-    assert "| **one** (0.2 min) | c | m | 1 [0.5, 1.5] | > 0 | ✔ reproduced |" in text
-    assert "stale row" not in text
-    with pytest.raises(TenfoldError, match="lost its verdicts markers"):
-        report.readme_with_table("no markers")
+    rows = report.papers_table("smoke").splitlines()[2:]
+    assert [row.split(" | ")[2] for row in rows[:3]] == [
+        "[1 reproduced](figures/smoke/CLAIMS.md#one)", "not run yet", "[1 reproduced](figures/smoke/CLAIMS.md#three)",
+    ]  # fmt: skip
+    assert "| ✔ reproduced | c | m | 1 [0.5, 1.5] | > 0 |" in report.claims_page("smoke")
 
 
 @pytest.mark.usefixtures("papers")

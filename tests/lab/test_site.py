@@ -1,7 +1,7 @@
 import importlib
 
 from lib import root
-from lib.lab import paths, site
+from lib.lab import site
 from lib.lab.site import pages
 
 
@@ -25,18 +25,21 @@ def test_dead_links_and_foreign_pictures_are_found(tmp_path):
     ]
 
 
-def test_every_finished_paper_has_a_telling_figure():
-    telling = pages.telling_figures()
-    for paper in pages.finished():
-        assert (paths.results_dir(pages.PROFILE, paper) / telling[paper][0]).exists(), f"{paper}: no row in the README"
+def test_links_of_a_guide_lead_to_pages_of_the_site_or_to_none():
+    links = (
+        "[a](../tests/FAMILIES.md) [b](../figures/cpu/CLAIMS.md#lorc) [c](../tests/MUTANTS.md) [d](#e) [f](https://g.h)"
+    )
+    moved = "[a](../families.md) [b](../claims.md#lorc) c (`tests/MUTANTS.md`) [d](#e) [f](https://g.h)"
+    assert pages.on_site(links, "../") == moved
 
 
 def undocumented(room, *pages):
-    """Functions and classes that a room hands out and no page describes, by the name of the room or of their home."""
+    """Names that a room hands out and no page describes, by the name of the room or of their home."""
     module = importlib.import_module(room)
-    handed_out = {name: getattr(module, name) for name in module.__all__ if callable(getattr(module, name))}
+    handed_out = {name: getattr(module, name) for name in module.__all__}
     assert handed_out, f"{room} hands out nothing"
-    ids = {name: (f'id="{room}.{name}"', f'id="{one.__module__}.{name}"') for name, one in handed_out.items()}
+    homes = {name: getattr(one, "__module__", room) for name, one in handed_out.items()}
+    ids = {name: (f'id="{room}.{name}"', f'id="{home}.{name}"') for name, home in homes.items()}
     return [name for name, places in ids.items() if not any(place in page for place in places for page in pages)]
 
 
@@ -49,7 +52,7 @@ def test_the_site_builds_offline_without_a_warning(tmp_path, monkeypatch):
     for paper in pages.finished():
         assert f'href="papers/{paper}.html"' in text
         page = (tmp_path / "site" / "papers" / f"{paper}.html").read_text(encoding="utf8")
-        for heading in ("The paper says, we measure", "Figures", "Equations", "Deviations", "API"):
+        for heading in ("Use it", "Example", "The paper says, we measure", "Figures", "Equations", "Deviations", "API"):
             assert f">{heading}<" in page, f"{paper}: no {heading}"
         assert not undocumented(f"lib.{paper}", page, shared)
         if (root() / "lib" / paper / "study" / "bench.py").exists():

@@ -40,12 +40,12 @@ def write_sources(source: Path) -> None:
     (source / "_static" / "tenfold.css").write_text(STYLE)
     texts = {"index": pages.index(), "claims": pages.claims(), "benchmarks": pages.benchmarks()}
     texts["shared"] = pages.shared()
-    texts["families"] = pages.families()
+    texts |= {"families": pages.families(), "running": pages.running()}
     for paper in pages.finished():
         texts[f"papers/{paper}"] = pages.paper(paper)
         executed = paths.results_dir(pages.PROFILE, paper) / paths.notebook_of(paper).name
         shutil.copy(executed, source / "notebooks")
-    for executed in pages.guides():
+    for executed in pages.on_several():
         shutil.copy(executed, source / "notebooks")
     shutil.copy(report.picture(pages.PROFILE), source / "figures")
     for name in (*pages.finished(), "benchmarks"):

@@ -1,21 +1,23 @@
-"""Pages of the site as MyST text, one function a page, made from paper.toml, results.json, notebooks and the README."""
+"""Pages of the site as MyST text, one function a page, made from paper.toml, results.json, notebooks and guides."""
 
 import importlib
 import re
 from pathlib import Path
+from textwrap import shorten
 from typing import Any
 
 import nbformat
 
 from lib import root
-from lib.lab import bench, papers, paths, report
+from lib.lab import bench, guides, papers, paths, report
 from lib.lab.claims import interval, passed_in_words, read
 from lib.lab.run import RESULTS
 
 PROFILE = "cpu"
 CODE = re.compile(r"(`+[^`]+`+)")
 SPECIAL = re.compile(r"([\\*|_:])")
-TELLING = re.compile(r"\[([^\]]+)\]\(figures/cpu/([a-z_]+)/([a-z0-9_-]+\.png)\)")
+LINK = re.compile(r"\[([^\]]+)\]\((?!https?:)(?:\.\./)?([^)#\s]*)(#[^)\s]*)?\)")
+MOVED = {"tests/FAMILIES.md": "families.md", f"figures/{PROFILE}/CLAIMS.md": "claims.md"}
 
 
 def finished() -> list[str]:
@@ -23,37 +25,54 @@ def finished() -> list[str]:
     return [p for p in paths.paper_notebooks() if (paths.results_dir(PROFILE, p) / RESULTS).exists()]
 
 
-def telling_figures() -> dict[str, tuple[str, str]]:
-    """File and text of each paper's telling figure, from the README's table."""
-    found = TELLING.findall((root() / "README.md").read_text(encoding="utf8"))
-    return {paper: (file, text) for text, paper, file in found}
-
-
 def index() -> str:
-    """First page: what Tenfold is, the telling figures, where to go."""
+    """First page: what Tenfold is, a card a paper with its telling figure, where to go."""
     readme = (root() / "README.md").read_text(encoding="utf8")
-    lead = readme.split("```", 1)[0].split("\n", 1)[1].strip()
+    lead = readme.split("\n## ", 1)[0].split("\n", 1)[1].strip()
     picture = report.picture(PROFILE)
     lead = lead.replace(f"figures/{PROFILE}/guides/{picture.name}", f"figures/{picture.name}")
-    cards = []
-    telling = telling_figures()
-    for paper in finished():
-        record = papers.load(paper)
-        finding = read(paths.results_dir(PROFILE, paper) / RESULTS)["finding"]
-        cards.append(f"## [{record.short}](papers/{paper}.md)\n\n{record.idea}\n")
-        if finding:
-            cards.append(f"**What we found.** {finding}\n")
-        if paper in telling:
-            file, text = telling[paper]
-            cards.append(f"[![{text}](figures/{paper}/{file})](papers/{paper}.md)\n")
-    shown = [f"notebooks/{path.stem}" for path in guides()]
-    whole = ["claims", "benchmarks", "families", "shared"]
-    contents = "\n".join([*whole, *(f"papers/{paper}" for paper in finished()), *shown])
-    commands = "```sh\nmake reproduce    # every notebook, on two cores\nmake lab          # explore in JupyterLab\n```"
-    return "\n".join([f"# Tenfold\n\n{lead}\n\n{commands}\n", *cards, f"```{{toctree}}\n:hidden:\n\n{contents}\n```\n"])
+    shown = [f"notebooks/{path.stem}" for path in on_several()]
+    whole = ["claims", "running", "benchmarks", "families", "shared"]
+    contents = "\n".join([*(f"papers/{paper}" for paper in finished()), *whole, *shown])
+    cards = [_card(paper) for paper in finished()]
+    return "\n".join([f"# Tenfold\n\n{lead}\n", *cards, f"```{{toctree}}\n:hidden:\n\n{contents}\n```\n"])
 
 
-def guides() -> list[Path]:
+def _card(paper: str) -> str:
+    record, guide = papers.load(paper), guides.load(paper)
+    results = read(paths.results_dir(PROFILE, paper) / RESULTS)
+    found = " ".join([f"{report.counted(results['claims']).capitalize()}.", results["finding"]]).strip()
+    parts = [f"## [{record.short}](papers/{paper}.md)\n\n{record.idea}\n", f"**What we found.** {found}\n"]
+    if guide:
+        parts.append(f"[![{guide.caption}](figures/{paper}/{guide.figure})](papers/{paper}.md)\n")
+    return "\n".join(parts)
+
+
+def on_site(text: str, up: str = "") -> str:
+    """Turn a guide's links to files of the repository into links within the site, or into the bare name of the file.
+
+    `up` leads from the page to the site's first one.
+    """
+
+    def moved(match: re.Match[str]) -> str:
+        said, file, place = match[1], match[2], match[3] or ""
+        if not file:
+            return match[0]
+        if file in MOVED or file.startswith("notebooks/"):
+            return f"[{said}]({up}{MOVED.get(file, file)}{place})"
+        if file.startswith(f"figures/{PROFILE}/benchmarks/"):
+            return f"[{said}]({up}benchmarks.md)"
+        return f"`{file}`" if said == file else f"{said} (`{file}`)"
+
+    return LINK.sub(moved, text)
+
+
+def running() -> str:
+    """How to run Tenfold, as `docs/running.md` says it."""
+    return on_site((guides.folder() / "running.md").read_text(encoding="utf8"))
+
+
+def on_several() -> list[Path]:
     """Executed notebooks on several papers, but for the benchmarks, which have a page of their own."""
     found = {name: path for name, path in paths.guide_notebooks().items() if name != "benchmarks"}
     executed = [paths.results_dir(PROFILE, name) / path.name for name, path in found.items()]
@@ -62,16 +81,11 @@ def guides() -> list[Path]:
 
 def claims() -> str:
     """What was found in each paper, and all claims with their verdicts."""
-    return (
-        "# Claims\n\nEvery verdict is computed from an estimate and its 95 % interval by the rule in the paper's "
-        f"`paper.toml`, in the `{PROFILE}` profile. Checks are identities and bounds of our own code. A gate is a "
-        "measured precondition: where one fails, the claims that name it are not testable here.\n\n"
-        f"{report.markdown(PROFILE)}\n"
-    )
+    return report.claims_page(PROFILE).replace("$", "\\$")
 
 
 def paper(name: str) -> str:
-    """One paper's page, in one template: finding, claims, checks, figures, equations, deviations, notebook, API."""
+    """One paper's page, in one template: finding, guide, claims, checks, figures, equations, notebook, API."""
     record = papers.load(name)
     results = read(paths.results_dir(PROFILE, name) / RESULTS)
     notebook = nbformat.read(paths.results_dir(PROFILE, name) / paths.notebook_of(name).name, as_version=4)
@@ -80,6 +94,7 @@ def paper(name: str) -> str:
         f"# {record.short}\n\n*{record.title}*, [arXiv:{record.arxiv}](https://arxiv.org/abs/{record.arxiv}), "
         f"{record.venue}.\n\n{record.idea}\n",
         *([f"## What we found\n\n{results['finding']}"] if results["finding"] else []),
+        *_guide(name),
         f"## The paper says, we measure\n\n{_claims_table(results)}",
         *_apart(results),
         f"## Figures\n\n{_figures(name, results)}",
@@ -92,6 +107,12 @@ def paper(name: str) -> str:
         f"```{{toctree}}\n:hidden:\n\n../notebooks/{paths.notebook_of(name).stem}\n```\n",
     ]  # fmt: skip
     return "\n\n".join(parts)
+
+
+def _guide(name: str) -> list[str]:
+    """Section of a paper's guide, a level deeper and without its title and picture, where there is one."""
+    guide = guides.load(name)
+    return [f"## Use it\n\n{_deeper(on_site(guide.body, '../')).strip()}"] if guide else []
 
 
 def _study(name: str) -> list[str]:
@@ -120,13 +141,24 @@ def _documented(room: str, *, imported: bool = False) -> str:
 
     What it hands out from a shared room is documented there.
     """
-    options = ["   :members:"]
+    module, options = importlib.import_module(room), ["   :members:"]
     if imported:
-        module = importlib.import_module(room)
         homes = {name: str(getattr(getattr(module, name), "__module__", room)) for name in module.__all__}
         elsewhere = [name for name, home in homes.items() if home.startswith("lib.") and not home.startswith(room)]
         options += ["   :imported-members:", *([f"   :exclude-members: {', '.join(elsewhere)}"] if elsewhere else [])]
-    return "\n".join(["```{eval-rst}", f".. automodule:: {room}", *options, "```"]) + "\n"
+    constants = _constants(room, module) if imported else []
+    return "\n".join(["```{eval-rst}", f".. automodule:: {room}", *options, *constants, "```"]) + "\n"
+
+
+def _constants(room: str, module: Any) -> list[str]:
+    """Entries of what a package hands out that has no docstring: names of things, and what they hold."""
+    lines = []
+    for name in module.__all__:
+        value = getattr(module, name)
+        if not callable(value):
+            held = value if isinstance(value, tuple | list | str | int | float) else tuple(value)
+            lines += ["", f".. py:data:: {room}.{name}", f"   :value: {shorten(repr(held), 100)}"]
+    return lines
 
 
 def _claims_table(results: dict[str, Any]) -> str:
@@ -179,7 +211,8 @@ def _deeper(text: str, title: str | None = None) -> str:
     """A notebook's markdown cell one level of headings deeper, or with its first heading replaced by `title`."""
     if title:
         return re.sub(r"\A#+ .*", f"## {title}", text.strip())
-    return re.sub(r"^(#+ )", r"#\1", text, flags=re.MULTILINE)
+    parts = re.split(r"(^```.*?^```$)", text, flags=re.MULTILINE | re.DOTALL)
+    return "".join(p if i % 2 else re.sub(r"^(#+ )", r"#\1", p, flags=re.MULTILINE) for i, p in enumerate(parts))
 
 
 def _run(results: dict[str, Any]) -> str:
