@@ -46,7 +46,7 @@ def examine(missing_assets: Callable[[], list[str]]) -> list[Row]:
     import torch
 
     place = provenance.machine()
-    python_fits = sys.version_info[:2] == (3, 11)
+    python_fits = sys.version_info[:2] == (3, 11) or not lib.is_checkout()  # the lock is for it, a wheel is not
     accelerator = torch.cuda.get_device_name() if torch.cuda.is_available() else "none"
     rows = [
         ("python", sys.version.split()[0], "" if python_fits else "make env PYTHON=python3.11"),

@@ -152,8 +152,8 @@ def test_a_papers_page_opens_with_the_finding_and_holds_checks_and_gates_apart(m
     ]  # fmt: skip
     assert page.index(FINDING) < page.index("| ✔ reproduced | It \\$ is (p. 1) |")
     assert "0.9 [0.8, 1] (4 seeds); planned: 4 seeds, to find 0.1 |" in page
-    assert "| It is bounded. | share \\| of tokens | 0.4 [0.3, 0.6] | ≥ 0.5 | failed |" in page
-    assert "| It is long. | share \\| of tokens | – | ≥ 0.5 | not judged in this profile |" in page
+    assert "| failed | It is bounded. | share \\| of tokens | 0.4 [0.3, 0.6] | ≥ 0.5 |" in page
+    assert "| not judged in this profile | It is long. | share \\| of tokens | – | ≥ 0.5 |" in page
     old = pages.paper("grin")
     assert "| ✘ contradicted | q (p) |" in old
     assert all(title not in old for title in titles[:1] + titles[3:5])

@@ -57,4 +57,7 @@ def test_the_site_builds_offline_without_a_warning(tmp_path, monkeypatch):
         assert not undocumented(f"lib.{paper}", page, shared)
         if (root() / "lib" / paper / "study" / "bench.py").exists():
             assert f'id="lib.{paper}.study.bench.cases"' in page
+        search = (tmp_path / "site" / "searchindex.js").read_text(encoding="utf8")
+        unknown = [name for name in importlib.import_module(f"lib.{paper}").__all__ if f'"{name}"' not in search]
+        assert not unknown, f"the search does not know {unknown}"
     assert not undocumented("lib.preference", shared) + undocumented("lib.zoo", shared)

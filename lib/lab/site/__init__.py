@@ -15,6 +15,15 @@ STYLE = """\
 table { font-size: 0.85rem; } td { vertical-align: top; }
 .content img { max-width: 100%; height: auto; background: white; }
 div.table-wrapper, .cell_output { overflow-x: auto; }
+.verdicts td:first-child { font-weight: bold; }
+@media (max-width: 46em) {
+  .verdicts table, .verdicts tbody, .verdicts tr, .verdicts td { display: block; width: 100%; }
+  .verdicts thead { display: none; }
+  .verdicts tr { border-bottom: 1px solid var(--color-table-border); padding: 0.4rem 0; }
+  .verdicts td { border: 0 !important; padding: 0.1rem 0.5rem !important; overflow-wrap: anywhere; }
+  .verdicts td:nth-child(4)::before { content: "ours: "; }
+  .verdicts td:nth-child(5)::before { content: "holds if: "; }
+}
 """
 
 

@@ -17,6 +17,7 @@ PROFILE = "cpu"
 CODE = re.compile(r"(`+[^`]+`+)")
 SPECIAL = re.compile(r"([\\*|_:])")
 LINK = re.compile(r"\[([^\]]+)\]\((?!https?:)(?:\.\./)?([^)#\s]*)(#[^)\s]*)?\)")
+TABLE = re.compile(r"^(\| (?:verdict|outcome) \|.*\n(?:\|.*\n)+)", re.M)
 MOVED = {"tests/FAMILIES.md": "families.md", f"figures/{PROFILE}/CLAIMS.md": "claims.md"}
 
 
@@ -81,7 +82,12 @@ def on_several() -> list[Path]:
 
 def claims() -> str:
     """What was found in each paper, and all claims with their verdicts."""
-    return report.claims_page(PROFILE).replace("$", "\\$")
+    return stacked(report.claims_page(PROFILE).replace("$", "\\$"))
+
+
+def stacked(text: str) -> str:
+    """Mark tables of five columns from the verdict to the rule: on a narrow screen their cells stand in one column."""
+    return TABLE.sub(r":::{container} verdicts\n\1:::\n", text)
 
 
 def paper(name: str) -> str:
@@ -162,7 +168,7 @@ def _constants(room: str, module: Any) -> list[str]:
 
 
 def _claims_table(results: dict[str, Any]) -> str:
-    lines = ["| verdict | the paper says | logged | ours [95 % interval] | holds if |", "|---|---|---|---|---|"]
+    lines = ["| verdict | the paper says | measured | ours [95 % interval] | holds if |", "|---|---|---|---|---|"]
     for claim in results["claims"]:
         ours = f"{interval(claim)} ({claim['n']})" if claim["estimate"] is not None else "–"
         if claim.get("planned_count"):
@@ -171,7 +177,7 @@ def _claims_table(results: dict[str, Any]) -> str:
             )
         said = f"{claim['quote']} ({claim['place']})"
         lines.append(_line(report.marked(claim), said, claim["measured"], ours, claim["rule"]))
-    return "\n".join(lines)
+    return stacked("\n".join([*lines, ""]))
 
 
 def _apart(results: dict[str, Any]) -> list[str]:
@@ -182,12 +188,12 @@ def _apart(results: dict[str, Any]) -> list[str]:
         "gates": "Gates: what must be so before a claim can be judged",
     }
     for kind, title in titles.items():
-        lines = [f"| {kind[:-1]} | measured | ours [95 % interval] | holds if | outcome |", "|---|---|---|---|---|"]
+        lines = [f"| outcome | {kind[:-1]} | measured | ours [95 % interval] | holds if |", "|---|---|---|---|---|"]
         for one in results[kind]:
             ours = f"{interval(one)} ({one['n']})" if one["n"] else interval(one)
-            lines.append(_line(one["what"], one["measured"], ours, one["rule"], passed_in_words(one["passed"])))
+            lines.append(_line(passed_in_words(one["passed"]), one["what"], one["measured"], ours, one["rule"]))
         if results[kind]:
-            parts.append(f"## {title}\n\n" + "\n".join(lines))
+            parts.append(f"## {title}\n\n" + stacked("\n".join([*lines, ""])))
     return parts
 
 
