@@ -1,5 +1,6 @@
 """What is told of finished runs, from their results.json files: in the terminal, on generated pages, in one picture."""
 
+import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -189,7 +190,7 @@ def _taken(records: list[dict[str, Any]]) -> str:
 
 def anchor(title: str) -> str:
     """Name the place of a heading, as GitHub and the site do."""
-    return title.lower().replace(" ", "-")
+    return re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-")
 
 
 def claims_page(profile: str) -> str:
