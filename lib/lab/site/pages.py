@@ -42,7 +42,7 @@ def index() -> str:
 def _card(paper: str) -> str:
     record, guide = papers.load(paper), guides.load(paper)
     results = read(paths.results_dir(PROFILE, paper) / RESULTS)
-    found = " ".join([f"{report.counted(results['claims']).capitalize()}.", results["finding"]]).strip()
+    found = " ".join([f"{report.counted(results['claims'])}.", results["finding"]]).strip()
     parts = [f"## [{record.short}](papers/{paper}.md)\n\n{record.idea}\n", f"**What we found.** {found}\n"]
     if guide:
         parts.append(f"[![{guide.caption}](figures/{paper}/{guide.figure})](papers/{paper}.md)\n")
