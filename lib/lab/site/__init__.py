@@ -22,7 +22,7 @@ div.table-wrapper, .cell_output { overflow-x: auto; }
   .verdicts tr { border-bottom: 1px solid var(--color-table-border); padding: 0.4rem 0; }
   .verdicts td { border: 0 !important; padding: 0.1rem 0.5rem !important; }
   .verdicts td { overflow-wrap: anywhere; box-sizing: border-box; }
-  .verdicts td p { display: inline; }
+  .verdicts td p { display: inline; margin: 0; padding: 0; }
   .verdicts td:nth-child(4)::before { content: "ours: "; }
   .verdicts td:nth-child(5)::before { content: "holds if: "; }
 }
