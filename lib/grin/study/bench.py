@@ -61,10 +61,12 @@ class DenseBlock(torch.nn.Module):
         return self.down(torch.nn.functional.silu(gate) * up)
 
 
-def moe_and_dense_steps(*, width: int, inner: int, experts: int, tokens: int) -> tuple[Callable, Callable]:
+def moe_and_dense_steps(
+    *, width: int, inner: int, experts: int, tokens: int, device: str = "cpu"
+) -> tuple[Callable, Callable]:
     """Return two calls, a training step of a top-2 block and one of a dense block of equal active size, in float32."""
-    moe = _training_step(_grin_block(experts, width=width, inner=inner), tokens, torch.float32)
-    return moe, _training_step(DenseBlock(width, 2 * inner), tokens, torch.float32)
+    moe = _training_step(_grin_block(experts, width=width, inner=inner).to(device), tokens, torch.float32)
+    return moe, _training_step(DenseBlock(width, 2 * inner).to(device), tokens, torch.float32)
 
 
 def seconds(step: Callable[[], Any]) -> float:

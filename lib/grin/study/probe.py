@@ -120,7 +120,8 @@ def missing_share(
     layer, given, *_ = _last_layer(model, windows)
     router, hidden = layer.mlp.router, given.flatten(0, 1)
     scores = router(hidden).scores
-    scores = scores + skew * nn.functional.one_hot(torch.zeros(len(scores), dtype=torch.long), scores.shape[1])
+    to_first = torch.arange(scores.shape[1], device=scores.device) == 0
+    scores = scores + skew * to_first
     routing = router.route(scores, top_k=router.top_k, jitter_eps=router.jitter_eps, training=False)
     routing = dataclasses.replace(routing, weights=torch.ones_like(routing.weights))
     wanted = torch.zeros_like(scores).scatter(-1, routing.indices, 1.0)
