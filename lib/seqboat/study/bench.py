@@ -37,7 +37,7 @@ def cases(*, quick: bool = False) -> Iterator[dict[str, Any]]:
 
 
 def layer_of_rate(
-    rate: float | None, tokens: int, **changes: Any
+    rate: float | None, tokens: int, *, device: str = "cpu", **changes: Any
 ) -> tuple[torch.nn.Module, Callable[[], torch.Tensor]]:
     """Return a layer at the given activation rate (None: as it is) and a call that runs it on one text of `tokens`."""
     torch.manual_seed(0)
@@ -47,10 +47,10 @@ def layer_of_rate(
     )  # fmt: skip
     for name, value in changes.items():
         setattr(config, name, value)
-    layer = SeqBoatModel(config).layers[0]
-    x = torch.randn(1, tokens, WIDTH, generator=torch.Generator().manual_seed(1))
-    real = torch.ones(1, tokens, dtype=torch.bool)
-    positions = torch.arange(tokens).unsqueeze(0)
+    layer = SeqBoatModel(config).layers[0].to(device)
+    x = torch.randn(1, tokens, WIDTH, generator=torch.Generator().manual_seed(1)).to(device)
+    real = torch.ones(1, tokens, dtype=torch.bool, device=device)
+    positions = torch.arange(tokens, device=device).unsqueeze(0)
     if rate is not None:
         layer = cast(SeqBoatLayer, layer)
         configurator = layer.sma.configurator
@@ -87,9 +87,12 @@ def training_step(rate: float | None, tokens: int, **changes: Any) -> Callable[[
 
 
 def seconds(step: Callable[[], Any]) -> float:
-    """Return the wall-clock time of one call, in seconds."""
+    """Return the wall-clock time of one call, in seconds, with the accelerator's queue emptied before and after."""
+    synchronize = torch.cuda.synchronize if torch.cuda.is_available() else lambda: None
+    synchronize()
     began = time.perf_counter()
     step()
+    synchronize()
     return time.perf_counter() - began
 
 
