@@ -174,8 +174,9 @@ def contrastive_loss(
     texts = [positives[i] for i in batch] + hard
     query, function = embed(encoder, [queries[i] for i in batch]), embed(encoder, texts)
     scores = query @ function.T / TEMPERATURE
-    same = torch.tensor([[texts[j] == texts[i] and i != j for j in range(len(texts))] for i in range(len(batch))])
-    return torch.nn.functional.cross_entropy(scores.masked_fill(same, -torch.inf), torch.arange(len(batch)))
+    repeated = [[texts[j] == texts[i] and i != j for j in range(len(texts))] for i in range(len(batch))]
+    same, own = torch.tensor(repeated, device=scores.device), torch.arange(len(batch), device=scores.device)
+    return torch.nn.functional.cross_entropy(scores.masked_fill(same, -torch.inf), own)
 
 
 def embed(encoder: Any, texts: Sequence[str]) -> Float[Tensor, "texts dim"]:
