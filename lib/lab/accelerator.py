@@ -86,6 +86,8 @@ class _Devices(TorchFunctionMode):
             raise TypeError(f"can't convert {DEVICE} device type tensor to numpy. Use Tensor.cpu() first.")
         if name == "__deepcopy__":
             return _mark(func(*args, **kwargs), is_there(args[0]))
+        if name == "one_hot" and is_there(args[0]):  # makes its zeros where PyTorch says that the classes are
+            return _mark(func(_moved(func, "cpu", args[:1], {}), *args[1:], **kwargs))
         return _made(func, name, args, kwargs)
 
 

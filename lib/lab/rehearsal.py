@@ -39,7 +39,7 @@ def script() -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Rehearsed:
-    """How one notebook ended: its minutes, and the reason where it did not reach its last cell."""
+    """How one notebook ended: its minutes, and the reason where a cell or one of its checks failed."""
 
     paper: str
     minutes: float
@@ -58,9 +58,22 @@ def rehearse(papers: list[str], *, echo: bool = False) -> Iterator[Rehearsed]:
                 parameters = profiles.load("gpu").parameters(paper, cut(paper, told, url))
                 notebook, results = paths.notebook_of(paper), folder / paper
                 runner.run_notebook(notebook, results, profile="gpu", parameters=parameters, echo=echo)
+                reason = failed_checks(paper, results)
             except TenfoldError as error:
                 reason = str(error)
             yield Rehearsed(paper, (time.monotonic() - began) / 60, reason)
+
+
+def failed_checks(paper: str, results: Path) -> str:
+    """Name the failed checks of a finished notebook, of those that hold at any size: empty where there are none."""
+    from lib.lab import claims, papers
+    from lib.lab.run import RESULTS
+
+    anywhere = {check.id for check in papers.load(paper).checks if claims.decides(check, "smoke")}
+    checks = json.loads((results / RESULTS).read_text(encoding="utf8"))["checks"]
+    failed = [check for check in checks if check["id"] in anywhere and check["passed"] is False]
+    said = ", ".join(f"{check['id']} ({check['estimate']})" for check in failed)
+    return f"it reaches its last cell, but these checks fail: {said}" if failed else ""
 
 
 def cut(paper: str, told: dict[str, Any], url: str) -> dict[str, Any]:
@@ -70,7 +83,14 @@ def cut(paper: str, told: dict[str, Any], url: str) -> dict[str, Any]:
     gpu, smoke = (profiles.load(name).values.get(paper, {}) for name in ("gpu", "smoke"))
     numbers = {name: value for name, value in smoke.items() if name in gpu and _numeric(value) and _numeric(gpu[name])}
     endpoints = {name: url for name in told["endpoints"] if name in gpu}
-    return numbers | endpoints | {"device": "cuda"} | told["parameters"].get(paper, {})
+    files = {name: _written(name, text) for name, text in told["files"].items() if name in gpu}
+    return numbers | endpoints | files | {"device": "cuda"} | told["parameters"].get(paper, {})
+
+
+def _written(name: str, text: str) -> str:
+    place = paths.cache_dir() / f"{name}.toml"
+    place.write_text(text, encoding="utf8")
+    return str(place)
 
 
 def _numeric(value: Any) -> bool:
@@ -131,8 +151,18 @@ def begin() -> None:
     from lib.zoo import hub
 
     if hub.stand_in is None:
-        hub.stand_in = StandIns(script())
+        told = script()
+        hub.stand_in = StandIns(told)
+        _list_cards(told["cards"])
         accelerator.pretend()
+
+
+def _list_cards(counts: dict[str, int]) -> None:
+    """Let the hub list as many data sets with each tag on their cards as `counts` says."""
+    from huggingface_hub import DatasetInfo, HfApi
+
+    cards = [DatasetInfo(id=f"{tag}-{i}", tags=[tag]) for tag, count in counts.items() for i in range(count)]
+    HfApi.list_datasets = lambda self, **options: iter(cards)
 
 
 class StandIns:
@@ -156,6 +186,10 @@ class StandIns:
         """Return a configuration, tokenizer, pipeline or model by the class that would be loaded."""
         import torch
 
+        if kind == "StableDiffusionPipeline":
+            return pipeline_like(owner, dtype)
+        if kind == "AutoencoderKL":
+            return autoencoder_like().to(dtype)
         config = config_like(settings)
         if kind == "AutoTokenizer":
             return tokenizer_like(settings)
@@ -163,7 +197,8 @@ class StandIns:
             return config
         torch.manual_seed(0)
         made = owner.from_config(config) if kind.startswith("Auto") else owner(config)
-        return made.to(dtype if isinstance(dtype, torch.dtype) else torch.bfloat16).eval()
+        own = getattr(torch, settings.get("dtype", "bfloat16"))
+        return made.to(dtype if isinstance(dtype, torch.dtype) else own).eval()
 
 
 def tokenizer_like(settings: dict[str, Any]) -> Any:
@@ -198,6 +233,45 @@ def config_like(settings: dict[str, Any]) -> Any:
             "decoder_start_token_id": 0, "pad_token_id": tokenizer.pad_token_id, "eos_token_id": 0,
         }  # fmt: skip
     return CONFIG_MAPPING[settings["type"]](**(small | {k: v for k, v in settings.items() if k != "type"}))
+
+
+def autoencoder_like() -> Any:
+    """Return an autoencoder of images as Stable Diffusion has it, to half the side."""
+    from diffusers import AutoencoderKL
+
+    return AutoencoderKL(
+        block_out_channels=(8, 8), latent_channels=4, norm_num_groups=4,
+        down_block_types=("DownEncoderBlock2D",) * 2, up_block_types=("UpDecoderBlock2D",) * 2,
+    )  # fmt: skip
+
+
+def pipeline_like(owner: Any, dtype: Any) -> Any:
+    """Return a pipeline of Stable Diffusion's parts, which takes a random LoRA in place of each file."""
+    import torch
+    from diffusers import DPMSolverMultistepScheduler, UNet2DConditionModel
+    from peft import LoraConfig
+    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+
+    torch.manual_seed(0)
+    letters = [chr(ord("a") + i) for i in range(26)]
+    words = ["<|startoftext|>", "<|endoftext|>", *letters, *(letter + "</w>" for letter in letters)]
+    text = CLIPTextConfig(
+        vocab_size=len(words), hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2,
+        max_position_embeddings=16, bos_token_id=0, eos_token_id=1,
+    )  # fmt: skip
+    unet = UNet2DConditionModel(
+        block_out_channels=(8, 16), layers_per_block=1, sample_size=8, norm_num_groups=4, attention_head_dim=4,
+        cross_attention_dim=16, down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
+        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
+    )  # fmt: skip
+    made = owner(
+        vae=autoencoder_like(), text_encoder=CLIPTextModel(text), unet=unet, scheduler=DPMSolverMultistepScheduler(),
+        tokenizer=CLIPTokenizer(vocab={word: i for i, word in enumerate(words)}, merges=[], model_max_length=16),
+        safety_checker=None, feature_extractor=None, requires_safety_checker=False,
+    ).to(dtype)  # fmt: skip
+    recipe = LoraConfig(r=2, target_modules=r".*(to_q|to_k|to_v)$", init_lora_weights=False)
+    made.load_lora_weights = lambda file, adapter_name: made.unet.add_adapter(recipe, adapter_name=adapter_name)
+    return made
 
 
 def rows_like(columns: dict[str, str], split: str, *, streaming: bool) -> Any:
