@@ -36,6 +36,7 @@ def pretend() -> None:
     """Pretend for the rest of this process; torch.Generator and Accelerate then take the pretended device too."""
     _generators()
     _accelerate()
+    _backwards()
     _Account().__enter__()
     _Devices().__enter__()
 
@@ -75,8 +76,10 @@ class _Devices(TorchFunctionMode):
     """What Python says of devices: `device`, `to`, `cpu`, `cuda`, `numpy`, and the device of new tensors."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
+        kwargs = dict(kwargs or {})
         name = getattr(func, "__name__", "")
+        if (exact := kwargs.pop("out_dtype", None)) is not None:  # of products, which CUDA alone has
+            args = tree_map_only(torch.Tensor, lambda tensor: tensor.to(exact), args)
         if func == GETTER:
             real = func(*args, **kwargs)
             return DEVICE if real.type == "cpu" and is_there(args[0]) else real
@@ -154,7 +157,28 @@ def _generators() -> None:
     torch.Generator = Generator
 
 
+def _backwards() -> None:
+    """Tell devices in Python's backward functions too: the mode handles `Tensor.backward`, and is off inside."""
+    run: Any = torch.autograd._engine_run_backward  # pyright: ignore[reportPrivateImportUsage]
+
+    def run_telling(*args: Any, **kwargs: Any) -> Any:
+        with _Devices():
+            return run(*args, **kwargs)
+
+    torch.autograd._engine_run_backward = run_telling  # pyright: ignore[reportPrivateImportUsage]
+
+
 def _accelerate() -> None:
-    """Let Accelerate, and the trainers on it, put their models there."""
+    """Let Accelerate, and the trainers on it, put their models there, also where the CPU is asked for."""
+    from transformers import TrainingArguments
+
+    prepare: Any = TrainingArguments.__post_init__
+
+    def prepared(arguments: Any) -> None:
+        arguments.use_cpu = False
+        prepare(arguments)
+
+    TrainingArguments.__post_init__ = prepared
     os.environ["ACCELERATE_TORCH_DEVICE"] = DEVICE.type
     torch.cuda.set_device = lambda device: None
+    torch.cuda.get_device_name = lambda device=None: "pretended"

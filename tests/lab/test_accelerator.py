@@ -34,10 +34,19 @@ assert torch.multinomial(torch.ones(3, device="cuda"), 2, generator=g).device.ty
 with torch.device("cuda"):
     assert (nn.Linear(4, 4)(x) + torch.zeros(4)).device.type == "cuda"
 assert x.new_tensor([1.0]).device.type == "cuda" and x.cpu().device.type == "cpu" and x.cpu().to(x).device == x.device
+class Twice(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        return 2 * x
+    @staticmethod
+    def backward(ctx, gradient):
+        return torch.full(gradient.shape, 2.0, device=gradient.device) * gradient
+Twice.apply(net(x)).sum().backward()
 from transformers import LlamaConfig, LlamaForCausalLM
 lm = LlamaForCausalLM(LlamaConfig(hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2,
     vocab_size=32)).to("cuda")
 assert lm.device.type == "cuda"
+assert F.one_hot(torch.tensor([1], device="cuda"), 3).device.type == "cuda"
 tokens = lm.generate(torch.tensor([[1, 2, 3]], device=lm.device), max_new_tokens=3, do_sample=True, pad_token_id=0)
 assert tokens.shape == (1, 6) and tokens.device.type == "cuda"
 """
