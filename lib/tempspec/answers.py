@@ -95,12 +95,13 @@ def observe(target: Any, examples: Sequence[Example], *, top: int = 32, layers: 
 
 
 def teaching_batches(
-    examples: Sequence[Example], target: Any, *, batch_size: int = 16, top: int = 32, layers: tuple[int, ...] = ()
-) -> list[TeachingBatch]:
-    """Batch examples of similar length, with the target's opinion where there is a target."""
+    examples: Sequence[Example], target: Any, *, batch_size: int = 16, top: int = 32, layers: tuple[int, ...] = (),
+    device: Any = None,
+) -> list[TeachingBatch]:  # fmt: skip
+    """Batch examples of similar length, with the target's opinion and on its device where there is a target."""
     groups = [[examples[i] for i in chosen] for chosen in by_length([len(e.tokens) for e in examples], rows=batch_size)]
     if target is None:
-        return [collate(group) for group in groups]
+        return [collate(group, device) for group in groups]
     watched = tqdm(groups, desc="the target's opinion", unit="batch", mininterval=5, leave=False)
     return [observe(target, group, top=top, layers=layers) for group in watched]
 

@@ -153,8 +153,8 @@ def teach(
         asked = target if loss != "ce" or layers else None
         if asked is None and (loss != "ce" or layers):
             raise ValueError(f"a loss {loss!r} on a {type(drafter).__name__} needs the target: pass target=…")
-        given = cast(Sequence[Example], examples)
-        batches = teaching_batches(given, asked, batch_size=batch_size, top=top, layers=layers)
+        given, device = cast(Sequence[Example], examples), next(drafter.parameters()).device
+        batches = teaching_batches(given, asked, batch_size=batch_size, top=top, layers=layers, device=device)
     student = Student(drafter.float(), loss)
     folder = Path(tempfile.mkdtemp()) if output_dir is None else Path(output_dir)
     arguments = TrainingArguments(
