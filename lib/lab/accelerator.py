@@ -170,15 +170,16 @@ def _backwards() -> None:
 
 def _accelerate() -> None:
     """Let Accelerate, and the trainers on it, put their models there, also where the CPU is asked for."""
-    from transformers import TrainingArguments
+    from transformers import training_args
 
-    prepare: Any = TrainingArguments.__post_init__
+    prepare: Any = training_args.TrainingArguments.__post_init__
 
     def prepared(arguments: Any) -> None:
         arguments.use_cpu = False
         prepare(arguments)
 
-    TrainingArguments.__post_init__ = prepared
+    training_args.TrainingArguments.__post_init__ = prepared
+    training_args.is_torch_bf16_gpu_available = lambda: True
     os.environ["ACCELERATE_TORCH_DEVICE"] = DEVICE.type
     torch.cuda.set_device = lambda device: None
     torch.cuda.get_device_name = lambda device=None: "pretended"
