@@ -21,6 +21,7 @@ MARK = "_pretended"
 ACROSS = {"aten::copy_", "aten::_to_copy", "aten::set_", "aten::index", "aten::index_put", "aten::index_put_",
           "aten::_index_put_impl_", "aten::_unsafe_index"}  # fmt: skip
 MAY_SHARE = {"as_tensor", "asarray", "from_numpy"}  # their result may be the caller's own memory
+MADE_INSIDE = {"one_hot", "pad_sequence"}  # below Python they make a tensor where their arguments are said to be
 GETTER = torch.Tensor.device.__get__  # pyright: ignore[reportFunctionMemberAccess]
 
 
@@ -89,8 +90,9 @@ class _Devices(TorchFunctionMode):
             raise TypeError(f"can't convert {DEVICE} device type tensor to numpy. Use Tensor.cpu() first.")
         if name == "__deepcopy__":
             return _mark(func(*args, **kwargs), is_there(args[0]))
-        if name == "one_hot" and is_there(args[0]):  # makes its zeros where PyTorch says that the classes are
-            return _mark(func(_moved(func, "cpu", args[:1], {}), *args[1:], **kwargs))
+        if name in MADE_INSIDE and any(is_there(tensor) for tensor in _tensors(args)):
+            here = tree_map_only(torch.Tensor, lambda tensor: _moved(func, "cpu", (tensor,), {}), args)
+            return _mark(func(*here, **kwargs))
         return _made(func, name, args, kwargs)
 
 
@@ -111,7 +113,22 @@ def _moved(func: Any, name: str, args: Any, kwargs: dict[str, Any]) -> torch.Ten
     there = is_there(tensor) if target is None else torch.device(target).type == DEVICE.type
     if there == is_there(result):
         return result
+    if result.requires_grad and torch.is_grad_enabled():
+        return _Move.apply(result, there)  # pyright: ignore[reportReturnType]
     return _mark(result.clone(), there)
+
+
+class _Move(torch.autograd.Function):
+    """A copy on the other side, whose gradient comes back to this one."""
+
+    @staticmethod
+    def forward(ctx: Any, tensor: torch.Tensor, there: bool) -> torch.Tensor:
+        ctx.there = is_there(tensor)
+        return _mark(tensor.clone(), there)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: torch.Tensor) -> Any:
+        return _mark(gradient.clone(), ctx.there), None
 
 
 def _made(func: Any, name: str, args: Any, kwargs: dict[str, Any]) -> Any:

@@ -42,11 +42,13 @@ class Twice(torch.autograd.Function):
     def backward(ctx, gradient):
         return torch.full(gradient.shape, 2.0, device=gradient.device) * gradient
 Twice.apply(net(x)).sum().backward()
+(net(x).cpu() * torch.ones(2)).sum().backward()
 from transformers import LlamaConfig, LlamaForCausalLM
 lm = LlamaForCausalLM(LlamaConfig(hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2,
     vocab_size=32)).to("cuda")
 assert lm.device.type == "cuda"
 assert F.one_hot(torch.tensor([1], device="cuda"), 3).device.type == "cuda"
+assert nn.utils.rnn.pad_sequence([net(x)[0], net(x)[0, :1]], batch_first=True).device.type == "cuda"
 tokens = lm.generate(torch.tensor([[1, 2, 3]], device=lm.device), max_new_tokens=3, do_sample=True, pad_token_id=0)
 assert tokens.shape == (1, 6) and tokens.device.type == "cuda"
 """
