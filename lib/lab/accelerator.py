@@ -16,7 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 DEVICE = torch.device("cuda", 0)
-MARK = "_pretended"
+MARK, EITHER = "_pretended", "_on_either_side"
 # What a real accelerator takes from both sides: copies, and positions that index another tensor.
 ACROSS = {"aten::copy_", "aten::_to_copy", "aten::set_", "aten::index", "aten::index_put", "aten::index_put_",
           "aten::_index_put_impl_", "aten::_unsafe_index"}  # fmt: skip
@@ -56,17 +56,25 @@ def _names_it(device: Any) -> bool:
 class _Account(TorchDispatchMode):
     """Below autograd: what an operation makes of tensors that are there is there, and the sides must not mix."""
 
+    backwards = 0  # how many backward passes are running
+
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         tensors = list(_tensors((args, kwargs or {})))
         there = [tensor for tensor in tensors if is_there(tensor)]
         name = func.name().partition(".")[0]
-        if there and name not in ACROSS and any(t.dim() and not is_there(t) for t in tensors):
+        if there and name not in ACROSS and any(t.dim() and not (is_there(t) or _is_either(t)) for t in tensors):
             raise RuntimeError(
                 f"Expected all tensors to be on the same device, but found at least two devices, {DEVICE} and cpu! "
                 f"(in {name}: a tensor was not moved to the model's device)"
             )
         result = func(*args, **(kwargs or {}))
+        if _Account.backwards and not tensors and isinstance(result, torch.Tensor):
+            setattr(result.untyped_storage(), EITHER, True)  # zeros for a gradient that is none: PyTorch knows the side
         return _mark(result) if there and name != "aten::copy_" else result
+
+
+def _is_either(tensor: torch.Tensor) -> bool:
+    return getattr(tensor.untyped_storage(), EITHER, False)
 
 
 def _tensors(values: Any) -> Iterator[torch.Tensor]:
@@ -179,8 +187,12 @@ def _backwards() -> None:
     run: Any = torch.autograd._engine_run_backward  # pyright: ignore[reportPrivateImportUsage]
 
     def run_telling(*args: Any, **kwargs: Any) -> Any:
-        with _Devices():
-            return run(*args, **kwargs)
+        _Account.backwards += 1
+        try:
+            with _Devices():
+                return run(*args, **kwargs)
+        finally:
+            _Account.backwards -= 1
 
     torch.autograd._engine_run_backward = run_telling  # pyright: ignore[reportPrivateImportUsage]
 

@@ -43,6 +43,7 @@ class Twice(torch.autograd.Function):
         return torch.full(gradient.shape, 2.0, device=gradient.device) * gradient
 Twice.apply(net(x)).sum().backward()
 (net(x).cpu() * torch.ones(2)).sum().backward()
+net(x).unbind(0)[0].sum().backward()
 from transformers import LlamaConfig, LlamaForCausalLM
 lm = LlamaForCausalLM(LlamaConfig(hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2,
     vocab_size=32)).to("cuda")
