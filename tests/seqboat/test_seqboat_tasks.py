@@ -5,7 +5,14 @@ import torch
 
 from lib.seqboat import SeqBoatConfig, SeqBoatForCausalLM, SeqBoatForSequenceClassification
 from lib.seqboat.study.corpus import byte_windows, encode_bytes, sequential_digits
-from lib.seqboat.study.generated import OPERATORS, TOKENS, generate_listops, generate_pathfinder, generate_recall
+from lib.seqboat.study.generated import (
+    NOISE,
+    OPERATORS,
+    TOKENS,
+    generate_listops,
+    generate_pathfinder,
+    generate_recall,
+)
 from lib.seqboat.study.trainer import TrainingPlan, score, train
 
 ANSWER = {"from": "gpt", "value": "Answer " * 9}
@@ -55,21 +62,33 @@ def test_listops_digit_share_at_the_root_free_depths():
     assert operators.sum() == (made.inputs == 15).sum()
 
 
-def test_recall_asks_for_the_value_that_stood_before_the_key():
+def test_recall_asks_for_the_value_that_stood_before_the_key_and_never_shows_an_answer():
     made = generate_recall(60, lengths=(12, 30), pairs=3, values=8, seed=1)
     assert made.real.sum(1).tolist() == [12, 30] * 30
     for row, real, labels in zip(made.inputs, made.real, made.labels, strict=True):
         end = int(real.sum())
         asked = (labels != -100).nonzero().flatten()
         assert asked.tolist() == [end - 5, end - 3, end - 1]
-        assert torch.equal(labels[asked], row[asked])
+        assert row[asked].min() >= 1
+        assert row[asked].max() <= NOISE
         for place in asked.tolist():
             (first,) = (row[: end - 6] == row[place - 1]).nonzero().flatten().tolist()
-            assert row[first - 1] == row[place]
+            assert row[first - 1] == labels[place]
+    several = generate_recall(8, lengths=(12, 12, 12, 30), pairs=3, values=8)
+    assert several.real.sum(1).tolist() == [12, 12, 12, 30] * 2
     batch = made.batch([0, 2])
     assert batch["labels"].shape == batch["input_ids"].shape == (2, 12)
     with pytest.raises(ValueError, match="at least 12 tokens"):
         generate_recall(1, lengths=(11,), pairs=3, values=8)
+
+
+def test_noise_is_told_only_after_noise():
+    plain, made = (generate_recall(20, lengths=(40,), pairs=2, values=4, noise_asked=share) for share in (0.0, 1.0))
+    assert (plain.labels != -100).sum() == 20 * 2
+    for row, labels in zip(made.inputs, made.labels, strict=True):
+        told = [place for place in range(1, 36) if labels[place] != -100]
+        assert told == [place for place in range(1, 36) if max(row[place], row[place - 1]) <= NOISE]
+        assert torch.equal(labels[told], row[told])
 
 
 def test_rows_with_labelled_tokens_are_scored_on_those_alone():

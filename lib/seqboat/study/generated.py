@@ -1,11 +1,14 @@
 """Tasks that are drawn by rules, so that their length and difficulty can be set: recall, ListOps and Pathfinder.
 
 Recall (multi-query associative recall, arXiv:2312.04927, among tokens that mean nothing): pairs of a value and its key
-stand anywhere in a row of noise, and at the end the keys come once more, in another order, each followed by the value
-that is asked for. A window of consecutive tokens, or a chunk, reaches the pairs in short rows only; one that skips the
-noise reaches them in all. The value stands before its key, so that the key's state holds both: what is looked up is
-then a token of the same kind as what looks it up. In training a small share of the noise is to be told too: a token on
-which the unit's output changes no loss gives the configurator no reason to skip it.
+stand anywhere in a row of noise, and at the end the keys come once more, in another order; the value of each is asked
+for. A window of consecutive tokens, or a chunk, reaches the pairs in short rows only; one that skips the noise reaches
+them in all. The value stands before its key, so that the key's state holds both: what is looked up is then a token of
+the same kind as what looks it up. The row never shows an answer, but noise in its place: shown, the answers given leave
+fewer values for the last questions, and a model that binds no key to its value was right on two of three. In training a
+small share of the noise after noise is to be told too: a token on which the unit's output changes no loss gives the
+configurator no reason to skip it. What follows a key is not: once the answers are right, that alone moves the decision
+on keys, and teaches the configurator to skip those as well.
 
 ListOps by the rules of the Long Range Arena (arXiv:2011.04006, section 2.2.1; arXiv:1804.06028). A node is a digit with
 probability ¾ (always at the greatest depth), else an operator over 2 to `max_arguments` nodes: MIN, MAX, MED (the
@@ -49,9 +52,10 @@ def generate_recall(
 ) -> Examples:
     """Return `count` rows, of each of the lengths in turn, for causal models, with the values asked for as labels.
 
-    `noise_asked` is the share of the tokens before the questions that are labelled besides. Tokens: 0 pads, then noise,
-    `values` keys and as many values. Raises ValueError for lengths that hold no pairs twice
-    or more pairs than keys.
+    A label stands on the token after its key, which is noise. `noise_asked` is the share of the noise after noise,
+    before the questions, that is labelled besides, with itself. Tokens: 0 pads, then noise, `values` keys and as many
+    values; a length named twice has twice the rows. Raises ValueError for lengths that hold no pairs twice or more
+    pairs than keys.
     """
     if min(lengths) < 4 * pairs or pairs > values:
         raise ValueError(f"{pairs} pairs of {values} keys need rows of at least {4 * pairs} tokens, and no more pairs")
@@ -66,10 +70,11 @@ def generate_recall(
         places = 2 * torch.randperm(body // 2, generator=draw)[:pairs]
         inputs[row, places], inputs[row, places + 1] = asked, keys
         order = torch.randperm(pairs, generator=draw)
-        inputs[row, body:end:2], inputs[row, body + 1 : end : 2] = keys[order], asked[order]
+        inputs[row, body:end:2] = keys[order]
         labels[row, body + 1 : end : 2] = asked[order]
-        told = (torch.rand(body, generator=draw) < noise_asked).nonzero().flatten()
-        labels[row, told] = inputs[row, told]
+        noise = inputs[row, :body] <= NOISE
+        told = (torch.rand(body, generator=draw) < noise_asked) & noise & noise.roll(1)
+        labels[row, :body][told] = inputs[row, :body][told]
     return Examples(inputs, torch.arange(max(lengths)) < ends.unsqueeze(1), labels)
 
 
