@@ -6,10 +6,12 @@ are masked before they are cut and sent. The wording is ours; the layout of numb
 bracketed fields is the paper's (section 3 of arXiv:2310.12418).
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from random import Random
 from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
 
 from lib.core.chat import ChatFailed, Decoding, Messages, Reply
 from lib.core.store import key_of
@@ -30,11 +32,10 @@ GUIDE = """You label what a person asks an AI assistant: the main type of task, 
 Types of task:
 {tasks}
 
-Domains:
-{domains}
+Domains: {domains}.
 
-Answer with two letters only: the capital letter of the task, then the small letter of the domain, such as: E a"""
-ASK = 'The request:\n"""\n{request}\n"""\nThe two letters for this request:'
+Answer with the name of the type of task, a comma, and the name of the domain."""
+ASK = 'The request:\n"""\n{request}\n"""\nType of task, and domain:'
 
 
 @runtime_checkable
@@ -96,60 +97,80 @@ class FreeForm:
 
 
 class Guide:
-    """The written guide: a chat model picks one of the taxonomy's task types and domains, by letters, a request a call.
+    """The written guide: a chat model picks one of the taxonomy's task types and domains, by name, a request a call.
 
-    The guide comes first and is the same for all requests, so that a server reads it once. With `logprobs` asked for,
-    `scores` gives what the model thought of every label.
+    The guide and the taxonomy's labelled requests, as turns of the dialogue, come first and are the same for all
+    requests, so that a server reads them once. (Small models copy a letter that they are shown, and choose names by
+    what the request is about.) With `logprobs` asked for, `scores` gives what the model thought of every label.
     """
 
     per_call = 1
 
-    def __init__(self, taxonomy: Taxonomy, *, examples: int = 2) -> None:
-        self.codes: dict[Kind, tuple[str, ...]] = {k: (*taxonomy.codes(k), OTHER) for k in ("tasks", "domains")}
-        self.letters: dict[Kind, str] = {"tasks": "ABCDEFGHIJKLMNOPQRSTUVWXYZ", "domains": "abcdefghijklmnopqrstuvwxyz"}
-        if max(map(len, self.codes.values())) > 26:
-            raise ValueError("a guide has letters for 25 labels of a kind: join some of the taxonomy's")
-        self.names = {kind: taxonomy.names(kind) for kind in self.codes}
-        lists = {}
-        for kind, letters in self.letters.items():
-            lines = [f"{name}: {definition}" for name, definition in _guidelines(taxonomy, kind, examples)]
-            lines.append("other: none of these, a mere 'continue', or unclear.")
-            lists[kind] = "\n".join(f"{letter} {line}" for letter, line in zip(letters, lines, strict=False))
-        self.text = GUIDE.format(**lists)
+    def __init__(self, taxonomy: Taxonomy) -> None:
+        self.names: dict[Kind, dict[str, str]] = {kind: taxonomy.names(kind) for kind in ("tasks", "domains")}
+        tasks = [f"- {label.name}: {label.definition}" for label in taxonomy.tasks]
+        tasks.append(f"- {self.names['tasks'][OTHER]}: none of these, a mere 'continue', or no request.")
+        guide = GUIDE.format(tasks="\n".join(tasks), domains=", ".join(self.names["domains"].values()))
+        self.beginning = [{"role": "system", "content": guide}]
+        for row in taxonomy.shown:
+            answer = f"{self.names['tasks'][row.task]}, {self.names['domains'][row.domain]}"
+            self.beginning += [_asked(row.request), {"role": "assistant", "content": answer}]
 
     def messages(self, requests: Sequence[str]) -> list[dict[str, str]]:
-        """Give the guide, and one request."""
+        """Give the guide, what is shown, and one request."""
         (request,) = requests
-        return [{"role": "system", "content": self.text}, {"role": "user", "content": ASK.format(request=request)}]
+        return [*self.beginning, _asked(request)]
 
     def schema(self, count: int) -> dict[str, Any]:
-        """Describe a letter of each kind."""
+        """Describe a name of each kind."""
         kinds: dict[str, Kind] = {"task": "tasks", "domain": "domains"}
-        return _object({key: {"enum": list(self.letters[k])[: len(self.codes[k])]} for key, k in kinds.items()})
+        return _object({key: {"enum": list(self.names[kind].values())} for key, kind in kinds.items()})
 
     def read(self, reply: Reply, identities: Sequence[str]) -> list[Annotation]:
-        """Read the two letters, or the two names; anything else is a fault."""
+        """Read the two names; anything else is a fault."""
         (identity,) = identities
-        kinds = tuple(self.codes)
-        letters, codes = [self.letters[kind] for kind in kinds], [self.codes[kind] for kind in kinds]
-        chosen = read_choices(reply.text, letters, codes, [self.names[kind] for kind in kinds])
+        chosen = read_choices(reply.text, self.names["tasks"], self.names["domains"])
         if chosen is None:
-            return [Annotation(identity, fault="no letters of the guide")]
+            return [Annotation(identity, fault="no names of the guide")]
         task, domain = ("" if code == OTHER else code for code in chosen)
         return [Annotation(identity, domain or None, (task,) if task else ())]
 
     def scores(self, reply: Reply, kind: Kind) -> list[float] | None:
-        """Log-probability of each label at the reply's first letter of the kind; None where it was not told.
+        """Log-probability of each label as the reply's name of the kind, given what stands before; None if not told."""
+        places = reply.logprobs[0] if reply.logprobs else ()
+        if kind == "domains":
+            comma = next((at for at, place in enumerate(places) if "," in place["token"]), len(places))
+            places = places[comma + 1 :]
+        return name_scores(places, list(self.names[kind].values())) if places else None
 
-        A label that is not among the alternatives gets the least of them, less 1.
-        """
-        letters = self.letters[kind][: len(self.codes[kind])]
-        for place in reply.logprobs[0] if reply.logprobs else ():
-            told = {row["token"].strip(): row["logprob"] for row in reversed(place["top_logprobs"])}
-            if place["token"].strip() in [*letters]:
-                lowest = min(told.values()) - 1
-                return [told.get(letter, lowest) for letter in letters]
-        return None
+
+def name_scores(places: Sequence[Mapping[str, Any]], names: Sequence[str]) -> list[float]:
+    """Log-probability that a reply's next words are each of the names, by the alternatives told at each token.
+
+    Along the name that was written the probabilities of its tokens are multiplied. A name that leaves it gets what is
+    told of the token at which it does; names that begin with that token alike share it equally, since what would follow
+    is not told. A name whose token is not told gets the least of that place, less 1.
+    """
+    found: dict[str, float] = {}
+    written, before, running = "", 0.0, list(names)
+    for place in places:
+        told = {row["token"]: row["logprob"] for row in place["top_logprobs"]} | {place["token"]: place["logprob"]}
+        begun = (written + place["token"]).lstrip()
+        for token, value in told.items():
+            text = (written + token).lstrip()
+            alike = [name for name in running if name.startswith(text)] if text != begun and token.strip() else []
+            for name in alike:
+                found[name] = float(np.logaddexp(found.get(name, -np.inf), before + value - np.log(len(alike))))
+        ended = [name for name in running if not name.startswith(begun)]
+        lowest = before + min(told.values()) - 1
+        found |= {name: lowest for name in ended if name not in found}
+        running = [name for name in running if name.startswith(begun)]
+        written, before = begun, before + place["logprob"]
+        if len(running) < 2:
+            break
+    for name in running:
+        found[name] = float(np.logaddexp(found.get(name, -np.inf), before - np.log(len(running))))
+    return [found[name] for name in names]
 
 
 class ChatAnnotator:
@@ -251,12 +272,8 @@ def _fields(demonstration: Demonstration) -> str:
     return "\n".join(f"[{field}] {value}" for field, value in zip(FIELDS, values, strict=True))
 
 
-def _guidelines(taxonomy: Taxonomy, kind: Kind, examples: int) -> list[tuple[str, str]]:
-    rows = []
-    for label in taxonomy.labels(kind):
-        shown = "; ".join(f'"{text}"' for text in label.examples[:examples]) if kind == "tasks" else ""
-        rows.append((label.name, f"{label.definition} Such as: {shown}" if shown else label.definition))
-    return rows
+def _asked(request: str) -> dict[str, str]:
+    return {"role": "user", "content": ASK.format(request=request)}
 
 
 def _object(properties: dict[str, Any]) -> dict[str, Any]:

@@ -103,31 +103,23 @@ def _named(row: Mapping[str, Any]) -> dict[str, str]:
     return values
 
 
-def read_choices(
-    text: str, letters: Sequence[str], codes: Sequence[Sequence[str]], names: Sequence[Mapping[str, str]]
-) -> list[str] | None:
-    """Read a code of each kind (tasks, domains) that a reply chooses: by letters alone, by JSON, or by both names.
+def read_choices(text: str, *names: Mapping[str, str]) -> list[str] | None:
+    """Read a code of each kind (tasks, domains) that a reply chooses: their names, a comma between them, or JSON.
 
-    None where it does anything else: a letter within a sentence is a word.
+    None where it does anything else. Only the first line counts: a small model may go on.
     """
     data = _json(text)
-    said = [str(value).strip() for value in data.values()][:2] if isinstance(data, dict) else None
-    if said is None:
-        task, domain = (own[: len(listed)] for own, listed in zip(letters, codes, strict=True))
-        first, second = f"[{task[0]}-{task[-1]}]", f"[{domain[0]}-{domain[-1]}]"
-        match = re.match(rf"\W*(?:[Tt]ask[a-z ]*\W+)?({first})\W+(?:[Dd]omain\W+)?({second})[^\w\n]*(?:\n|$)", text)
-        said = [*match.groups()] if match else None
-    if said is not None and len(said) == 2:
-        chosen = [
-            listed[own.index(value)] if len(value) == 1 and value in own[: len(listed)] else _by_name(value, called)
-            for value, own, listed, called in zip(said, letters, codes, names, strict=True)
-        ]
+    if isinstance(data, dict):
+        said = [str(value) for value in data.values()][: len(names)]
     else:
-        chosen = [_by_name(text, called) for called in names]
+        said = (text.strip().splitlines() or [""])[0].split(",")
+    if len(said) != len(names):
+        return None
+    chosen = [_by_name(value, called) for value, called in zip(said, names, strict=True)]
     return [code for code in chosen if code] if all(chosen) else None
 
 
 def _by_name(text: str, names: Mapping[str, str]) -> str | None:
-    """The one code whose name is in a text, None where none or several are."""
-    found = [code for code, name in names.items() if re.search(rf"(?<!\w){re.escape(name)}(?!\w)", text.lower())]
-    return found[0] if len(found) == 1 else None
+    """The code whose name a text is, whatever stands about it as in "**Task**: debugging."; None where it is more."""
+    said = re.sub(r"^\W*(?:(?:type of )?task(?: type)?|domain)\W*:", "", text.lower()).strip(" \t\n*_`'\"#.:[]()-")
+    return next((code for code, name in names.items() if name == said), None)

@@ -42,11 +42,21 @@ class Label:
 
 
 @dataclass(frozen=True)
+class Shown:
+    """A request with the codes of its task type and its domain, as a chat model is shown it."""
+
+    request: str
+    task: str
+    domain: str
+
+
+@dataclass(frozen=True)
 class Taxonomy:
-    """Task types and domains that annotators choose from."""
+    """Task types and domains that annotators choose from, and labelled requests that show how."""
 
     tasks: tuple[Label, ...]
     domains: tuple[Label, ...]
+    shown: tuple[Shown, ...] = ()
 
     def labels(self, kind: Kind) -> tuple[Label, ...]:
         """Labels of one kind."""
@@ -85,10 +95,11 @@ def load_taxonomy(path: Path | None = None) -> Taxonomy:
     try:
         record = tomllib.loads(path.read_text(encoding="utf8"))
         kinds = {kind: tuple(_label(row) for row in record[kind]) for kind in ("tasks", "domains")}
+        shown = tuple(Shown(**row) for row in record.get("shown", ()))
     except (OSError, tomllib.TOMLDecodeError, KeyError, TypeError) as error:
         raise TenfoldError(
             f"{path.name} is no taxonomy ({error}): it needs [[tasks]] and [[domains]] with code, name, definition "
-            "and examples."
+            "and examples, and each of [[shown]] a request, task and domain."
         ) from None
     for kind, labels in kinds.items():
         codes = [label.code for label in labels]
@@ -96,7 +107,13 @@ def load_taxonomy(path: Path | None = None) -> Taxonomy:
             raise TenfoldError(
                 f"{path.name}: each of [[{kind}]] needs examples and a code of its own other than {OTHER}."
             )
-    return Taxonomy(kinds["tasks"], kinds["domains"])
+    known = {kind: {OTHER, *(label.code for label in labels)} for kind, labels in kinds.items()}
+    for row in shown:
+        if row.task not in known["tasks"] or row.domain not in known["domains"]:
+            raise TenfoldError(
+                f"{path.name}: a [[shown]] request has a code that no label has: {row.task}, {row.domain}."
+            )
+    return Taxonomy(kinds["tasks"], kinds["domains"], shown)
 
 
 def _label(row: dict[str, Any]) -> Label:

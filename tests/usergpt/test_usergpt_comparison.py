@@ -7,7 +7,7 @@ import torch
 from lib.core.chat import ChatFailed, Reply
 from lib.usergpt import Conversation, GoldLabel, labelled, share_table
 from lib.usergpt.compare import divergence
-from lib.usergpt.similarity import LabelSpace, features
+from lib.usergpt.similarity import LabelSpace
 from lib.usergpt.study import comparison, replies
 
 CODES = ("QAN", "SUM", "OTH")
@@ -112,29 +112,41 @@ def test_pools_grow_side_by_side_and_distinct_labels_are_counted():
     assert model.asked == [2, 2]  # rules agree until their pools differ: two prompts in the place of four
 
 
-class Letters:
-    """Picks the letters of code generation and technology, and tells what it thought of each label's."""
+class Namer:
+    """Names code generation for every other request and technology for all, and tells what it thought of others."""
 
-    model = "letters"
+    model = "namer"
 
     def complete_many(self, questions, decoding=None, *, attempt=0):
-        def told(letter):
-            return {"token": letter, "logprob": -0.1, "top_logprobs": [{"token": letter, "logprob": -0.1}]}
+        def told(token, **shares):
+            rows = [{"token": name, "logprob": float(np.log(share))} for name, share in shares.items()]
+            return {"token": token, "logprob": rows[0]["logprob"], "top_logprobs": rows}
 
-        return [Reply(("E a",), logprobs=([told("E"), told(" a")],)) for _ in questions]
+        replies = []
+        for at in range(len(questions)):
+            first = told("advice", advice=0.8, trans=0.1) if at % 2 else told("trans", trans=0.6, advice=0.3)
+            replies.append([first, told(",", **{",": 1.0}), told(" tech", **{" tech": 0.9})])
+        return [
+            Reply(("advice, technology" if at % 2 else "translation, technology",), logprobs=(row,))
+            for at, row in enumerate(replies)
+        ]
 
 
-def test_a_guide_is_asked_and_its_letters_join_similarity():
+def test_a_guide_is_asked_and_its_prior_is_taken_out():
     people = [Conversation(str(i), "t", (f"request {i}",)) for i in range(24)]
-    frame, told = replies.ask_guide(Letters(), people)
+    frame = replies.ask_guide(Namer(), people)
     labels = comparison.guide_labels(frame)
-    assert labels["3"] == GoldLabel("3", "TEC", ("GEN",))
-    assert np.array(told["tasks"]).shape == (24, 23)
-    assert np.array(told["domains"]).argmax(1).tolist() == [0] * 24
-    gold = [GoldLabel(str(i), "TEC", (CODES[i % 2],)) for i in range(24)]
-    similar = features(np.eye(3)[np.arange(24) % 2], np.ones((24, 1)))
-    probable = comparison.joined(similar, told["tasks"], gold, "tasks", CODES, seed=0)
-    assert (probable.argmax(1) == np.arange(24) % 2).all()
+    assert labels["3"] == GoldLabel("3", "TEC", ("ADV",))
+    assert np.stack(frame["told_tasks"]).shape == (24, 23)
+    assert np.stack(frame["told_domains"]).argmax(1).tolist() == [0] * 24
+    told = np.log([[0.6, 0.4], [0.8, 0.2]])  # the first label is likely of both, and likelier of the second
+    found = comparison.reweighed(told, np.array([0.5, 0.5]), trust=1.0)
+    assert found == pytest.approx(np.array([[0.6 / 0.7, 0.4 / 0.3], [0.8 / 0.7, 0.2 / 0.3]])
+                                  / np.array([[0.6 / 0.7 + 0.4 / 0.3], [0.8 / 0.7 + 0.2 / 0.3]]))  # fmt: skip
+    assert found.argmax(1).tolist() == [1, 0]
+    own = comparison.reweighed(told, np.array([[0.9, 0.1], [0.1, 0.9]]))
+    assert own.argmax(1).tolist() == [0, 1]
+    assert comparison.reweighed(np.zeros((2, 2)), np.array([0.3, 0.7])) == pytest.approx(np.array([[0.3, 0.7]] * 2))
 
 
 class Judge:

@@ -2,10 +2,12 @@
 
 import json
 
+import numpy as np
 import pytest
 
 from lib.core.chat import Reply
 from lib.usergpt import Guide, load_taxonomy
+from lib.usergpt.chat_annotator import name_scores
 from lib.usergpt.replies import read_outputs
 
 WANTED = ("technology", ("coding assistance", "debugging"), "The user wants a bug found.")
@@ -72,31 +74,56 @@ def test_the_last_output_of_a_reply_that_was_cut_off_is_not_believed():
 @pytest.mark.parametrize(
     ("text", "domain", "tasks", "fault"),
     [
-        ("E a", "TEC", ("GEN",), ""), ("**E**, **a**", "TEC", ("GEN",), ""), ("W u", None, (), ""),
-        ("Task: F\nDomain: j", "LAW", ("DBG",), ""), ('{"task": "E", "domain": "a"}', "TEC", ("GEN",), ""),
-        ("debugging, law", "LAW", ("DBG",), ""),
-        ("E a\n\nThe request asks for code.", "TEC", ("GEN",), ""),
-        *((text, None, (), "no letters of the guide") for text in
-          ("This is a request for Code", "E", "Z a", "e a", "", "E or F, a", "debugging or advice, law",
-           '{"task": "E"}')),
+        ("code generation, technology", "TEC", ("GEN",), ""), ("**Debugging**, **Law**.", "LAW", ("DBG",), ""),
+        ("design, art and design", "ART", ("DES",), ""), ("other or unclear, other or unclear", None, (), ""),
+        ("Task: debugging, domain: law", "LAW", ("DBG",), ""), ("other or unclear, law", "LAW", (), ""),
+        ('{"task": "code generation", "domain": "technology"}', "TEC", ("GEN",), ""),
+        ("e-mail writing and editing, business\nThe request asks for a letter.", "BUS", ("EML",), ""),
+        *((text, None, (), "no names of the guide") for text in
+          ("This is a request for code generation, technology", "debugging", "law, debugging", "", "E, a",
+           "debugging or advice, law", "debugging, advice, law", '{"task": "debugging"}')),
     ],
 )  # fmt: skip
-def test_letters_of_the_guide(text, domain, tasks, fault):
+def test_names_of_the_guide(text, domain, tasks, fault):
     (found,) = Guide(load_taxonomy()).read(Reply((text,)), ["x"])
     assert (found.domain, found.tasks, found.fault) == (domain, tasks, fault)
 
 
-def test_scores_are_the_log_probabilities_of_the_letters():
+def place(token, **told):
+    rows = [{"token": name.replace("_", " "), "logprob": float(np.log(share))} for name, share in told.items()]
+    return {"token": token, "logprob": float(np.log(told[token.replace(" ", "_")])), "top_logprobs": rows}
+
+
+def test_scores_multiply_along_the_name_and_share_what_begins_alike():
+    names = ["code generation", "code explanation", "debugging", "design", "advice"]
+    told = [place("code", code=0.5, de=0.2, deb=0.1, de_x=0.05), place(" explanation", _explanation=0.6, _gen=0.3)]
+    shares = np.exp(name_scores(told, names))
+    # "de" may go on as either of two: half of .2 each, and "deb" only as one
+    assert shares == pytest.approx([0.5 * 0.3, 0.5 * 0.6, 0.2 / 2 + 0.1, 0.2 / 2, 0.05 / np.e])
+    assert np.exp(name_scores(told[:1], names))[:2] == pytest.approx([0.25, 0.25])  # cut off: the rest is not told
+    astray = np.exp(name_scores([place("I", I=0.7, advice=0.2)], names))
+    assert astray == pytest.approx([0.2 / np.e] * 4 + [0.2])
+
+
+def test_the_domain_is_scored_where_it_stands_and_nothing_without_what_was_told():
     guide = Guide(load_taxonomy())
-    told = [
-        {
-            "token": " E",
-            "logprob": -0.1,
-            "top_logprobs": [{"token": " E", "logprob": -0.1}, {"token": "F", "logprob": -3.0}],
-        }
-    ]
-    reply = Reply((" E a",), logprobs=(told,))
-    scores = guide.scores(reply, "tasks")
-    assert scores is not None
-    assert (scores[4], scores[5], scores[0], len(scores)) == (-0.1, -3.0, -4.0, 23)
-    assert guide.scores(reply, "domains") is None
+    told = [place("law", law=0.9, de=0.1), place(",", **{",": 1.0}), place(" law", _law=0.8, _te=0.2)]
+    tasks, domains = (guide.scores(Reply(("",), logprobs=(told,)), kind) for kind in ("tasks", "domains"))
+    assert tasks is not None
+    assert domains is not None
+    assert (len(tasks), len(domains)) == (23, 21)
+    codes = list(guide.names["domains"])
+    assert np.exp(domains[codes.index("LAW")]) == pytest.approx(0.8)
+    assert np.exp(domains[codes.index("TEC")]) == pytest.approx(0.2)
+    assert guide.scores(Reply(("x",)), "tasks") is None
+    assert guide.scores(Reply(("x",), logprobs=(told[:1],)), "domains") is None
+
+
+def test_the_guide_shows_the_labelled_requests_as_turns_and_asks_the_same_way():
+    taxonomy = load_taxonomy()
+    messages = Guide(taxonomy).messages(["mend my loop"])
+    assert [m["role"] for m in messages] == ["system", *["user", "assistant"] * len(taxonomy.shown), "user"]
+    assert messages[2]["content"] == "code generation, technology"
+    assert messages[-1]["content"] == messages[1]["content"].replace(taxonomy.shown[0].request, "mend my loop")
+    answers = [Guide(taxonomy).read(Reply((m["content"],)), ["x"])[0].fault for m in messages[2::2]]
+    assert answers == [""] * len(taxonomy.shown)

@@ -66,13 +66,19 @@ def guide_labels(frame: pd.DataFrame) -> dict[str, GoldLabel]:
     return {i: GoldLabel(i, domain or OTHER, (tasks or OTHER,)) for i, domain, tasks in rows}
 
 
-def joined(
-    similar: np.ndarray, told: Sequence[Sequence[float]], gold: Sequence[GoldLabel], kind: Kind, codes: Sequence[str],
-    *, seed: int,
-) -> Float[np.ndarray, "texts labels"]:  # fmt: skip
-    """Probabilities by similarity features and a chat model's log-probabilities of the labels together, out of fold."""
-    letters = np.clip(np.asarray(told), -10.0, 0.0) / 40  # some tenths, as cosines are
-    return cross_fit(np.hstack([similar, letters]), indicator(gold, codes, kind), seed=seed)
+def reweighed(
+    told: Float[np.ndarray, "texts labels"], prior: Float[np.ndarray, "... labels"], *, trust: float = 0.75
+) -> Float[np.ndarray, "texts labels"]:
+    """Probabilities of the labels, by a prior and a chat model's log-probabilities with its own prior taken out.
+
+    A small model writes some names whatever it reads: a label counts by how much likelier a reply makes it than the
+    model's replies do on average. `prior` is one row for all texts, or one for each, as another annotator gives it;
+    `trust` is below 1 since the model is surer than it is right, and sees what the other annotator sees.
+    """
+    said = np.exp(told)
+    said /= said.sum(axis=1, keepdims=True)
+    both = prior * (said / said.mean(axis=0)) ** trust  # p(ℓ | x, reply) ∝ p(ℓ | x) · (q(ℓ | reply) / q(ℓ))^trust
+    return both / both.sum(axis=1, keepdims=True)
 
 
 def right(truth: Labels, labels: Labels, kind: Kind) -> list[float]:

@@ -1,4 +1,4 @@
-"""What chat models are asked: the guide's letters, recorded of a larger model and replayed, and pools side by side."""
+"""What chat models are asked: the guide's names, recorded of a larger model and replayed, and pools side by side."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -12,9 +12,9 @@ from lib.usergpt.conversations import Conversation, ConversationReader, draw
 from lib.usergpt.pool import DemonstrationPool, Rule, load_demonstrations
 from lib.usergpt.taxonomy import SALT, load_taxonomy
 
-RECORDED = 120  # of the fresh conversations, the first ones, whose guide replies are shipped
+RECORDED = 300  # of the fresh conversations, the first ones, whose guide replies are shipped
 FRESH = 300  # conversations after the first 300 of the same draw: labelled by a language model
-LETTERS = Decoding(temperature=0, max_tokens=4, logprobs=20)
+NAMES = Decoding(temperature=0, max_tokens=16, logprobs=20)
 LABELS = Decoding(temperature=0.4, max_tokens=200)  # the paper's temperature
 CHARACTERS = {"guide": 400, "pool": 160}  # of a conversation that are shown
 RUNS, CALLS = 10, 10  # of each rule of the pool, and calls of three conversations in a run
@@ -23,25 +23,24 @@ RULES: tuple[Rule, ...] = ("fixed", "published")
 
 def guide_annotator(model: ChatModel) -> ChatAnnotator:
     """Return the annotator that picks labels of the written guide, as it is recorded."""
-    return ChatAnnotator(model, Guide(load_taxonomy(), examples=1), characters=CHARACTERS["guide"], decoding=LETTERS)
+    return ChatAnnotator(model, Guide(load_taxonomy()), characters=CHARACTERS["guide"], decoding=NAMES)
 
 
-def ask_guide(model: ChatModel, conversations: Sequence[Conversation]) -> tuple[pd.DataFrame, dict[str, list]]:
-    """Label conversations by the guide: rows of `id`, `domain`, `tasks`, `fault`, and log-probabilities of all labels.
+def ask_guide(model: ChatModel, conversations: Sequence[Conversation]) -> pd.DataFrame:
+    """Label conversations by the guide: rows of `id`, `domain`, `tasks`, `fault`, and what was told of all labels.
 
-    A reply whose letters were not told gets equal log-probabilities.
+    `told_tasks` and `told_domains` are their log-probabilities, all equal where nothing was told.
     """
     annotator = guide_annotator(model)
     form, requests = annotator.form, annotator.requests(conversations)
     assert isinstance(form, Guide)
-    replies = model.complete_many([form.messages([request]) for request in requests], LETTERS)
-    rows, scores = [], {"tasks": [], "domains": []}
+    replies = model.complete_many([form.messages([request]) for request in requests], NAMES)
+    rows = []
     for conversation, reply in zip(conversations, replies, strict=True):
         (a,) = form.read(reply, [conversation.id])  # type: ignore[arg-type]
-        rows.append((a.id, a.domain or "", " | ".join(a.tasks), a.fault))
-        for kind, own in scores.items():
-            own.append(form.scores(reply, kind) or [0.0] * len(form.codes[kind]))  # type: ignore[arg-type]
-    return pd.DataFrame(rows, columns=["id", "domain", "tasks", "fault"]), scores
+        told = [form.scores(reply, kind) or [0.0] * len(own) for kind, own in form.names.items()]  # type: ignore[arg-type]
+        rows.append((a.id, a.domain or "", " | ".join(a.tasks), a.fault, *told))
+    return pd.DataFrame(rows, columns=["id", "domain", "tasks", "fault", *(f"told_{kind}" for kind in form.names)])
 
 
 def pool_runs(
