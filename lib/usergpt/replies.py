@@ -6,6 +6,7 @@ What says nothing that can be used is a fault, with its reason; nothing is guess
 import json
 import re
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from typing import Any
 
 from lib.usergpt.annotation import Annotation
@@ -18,19 +19,29 @@ LINE = re.compile(
     r"[*_`\"\s]*([:=–-]?)[*_`\s]*(.*)$",
     re.IGNORECASE,
 )
+DOMAIN = re.compile(
+    r"^[\s>#*_`\"•–-]*(?:\d+[.)][\s*_`]*)?(?:\[[*_`\"\s]*domain|domain[*_`\"\s]*[:=])", re.I | re.MULTILINE
+)
 EMPTY = re.compile(r"[\s.…_*<>\[\]()-]*")
 
 
 def read_outputs(text: str, identities: Sequence[str], *, cut_off: bool = False) -> list[Annotation]:
-    """Read one annotation for each identity; every output is read by its own number, `cut_off` spoils the last one."""
+    """Read one annotation for each identity; every output is read by its own number, `cut_off` spoils the last one.
+
+    Outputs without any number are read in order where they are as many as the identities, as a list of JSON is.
+    """
     text = re.sub(r"<think>.*?</think>", "", text, flags=re.DOTALL)
     data = _json(text)
     if data is not None:
         return _from_json(data, identities)
     parts = BLOCK.split(text)
     numbers, bodies = [int(n) for n in parts[1::2]], parts[2::2]
-    if not numbers and len(identities) == 1:
-        numbers, bodies = [1], [text]  # a single request needs no header
+    if not numbers:
+        starts = [at.start() for at in DOMAIN.finditer(text)]
+        if len(starts) == len(identities):
+            numbers, bodies = [*range(1, len(starts) + 1)], [text[a:b] for a, b in pairwise([*starts, len(text)])]
+        elif len(identities) == 1:
+            numbers, bodies = [1], [text]
     found = [_read([b for n, b in zip(numbers, bodies, strict=True) if n == place], identity)
              for place, identity in enumerate(identities, 1)]  # fmt: skip
     if cut_off and numbers and 0 < numbers[-1] <= len(found):

@@ -47,6 +47,12 @@ def output(number, body=PLAIN):
     [
         (output(1) + output(2), ["", ""]),
         (output(2) + output(1), ["", ""]),
+        (f"{PLAIN}\n\n{PLAIN}", ["", ""]),
+        (
+            f"Sure!\n{PLAIN}\n[task type] again\n\n1. Domain: law\nSummary: s\nTask: advice",
+            ["more than one [task type]", ""],
+        ),
+        ("\n\n".join([PLAIN] * 3), ["no output", "no output"]),
         (output(1), ["", "no output"]),
         (output(1) + output(2, PLAIN.replace("coding assistance, debugging", " ")), ["", "no [task type]"]),
         (output(1) + output(2, PLAIN.replace("technology", "...")), ["", "no [domain]"]),
@@ -67,8 +73,8 @@ def test_a_fault_is_a_fault_and_costs_its_own_conversation(text, faults):
 
 
 def test_the_last_output_of_a_reply_that_was_cut_off_is_not_believed():
-    found = read_outputs(output(1) + output(2, PLAIN[:-5]), ["a", "b"], cut_off=True)
-    assert [a.fault for a in found] == ["", "cut off"]
+    for text in (output(1) + output(2, PLAIN[:-5]), f"{PLAIN}\n\n{PLAIN[:-5]}"):
+        assert [a.fault for a in read_outputs(text, ["a", "b"], cut_off=True)] == ["", "cut off"]
 
 
 @pytest.mark.parametrize(
