@@ -10,9 +10,10 @@ from itertools import pairwise
 from typing import Any
 
 from lib.usergpt.annotation import Annotation
+from lib.usergpt.conversations import batched
 
 FIELDS = ("domain", "summary", "task type")
-BLOCK = re.compile(r"^[\W_]*output[\s#]*(\d+)[\W_]*$", re.IGNORECASE | re.MULTILINE)
+BLOCK = re.compile(r"^[\W_]*(in|out)put[\s#]*(\d+)[\W_]*$", re.IGNORECASE | re.MULTILINE)
 # "[domain] x", "**[domain]** x", "- [Domain]: x", "Domain: x", "2) **Task types:** x", "`task_type` = x"
 LINE = re.compile(
     r"^[\s>#*_`\"•–-]*(?:\d+[.)][\s*_`]*)?(\[?)[*_`\"\s]*(domain|summary|tasks?(?:[ _-]types?)?)[*_`\"\s]*(\]?)"
@@ -28,14 +29,19 @@ EMPTY = re.compile(r"[\s.…_*<>\[\]()-]*")
 def read_outputs(text: str, identities: Sequence[str], *, cut_off: bool = False) -> list[Annotation]:
     """Read one annotation for each identity; every output is read by its own number, `cut_off` spoils the last one.
 
-    Outputs without any number are read in order where they are as many as the identities, as a list of JSON is.
+    Outputs without any number are read in order where they are as many as the identities, as a list of JSON is. Inputs
+    that a reply repeats are passed over; one that follows the last output is a dialogue that the model makes up.
     """
     text = re.sub(r"<think>.*?</think>", "", text, flags=re.DOTALL)
     data = _json(text)
     if data is not None:
         return _from_json(data, identities)
-    parts = BLOCK.split(text)
-    numbers, bodies = [int(n) for n in parts[1::2]], parts[2::2]
+    blocks = [(side.lower() == "out", int(number), body) for side, number, body in batched(BLOCK.split(text)[1:], 3)]
+    for place, (one, after) in enumerate(pairwise(blocks), 1):
+        if one[:2] == (True, len(identities)) and not after[0]:
+            blocks, cut_off = blocks[:place], False
+            break
+    numbers, bodies = [number for out, number, _ in blocks if out], [body for out, _, body in blocks if out]
     if not numbers:
         starts = [at.start() for at in DOMAIN.finditer(text)]
         if len(starts) == len(identities):

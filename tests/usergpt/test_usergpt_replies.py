@@ -53,6 +53,8 @@ def output(number, body=PLAIN):
             ["more than one [task type]", ""],
         ),
         ("\n\n".join([PLAIN] * 3), ["no output", "no output"]),
+        (f"** Input 1 **\nx\n{output(1)}** Input 2 **\ny\n{output(2)}", ["", ""]),
+        (f"{output(1)}{output(2)}** Input 1 **\nmade up\n{output(1)}", ["", ""]),
         (output(1), ["", "no output"]),
         (output(1) + output(2, PLAIN.replace("coding assistance, debugging", " ")), ["", "no [task type]"]),
         (output(1) + output(2, PLAIN.replace("technology", "...")), ["", "no [domain]"]),
@@ -73,6 +75,10 @@ def test_a_fault_is_a_fault_and_costs_its_own_conversation(text, faults):
 
 
 def test_the_last_output_of_a_reply_that_was_cut_off_is_not_believed():
+    made_up = read_outputs(
+        output(1) + output(2) + "** Input 1 **\nmade up\n" + output(1, PLAIN[:-5]), ["a", "b"], cut_off=True
+    )
+    assert [(a.fault, a.tasks) for a in made_up] == [("", WANTED[1])] * 2
     for text in (output(1) + output(2, PLAIN[:-5]), f"{PLAIN}\n\n{PLAIN[:-5]}"):
         assert [a.fault for a in read_outputs(text, ["a", "b"], cut_off=True)] == ["", "cut off"]
 

@@ -17,6 +17,7 @@ FRESH = 300  # conversations after the first 300 of the same draw: labelled by a
 NAMES = Decoding(temperature=0, max_tokens=16, logprobs=20)
 LABELS = Decoding(temperature=0.4, max_tokens=200)  # the paper's temperature
 CHARACTERS = {"guide": 400, "pool": 160}  # of a conversation that are shown
+BEGUN = "** Output 1 **\n[domain]"  # of a local model's answer, without which a small one leaves out the numbers
 RUNS, CALLS = 10, 10  # of each rule of the pool, and calls of three conversations in a run
 RULES: tuple[Rule, ...] = ("fixed", "published")
 
