@@ -108,6 +108,8 @@ class Guide:
 
     def __init__(self, taxonomy: Taxonomy) -> None:
         self.names: dict[Kind, dict[str, str]] = {kind: taxonomy.names(kind) for kind in ("tasks", "domains")}
+        if any("," in name for own in self.names.values() for name in own.values()):
+            raise ValueError("a guide's answer parts two names by a comma: give the labels names without one")
         tasks = [f"- {label.name}: {label.definition}" for label in taxonomy.tasks]
         tasks.append(f"- {self.names['tasks'][OTHER]}: none of these, a mere 'continue', or no request.")
         guide = GUIDE.format(tasks="\n".join(tasks), domains=", ".join(self.names["domains"].values()))

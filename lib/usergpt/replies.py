@@ -139,4 +139,4 @@ def read_choices(text: str, *names: Mapping[str, str]) -> list[str] | None:
 def _by_name(text: str, names: Mapping[str, str]) -> str | None:
     """The code whose name a text is, whatever stands about it as in "**Task**: debugging."; None where it is more."""
     said = re.sub(r"^\W*(?:(?:type of )?task(?: type)?|domain)\W*:", "", text.lower()).strip(" \t\n*_`'\"#.:[]()-")
-    return next((code for code, name in names.items() if name == said), None)
+    return next((code for code, name in names.items() if name.lower() == said), None)

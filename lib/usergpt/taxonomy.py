@@ -1,7 +1,8 @@
 """The stated taxonomy, the labels that people gave by it, and how well an annotator agrees with them.
 
 The taxonomy is built from the domains and task groups of arXiv:2310.12418 (`taxonomy.toml`): names, guidelines,
-examples, and the paper's share where it has one; load your own with the same fields. Gold labels are ids and codes,
+examples, and the paper's share where it has one, and invented requests with their labels for a chat model to be shown;
+load your own with the same fields. Gold labels are ids and codes,
 no text, of masked excerpts by these guidelines: one domain, one to three task types, the main one first. `gold`: the
 first 300 of a random draw of conversations (`draw(…, salt="gold")`) by one labeller; `gold_second`: a part of them once
 more by the same one within hours, an upper bound of how well two would agree; `gold_fresh`: the 300 that come next in

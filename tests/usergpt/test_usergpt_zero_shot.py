@@ -8,6 +8,7 @@ from lib.usergpt import (
     ConversationReader,
     Cut,
     EmbeddingAnnotator,
+    Guide,
     draw,
     load_gold,
     load_taxonomy,
@@ -50,6 +51,16 @@ def test_a_broken_taxonomy_is_one_sentence(tmp_path):
     path.write_text(f"[[tasks]]\n{row}[[tasks]]\n{row}[[domains]]\n{row}")
     with pytest.raises(TenfoldError, match="a code of its own"):
         load_taxonomy(path)
+    both = f"[[tasks]]\n{row}[[domains]]\n{row}[[shown]]\nrequest = 'r'\ntask = 'A'\n"
+    path.write_text(f"{both}domain = 'B'\n")
+    with pytest.raises(TenfoldError, match=r"\[\[shown\]\] request has a code that no label has: A, B"):
+        load_taxonomy(path)
+    path.write_text(both)
+    with pytest.raises(TenfoldError, match=r"no taxonomy .*domain"):
+        load_taxonomy(path)
+    path.write_text(f"{both}domain = 'OTH'\n".replace('"a"', '"a, b"'))
+    with pytest.raises(ValueError, match="names without one"):
+        Guide(load_taxonomy(path))
 
 
 def test_plain_requests_get_their_label(annotator):
