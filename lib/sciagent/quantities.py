@@ -148,7 +148,7 @@ def unit_of(text: str) -> Any:
     try:
         return registry().parse_units(SPELLED.get(text, text).replace("^", "**"))
     except Exception as error:  # pint's parser raises its own kinds, and Python's, for text that is no unit
-        if isinstance(error, (ValueError, TypeError, AttributeError, SyntaxError, AssertionError)) or type(
+        if isinstance(error, (ValueError, TypeError, AttributeError, SyntaxError, AssertionError, KeyError)) or type(
             error
         ).__module__.startswith(("pint", "tokenize")):
             return None

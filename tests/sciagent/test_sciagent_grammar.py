@@ -48,7 +48,7 @@ def test_a_number_serves_once_while_others_are_left():
     ("5 percent", "", "0.05"), ("20 kPa", "Pa", "20000"), ("2.00 × 10^4 Pa", "kPa", "20"), ("1.5x10^-3 m", "mm", "1.5"),
     ("3·10⁻² m", "m", "0.03"), ("2.5 m/s", "km/hr", "9"), ("4 mol", "kg", "4"), ("7 florps", "m", "7"),
     ("−3 m", "m", "-3"),
-    ("2.5e3 W/m^2/K", "kW/m^2/K", "2.5"), ("12", "m", "12"),
+    ("2.5e3 W/m^2/K", "kW/m^2/K", "2.5"), ("12", "m", "12"), ("5 m^0", "", "5"),
 ])  # fmt: skip
 def test_a_number_is_read_in_the_unit_of_its_parameter(said, unit, source):
     values = QuestionValues(f"What is it if the size is {said}?")
