@@ -163,7 +163,8 @@ def _constants(room: str, module: Any) -> list[str]:
         value = getattr(module, name)
         if not callable(value):
             held = value if isinstance(value, tuple | list | str | int | float) else tuple(value)
-            lines += ["", f".. py:data:: {room}.{name}", f"   :value: {shorten(repr(held), 100)}"]
+            held = shorten(repr(held), 100)
+            lines += ["", f".. py:data:: {name}", f"   :module: {room}", f"   :value: {held}"]
     return lines
 
 
