@@ -13,7 +13,7 @@ def longest_first(names):
 PAPERS = longest_first(paths.paper_notebooks())
 # Their experiments are new, and `make record` has not run on two instruction sets since: compared with themselves only.
 NOT_RECORDED = (
-    "tempspec", "lorc", "proxy_reward", "selm", "multilora", "sciagent", "autoinstruct", "usergpt",
+    "tempspec", "lorc", "proxy_reward", "multilora", "sciagent", "autoinstruct", "usergpt",
 )  # fmt: skip
 
 
