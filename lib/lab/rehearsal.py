@@ -239,10 +239,9 @@ def autoencoder_like() -> Any:
     """Return an autoencoder of images as Stable Diffusion has it, to half the side."""
     from diffusers import AutoencoderKL
 
-    return AutoencoderKL(
-        block_out_channels=(8, 8), latent_channels=4, norm_num_groups=4,
-        down_block_types=("DownEncoderBlock2D",) * 2, up_block_types=("UpDecoderBlock2D",) * 2,
-    )  # fmt: skip
+    sizes: Any = {"block_out_channels": (8, 8), "latent_channels": 4, "norm_num_groups": 4}  # diffusers says (int,)
+    kinds: Any = {"down_block_types": ("DownEncoderBlock2D",) * 2, "up_block_types": ("UpDecoderBlock2D",) * 2}
+    return AutoencoderKL(**sizes, **kinds)
 
 
 def pipeline_like(owner: Any, dtype: Any) -> Any:

@@ -173,6 +173,7 @@ def papers_table(profile: str) -> str:
         paper, guide = papers.load(name), guides.load(name)
         verdicts = counted(found[name]["claims"]) if name in found else ""
         told = f"[{verdicts}](figures/{profile}/CLAIMS.md#{anchor(paper.short)})" if verdicts else "not run yet"
+        told += " (an earlier experiment)" if verdicts and earlier(found[name]) else ""
         cells = [f"[{paper.short}](https://arxiv.org/abs/{paper.arxiv})", guide.plain if guide else paper.title, told]
         cells += [f"[{notebook.stem[:2]}](notebooks/{notebook.name})"]
         lines.append(line(*cells, f"[lib.{name}](docs/{name}.md)" if guide else f"`lib.{name}`"))
@@ -205,8 +206,17 @@ def claims_page(profile: str) -> str:
     return "\n".join([intro, *(_claims_of(record) for record in records)]) if records else f"{intro}\nNo run yet.\n"
 
 
+def earlier(record: dict[str, Any]) -> bool:
+    """Whether results are of an earlier experiment: the paper's claims now read otherwise, and no run has judged them."""
+    judged = {(claim["id"], claim["measured"]) for claim in record["claims"]}
+    return judged != {(claim.id, claim.estimate) for claim in papers.load(record["paper"]).claims}
+
+
 def _claims_of(record: dict[str, Any]) -> str:
     lines = [f"## {papers.load(record['paper']).short}", ""]
+    if earlier(record):
+        again = f"`make reproduce PAPERS={record['paper']}` runs today's."
+        lines += [f"*These are results of an earlier experiment (commit {record['commit'][:10]}); {again}*", ""]
     lines += [record["finding"].strip(), ""] if record["finding"] else []
     lines += ["| verdict | claim | measured | estimate [95 % interval] | holds if |", "|---|---|---|---|---|"]
     for claim in record["claims"]:
@@ -275,7 +285,8 @@ def draw(records: list[dict[str, Any]], path: Path) -> None:
         for row, record in enumerate(records):
             _draw_row(axis, row, record, widest, kinds)
         axis.set(xlim=(-0.1, width), ylim=(len(records), -0.2), xticks=[], title="claims, by verdict of a run")
-        axis.set_yticks([row + 0.4 for row in range(len(records))], [record["paper"] for record in records])
+        names = [record["paper"] + ("\n(earlier)" if earlier(record) else "") for record in records]
+        axis.set_yticks([row + 0.4 for row in range(len(records))], names)
         axis.grid(False)
         axis.tick_params(length=0)
         axis.spines[:].set_visible(False)

@@ -17,13 +17,14 @@ FINDING = "The method | holds: 0.9."
 
 def result(paper, **options):
     frame = {"paper": paper, "minutes_cold": 1.25, "peak_memory_gib": 3.5, "claims": [], "figures": {}}
-    frame["machine"] = {"cores": 2, "processor": "an engine"}
+    frame |= {"machine": {"cores": 2, "processor": "an engine"}, "commit": "0123456789abcdef"}
     write_json(paths.results_dir("cpu", paper) / "results.json", frame | options)
 
 
 @pytest.fixture
-def finished(house, write_notebook):
+def finished(house, write_notebook, monkeypatch):
     """Two finished papers: `lorc` with all there can be, `grin` as a file from before checks and gates."""
+    monkeypatch.setattr(report, "earlier", lambda record: record["paper"] == "grin")
     shut = claims.measure(GateRecord(id="drafter-accepts", what="It is accepted.", **RULE), "cpu", estimate=0.17)
     open_gate = claims.measure(GateRecord(id="learned", what="It has learned.", **RULE), "cpu", estimate=0.7)
     kept = claims.measure(CheckRecord(id="exact", what="It is exact.", **RULE), "cpu", estimate=1.0, n="3 texts")
@@ -68,7 +69,7 @@ def test_the_claims_page_opens_with_the_finding_and_counts_checks_and_gates_apar
         ["· needs the gpu profile", "large"],
     ]
     assert rows[0][2:] == ["share \\| of tokens", "0.9 [0.8, 1]", "> 0.5"]
-    assert grin.startswith("GRIN\n\n| verdict |")
+    assert grin.startswith("GRIN\n\n*These are results of an earlier experiment (commit 0123456789)")
     assert "✘ contradicted | early" in grin
 
 
@@ -80,11 +81,19 @@ def test_the_readme_has_a_row_a_paper_and_counts_its_verdicts():
         "| [1 reproduced, 1 not testable, 1 left to a GPU](figures/cpu/CLAIMS.md#lorc) "
         "| [02](notebooks/02_lorc.ipynb) | [lib.lorc](docs/lorc.md) |"
     )
-    assert "| [1 contradicted](figures/cpu/CLAIMS.md#grin) |" in rows.splitlines()[3]
+    assert "| [1 contradicted](figures/cpu/CLAIMS.md#grin) (an earlier experiment) |" in rows.splitlines()[3]
     assert below == (
         "All 4 claims: 1 reproduced, 1 contradicted, 1 not testable, 1 left to a GPU. "
         "The runs took 2 minutes in all and 3.5 GiB at most, on 2 cores of an engine."
     )
+
+
+def test_results_are_of_an_earlier_experiment_where_the_claims_read_otherwise():
+    options = {"estimate": 1.0, "ci": (0.9, 1.1)}
+    judged = [claims.judge(claim, "cpu", **options).as_dict() for claim in papers.load("grin").claims]
+    assert not report.earlier({"paper": "grin", "claims": judged})
+    assert report.earlier({"paper": "grin", "claims": judged[1:]})
+    assert report.earlier({"paper": "grin", "claims": [judged[0] | {"measured": "something else"}, *judged[1:]]})
 
 
 def test_a_page_that_lost_its_markers_is_not_written():
