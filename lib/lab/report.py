@@ -207,7 +207,7 @@ def claims_page(profile: str) -> str:
 
 
 def earlier(record: dict[str, Any]) -> bool:
-    """Whether results are of an earlier experiment: the paper's claims now read otherwise, and no run has judged them."""
+    """Whether results are of an earlier experiment: the claims of the paper now read otherwise."""
     judged = {(claim["id"], claim["measured"]) for claim in record["claims"]}
     return judged != {(claim.id, claim.estimate) for claim in papers.load(record["paper"]).claims}
 
