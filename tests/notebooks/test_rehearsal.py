@@ -8,10 +8,10 @@ from lib import TenfoldError
 from lib.lab import paths, rehearsal
 from lib.zoo import hub
 
-REHEARSED = ("lorc", "grin")  # notebooks whose rehearsal is green; `make rehearse` shows where the others stop
 
-
-@pytest.mark.parametrize("paper", REHEARSED)
+@pytest.mark.notebook
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("paper", paths.paper_notebooks())
 def test_a_gpu_notebook_reaches_its_last_cell(paper, tmp_path, monkeypatch):
     monkeypatch.setenv("TENFOLD_FIGURES", str(tmp_path))
     (outcome,) = rehearsal.rehearse([paper])
