@@ -203,6 +203,8 @@ class Reads:
         return found
 
     def _digest(self, value: Any) -> str:
+        if _is_the_run(value):
+            return digest_of("run")
         if isinstance(value, list | tuple | dict | set | frozenset):
             return self._container(value)
         if isinstance(value, type | types.ModuleType | types.FunctionType | types.MethodType) or callable_kind(value):
@@ -341,7 +343,7 @@ class Reads:
         if isinstance(value, types.ModuleType):
             self._take(value.__name__)
             return
-        if getattr(type(value), "infrastructure", False) is True:  # the run itself: its seed is in every key
+        if _is_the_run(value):
             return
         name = ".".join(path)
         if name not in self.values and name not in self.functions:
@@ -377,6 +379,11 @@ class Reads:
         if file and name != self.namespace.get("__name__") and Path(file).suffix == ".py":
             tree = ast.parse(Path(file).read_text(encoding="utf8"))
             self.values[f"file {name}"] = digest_of(normal_form(tree))
+
+
+def _is_the_run(value: Any) -> bool:
+    """Whether a value is the notebook's run, which counts by its seed alone: what it shows and writes is no result."""
+    return getattr(type(value), "infrastructure", False) is True
 
 
 def callable_kind(value: Any) -> bool:

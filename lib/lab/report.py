@@ -19,6 +19,7 @@ from lib.lab.claims import (
     interval,
     passed_in_words,
     read,
+    rule_in_words,
     verdict_in_words,
 )
 from lib.lab.figures import figure_style
@@ -207,9 +208,10 @@ def claims_page(profile: str) -> str:
 
 
 def earlier(record: dict[str, Any]) -> bool:
-    """Whether results are of an earlier experiment: the claims of the paper now read otherwise."""
-    judged = {(claim["id"], claim["measured"]) for claim in record["claims"]}
-    return judged != {(claim.id, claim.estimate) for claim in papers.load(record["paper"]).claims}
+    """Whether results are of an earlier experiment: the claims, their rules or their gates now read otherwise."""
+    judged = {(c["id"], c["measured"], c["rule"], tuple(c.get("gates", ()))) for c in record["claims"]}
+    today = papers.load(record["paper"]).claims
+    return judged != {(claim.id, claim.estimate, rule_in_words(claim), claim.gates) for claim in today}
 
 
 def _claims_of(record: dict[str, Any]) -> str:

@@ -101,6 +101,15 @@ def test_the_modules_are_those_that_can_be_reached():
     assert parts(BASE)["modules"] == {}
 
 
+@pytest.mark.parametrize("steps", ["run.progress", "functools.partial(run.progress, label='x')", "[run]"])
+def test_the_run_itself_does_not_count(steps):
+    """A stage that shows its progress is not made from the lab's code, nor from what the run has noted so far."""
+    source = "from lib.lab.run import Run\nrun = Run.__new__(Run)\nrun.metrics = {}\ndef compute():\n    return steps"
+    namespace = f"{source}\nsteps = {steps}"
+    assert parts(namespace)["modules"] == {}
+    assert parts(namespace) == parts(f"{namespace}\nrun.metrics['noted'] = 1.0")
+
+
 def test_the_libraries_are_those_that_the_code_imports():
     found = parts("def compute():\n    return lorc.compress")["versions"]
     assert {"python", "torch", "transformers"} <= found.keys()

@@ -94,6 +94,8 @@ def test_results_are_of_an_earlier_experiment_where_the_claims_read_otherwise():
     assert not report.earlier({"paper": "grin", "claims": judged})
     assert report.earlier({"paper": "grin", "claims": judged[1:]})
     assert report.earlier({"paper": "grin", "claims": [judged[0] | {"measured": "something else"}, *judged[1:]]})
+    assert report.earlier({"paper": "grin", "claims": [judged[0] | {"rule": "> 7"}, *judged[1:]]})
+    assert report.earlier({"paper": "grin", "claims": [judged[0] | {"gates": ()}, *judged[1:]]})
 
 
 def test_a_page_that_lost_its_markers_is_not_written():
