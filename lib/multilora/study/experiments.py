@@ -99,7 +99,8 @@ def judged_images(
         present, rejected = verdict.present(wanted[:, : len(CATEGORIES)]), verdict.rejected
         for i, seed in enumerate(seeds):
             row: dict[str, Any] = {
-                "k": len(combination), "combination": "+".join(e.name for e in combination), "seed": seed,
+                "k": len(combination), "combination": "+".join(e.name for e in combination), "image": i,
+                "seed": seed,
                 **vars(condition), "presence": float(present[i, asked].float().mean()),
                 "complete": float(present[i, asked].all()),
                 "kept": float(present[i, others].float().mean()) if others else float("nan"),
