@@ -16,10 +16,12 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
+from lib.core.scoring import head_logits
 from lib.lorc.configuration import MATRICES, Matrix, attentions, geometry, projection
 
 DAMPING = 1e-6
 OUTPUT_DAMPING = 1e-3
+POSITIONS = 256  # that go through the vocabulary head at once
 
 
 @dataclass(frozen=True)
@@ -68,22 +70,25 @@ def calibrate(
             embedded = cast(Any, model).get_input_embeddings()(batch.to(device)).requires_grad_(sensitivity)
             hidden = cast(Any, model).get_decoder()(inputs_embeds=embedded, use_cache=False).last_hidden_state
             if sensitivity:
-                _sampled_loss(model, hidden, generator).backward()
+                _backward_from_samples(model, hidden, generator)
                 sums.collect_gradients()
     if not sums.tokens:
         raise ValueError(f"the calibration batches hold no token after the first {skip} of each row: pass longer rows")
     return sums.means(sensitivity)
 
 
-def _sampled_loss(model: nn.Module, hidden: Tensor, generator: torch.Generator | None) -> Tensor:
-    """Return -sum log p(y) with each y drawn from p, so that gradients have the Fisher information as second moment."""
-    total = hidden.new_zeros((), dtype=torch.float32)
-    for part in hidden.flatten(0, 1).split(1024):
-        logits = cast(Any, model).get_output_embeddings()(part).float()
+def _backward_from_samples(model: nn.Module, hidden: Tensor, generator: torch.Generator | None) -> None:
+    """Go back from -sum log p(y) with each y drawn from p: the second moment of gradients is the Fisher information.
+
+    Only so many positions at once, since with a vocabulary of 150,000 their logits are most of the memory.
+    """
+    states = hidden.detach().flatten(0, 1).requires_grad_()
+    for start in range(0, len(states), POSITIONS):
+        logits = head_logits(model, states[start : start + POSITIONS])
         with torch.no_grad():
             labels = torch.multinomial(logits.softmax(-1), 1, generator=generator)
-        total = total + (logits.logsumexp(-1) - logits.gather(-1, labels).squeeze(-1)).sum()
-    return total
+        (logits.logsumexp(-1) - logits.gather(-1, labels).squeeze(-1)).sum().backward()
+    hidden.backward(cast(Tensor, states.grad).view_as(hidden))
 
 
 class _Sums:
