@@ -50,10 +50,14 @@ class Setting:
 
     @contextmanager
     def in_force(self) -> Iterator[None]:
-        """Set the variables for processes that begin inside the block; a process that has loaded torch ignores them."""
-        names = ("OMP_NUM_THREADS", *VARIABLES)
+        """Set the variables for processes that begin inside the block; a process that has loaded torch ignores them.
+
+        Threads that wait give way: where something else runs beside two that spin, they stand still.
+        """
+        names = ("OMP_NUM_THREADS", "OMP_WAIT_POLICY", *VARIABLES)
         before = {name: os.environ.pop(name, None) for name in names}
-        os.environ.update({"OMP_NUM_THREADS": str(self.threads)} | INSTRUCTIONS[self.instructions])
+        told = {"OMP_NUM_THREADS": str(self.threads), "OMP_WAIT_POLICY": "PASSIVE"}
+        os.environ.update(told | INSTRUCTIONS[self.instructions])
         try:
             yield
         finally:
