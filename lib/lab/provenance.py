@@ -12,11 +12,11 @@ PACKAGES = ("torch", "transformers", "datasets", "trl", "peft", "diffusers", "ac
 MADE_BY_RUNS = (":!figures", ":!README.md", ":!tests/golden")  # a run's own outputs do not make its source dirty
 
 
-def git_state() -> dict[str, Any]:
-    """Commit and whether the sources differ from it; both None outside a checkout."""
+def git_state(*made: str) -> dict[str, Any]:
+    """Commit and whether the sources differ from it, but for folders that are `made`; both None outside a checkout."""
     try:
-        commit = _git("rev-parse", "HEAD")
-        return {"commit": commit, "dirty": bool(_git("status", "--porcelain", "--", ".", *MADE_BY_RUNS))}
+        commit, apart = _git("rev-parse", "HEAD"), (*MADE_BY_RUNS, *(f":!{folder}" for folder in made))
+        return {"commit": commit, "dirty": bool(_git("status", "--porcelain", "--", ".", *apart))}
     except (OSError, subprocess.CalledProcessError):
         return {"commit": None, "dirty": None}
 

@@ -30,7 +30,7 @@ def train(paper: str, *, seed: int = 0) -> list[Path]:
         path = folder / f"{name}.safetensors"
         _refuse_large(path)
         shipped.write_card(
-            path, **_origin(f"make train PAPER={paper} SEED={seed}"), **({"minutes": minutes} | dict(told))
+            path, **_origin(paper, f"make train PAPER={paper} SEED={seed}"), **({"minutes": minutes} | dict(told))
         )
     return [folder / f"{name}.safetensors" for name in facts]
 
@@ -51,7 +51,7 @@ def record_replies(paper: str, *, model: str, url: str) -> int:
     count = write_replies(path, {key: row for key, row in rows if key in client.asked})
     _refuse_large(path)
     minutes, command = round((time.monotonic() - began) / 60, 1), f"make replies PAPER={paper} MODEL={model}"
-    shipped.write_card(path, **_origin(command), model=model, replies=count, minutes=minutes)
+    shipped.write_card(path, **_origin(paper, command), model=model, replies=count, minutes=minutes)
     return count
 
 
@@ -77,8 +77,8 @@ def _study(paper: str, module: str) -> Any:
         raise TenfoldError(f"{paper} ships nothing of this kind: it has no lib/{paper}/study/{module}.py.") from None
 
 
-def _origin(command: str) -> dict[str, Any]:
-    state, machine = provenance.git_state(), provenance.machine()
+def _origin(paper: str, command: str) -> dict[str, Any]:
+    state, machine = provenance.git_state(f"data/weights/{paper}"), provenance.machine()
     return {
         "command": command,
         "commit": state["commit"] and state["commit"] + (" with changes" if state["dirty"] else ""),

@@ -1,6 +1,7 @@
 """Shipped weights and recorded replies: made by a command, used only as the file of their card."""
 
 import json
+import subprocess
 import types
 
 import pytest
@@ -8,7 +9,7 @@ import torch
 
 from lib import TenfoldError
 from lib.core.chat import Decoding
-from lib.lab import keys, shipping
+from lib.lab import keys, provenance, shipping
 from lib.zoo import shipped
 
 
@@ -96,3 +97,21 @@ def test_a_file_too_large_to_ship_is_refused(ships, monkeypatch):
 def test_a_paper_that_ships_nothing_says_so():
     with pytest.raises(TenfoldError, match="seqboat ships nothing of this kind: it has no lib/seqboat/study"):
         shipping.record_replies("seqboat", model="m", url="http://127.0.0.1:9/v1")
+
+
+def test_what_is_being_made_does_not_make_its_own_source_look_changed(tmp_path, monkeypatch):
+    def git(*arguments):
+        subprocess.run(
+            ["git", "-C", str(tmp_path), "-c", "user.name=a", "-c", "user.email=a@b", *arguments], check=True
+        )
+
+    git("init", "-q")
+    git("commit", "-q", "--allow-empty", "-m", "first")
+    monkeypatch.setattr(provenance, "root", lambda: tmp_path)
+    made = tmp_path / "data" / "weights" / "multilora"
+    made.mkdir(parents=True)
+    (made / "base.safetensors").write_bytes(b"new")
+    assert provenance.git_state()["dirty"]
+    assert not provenance.git_state("data/weights/multilora")["dirty"]
+    (tmp_path / "data" / "other").write_text("edited")
+    assert provenance.git_state("data/weights/multilora")["dirty"]
