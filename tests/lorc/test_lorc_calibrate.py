@@ -133,3 +133,25 @@ def test_one_tensor_is_taken_row_by_row(make_model: Maker) -> None:
     model, rows = make_model(), token_ids(3, 9)
     whole, split = calibrate(model, rows), calibrate(model, list(rows.split(1)))
     torch.testing.assert_close(whole.input_root(0), split.input_root(0))
+
+
+def test_gradients_come_from_behind_the_head():
+    """A family that divides its logits has the gradients of a head with weights as much smaller."""
+    from transformers import GraniteConfig, GraniteForCausalLM
+
+    sizes = {"vocab_size": 31, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2}
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "tie_word_embeddings": False}
+    torch.manual_seed(0)
+    divided = GraniteForCausalLM(GraniteConfig(**sizes, **heads, logits_scaling=4.0)).eval()
+    smaller = GraniteForCausalLM(GraniteConfig(**sizes, **heads, logits_scaling=1.0)).eval()
+    smaller.load_state_dict(divided.state_dict())
+    smaller.lm_head.weight.data /= 4
+    rows = torch.randint(31, (3, 12), generator=torch.Generator().manual_seed(1))
+    found, expected = (
+        calibrate(model, rows, sensitivity=True, generator=torch.Generator().manual_seed(2))
+        for model in (divided, smaller)
+    )
+    for matrix, moments in expected.gradients.items():
+        for got, wanted in zip(found.gradients[matrix], moments, strict=True):
+            assert wanted.abs().max() > 0
+            torch.testing.assert_close(got, wanted, rtol=1e-4, atol=1e-12)
