@@ -74,7 +74,7 @@ rehearse: $(STAMP) ## run the gpu profile's notebooks to their last cell on tiny
 train: $(STAMP) ## make the shipped weights of one paper again: PAPER=multilora (hours; goes on where it stopped)
 	@$(RUN) train "$(PAPER)" $(if $(SEED),--seed="$(SEED)")
 
-replies: $(STAMP) ## record again the replies that a notebook replays: PAPER=autoinstruct (URL=… of an endpoint, MODEL=…)
+replies: $(STAMP) ## record again the replies that a notebook replays: PAPER=autoinstruct (MODEL=…, URL=… of an endpoint)
 	@$(RUN) replies "$(PAPER)" $(if $(URL),--url="$(URL)") $(if $(filter file,$(origin MODEL)),,--model="$(MODEL)")
 
 serve: $(STAMP) ## an OpenAI-compatible server of a model, on this machine: MODEL=qwen2.5-coder-0.5b-instruct (PORT=8000)

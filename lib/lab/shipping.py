@@ -8,13 +8,13 @@ where it was stopped, and returns facts for their cards (`{name: {"minutes": …
 import importlib
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from lib import TenfoldError
-from lib.core.chat import ChatClient, Decoding, Messages, Reply, reply_key, write_replies
+from lib.core.chat import ChatClient, Decoding, Messages, Recorder, Reply, reply_key, write_replies
 from lib.core.store import Journal
 from lib.lab import paths, provenance
 from lib.zoo import shipped
@@ -35,36 +35,58 @@ def train(paper: str, *, seed: int = 0) -> list[Path]:
     return [folder / f"{name}.safetensors" for name in facts]
 
 
-def record_replies(paper: str, *, model: str, url: str) -> int:
-    """Ask an endpoint all that a paper's notebook asks, and write the replies; return their number.
+def record_replies(paper: str, *, model: str, url: str = "") -> int:
+    """Ask a model all that a paper's notebook asks, and write the replies; return their number.
 
-    Every reply is kept as it comes (in the cache), so that a recording that was stopped goes on where it was; what an
-    earlier recording of the same model holds is not asked again, and what is no longer asked is left out.
+    The model answers at an endpoint, or in this process where no address is given and the study can load it
+    (`local(model)`). Every reply is kept as it comes (in the cache), so that a recording that was stopped goes on where
+    it was; what an earlier recording of the same model holds is not asked again, and what is no longer asked is left
+    out.
     """
     study, path, began = _study(paper, "replies"), shipped.folder(paper) / shipped.REPLIES, time.monotonic()
     journal = Journal(paths.cache_dir() / paper / "replies.sqlite")
     if path.exists() and shipped.card_of(path)["model"] == model:
         journal.put_many({key: row for key, row in shipped.replies(paper).rows.items() if key not in journal})
-    client = NotingClient(model=model, url=url, journal=journal, concurrency=4, seconds=600)
+    if not url and not hasattr(study, "local"):
+        raise TenfoldError(f"{paper}'s replies are recorded from an endpoint: give its address, URL=http://…/v1.")
+    chat = (
+        ChatClient(model=model, url=url, journal=journal, concurrency=4, seconds=600)
+        if url
+        else Recorder(study.local(model), journal)
+    )
+    client = Noting(chat)
     study.record(client)
-    rows = journal.items()
-    count = write_replies(path, {key: row for key, row in rows if key in client.asked})
+    count = write_replies(path, {key: row for key, row in journal.items() if key in client.asked})
     _refuse_large(path)
     minutes, command = round((time.monotonic() - began) / 60, 1), f"make replies PAPER={paper} MODEL={model}"
     shipped.write_card(path, **_origin(paper, command), model=model, replies=count, minutes=minutes)
     return count
 
 
-@dataclass(kw_only=True)
-class NotingClient(ChatClient):
-    """A client that notes the keys of what it was asked."""
+@dataclass
+class Noting:
+    """A chat that notes the keys of what it was asked."""
 
+    chat: ChatClient | Recorder
     asked: set[str] = field(default_factory=set)
 
+    @property
+    def model(self) -> str:
+        """Name of the model."""
+        return self.chat.model
+
     def complete(self, messages: Messages, decoding: Decoding | None = None, *, attempt: int = 0) -> Reply:
-        """Return the reply, as ChatClient does."""
-        self.asked.add(reply_key(self.model, messages, decoding or self.decoding, attempt))
-        return super().complete(messages, decoding, attempt=attempt)
+        """Return the chat's reply."""
+        self.asked.add(reply_key(self.model, messages, decoding or self.chat.decoding, attempt))
+        return self.chat.complete(messages, decoding, attempt=attempt)
+
+    def complete_many(
+        self, questions: Sequence[Messages], decoding: Decoding | None = None, *, attempt: int = 0
+    ) -> list[Any]:
+        """Return the chat's replies in order."""
+        settings = decoding or self.chat.decoding
+        self.asked.update(reply_key(self.model, messages, settings, attempt) for messages in questions)
+        return list(self.chat.complete_many(questions, decoding, attempt=attempt))
 
 
 def _study(paper: str, module: str) -> Any:

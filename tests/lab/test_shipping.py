@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from lib import TenfoldError
-from lib.core.chat import Decoding
+from lib.core.chat import Decoding, Reply
 from lib.lab import keys, provenance, shipping
 from lib.zoo import shipped
 
@@ -51,6 +51,28 @@ def test_a_recording_that_was_stopped_keeps_what_was_answered(ships, chat_server
     ships.record = lambda client: client.complete_many(["one", "two"])
     shipping.record_replies("usergpt", model="m", url=chat_server.url)
     assert len(chat_server.asked) == 2
+
+
+def test_replies_are_recorded_of_a_model_in_this_process_where_a_study_can_load_it(ships):
+    class Local:
+        model, decoding, asked = "m", Decoding(temperature=0), 0
+
+        def complete(self, messages, decoding=None, *, attempt=0):
+            return self.complete_many([messages], decoding)[0]
+
+        def complete_many(self, questions, decoding=None, *, attempt=0):
+            self.asked += len(questions)
+            return [Reply((text.upper(),), ("stop",)) for text in questions]
+
+    local = Local()
+    ships.record = lambda client: client.complete_many(["one", "two"], Decoding(temperature=0))
+    with pytest.raises(TenfoldError, match="give its address, URL=http"):
+        shipping.record_replies("usergpt", model="m")
+    ships.local = lambda name: local
+    assert shipping.record_replies("usergpt", model="m") == 2
+    assert shipping.record_replies("usergpt", model="m") == 2
+    assert local.asked == 2, "it was asked twice"
+    assert shipped.replies("usergpt", decoding=Decoding(temperature=0)).complete("two").text == "TWO"
 
 
 def trained(folder, *, seed):

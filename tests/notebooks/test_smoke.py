@@ -11,8 +11,6 @@ def longest_first(names):
 
 
 PAPERS = longest_first(paths.paper_notebooks())
-# Their experiments are new, and `make record` has not run on two instruction sets since: compared with themselves only.
-NOT_RECORDED = ("tempspec", "grin")
 
 
 def stages_in(folder):
@@ -26,7 +24,7 @@ def test_smoke_run_gives_the_recorded_numbers_cold_and_warm(paper, tmp_path, mon
     # The cache of stages is the test's own, so that the first run is cold; assets and converted models are shared.
     monkeypatch.setenv("TENFOLD_CACHE", str(tmp_path / "cache"))
     cold = golden.run_smoke(paper, tmp_path / "cold")
-    assert paper in NOT_RECORDED or golden.differences(paper, cold) == []
+    assert golden.differences(paper, cold) == []
     assert {claim["id"] for claim in cold["claims"]} == {claim.id for claim in papers.load(paper).claims}
     kept = stages_in(tmp_path)
     warm = golden.run_smoke(paper, tmp_path / "warm")
@@ -47,5 +45,5 @@ def test_a_guide_runs_and_keeps_its_figures(guide, tmp_path, monkeypatch):
     assert results["figures"]
 
 
-def test_every_paper_is_recorded_or_said_not_to_be():
-    assert {paper for paper in PAPERS if not golden.path_of(paper).exists()} == set(NOT_RECORDED)
+def test_every_paper_is_recorded():
+    assert [paper for paper in PAPERS if not golden.path_of(paper).exists()] == []

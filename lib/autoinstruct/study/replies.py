@@ -6,6 +6,8 @@ The settings below are part of every question's key: a notebook that asks in ano
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+import torch
+
 from lib.autoinstruct.candidates import CandidateSet
 from lib.autoinstruct.generation import STYLES, LocalGenerator, complete_all, generate, meta_prompts
 from lib.autoinstruct.study.baselines import RESAMPLE
@@ -28,6 +30,11 @@ VARIED_TASKS, VARIANTS = 24, 2  # tasks on which APE searches, and variants of e
 def decoding(*, n: int = SAMPLES) -> Decoding:
     """Give the settings under which replies are recorded."""
     return Decoding(temperature=1.0, top_p=1.0, max_tokens=LONGEST, seed=SEED, n=n)
+
+
+def local(name: str) -> LocalGenerator:
+    """Load the model whose replies are recorded, with bfloat16 weights."""
+    return LocalGenerator(*load_lm(name, dtype=torch.bfloat16))
 
 
 def generator(name: str, network: Any, tokenizer: Any) -> Chat:
