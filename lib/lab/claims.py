@@ -1,8 +1,11 @@
 """Verdicts: an estimate and its interval against the rule written in paper.toml; nothing else may decide a claim.
 
-A claim has one of five verdicts. It is reproduced where its whole interval lies strictly on the claimed side, and
-contradicted where it lies on the other. Where a gate that it names has failed, its verdict is "not testable here",
-whatever its estimate. Checks and gates are no claims: they pass or fail, and a number on the bound passes.
+A claim has one of six verdicts. It is reproduced where its whole interval lies strictly on the claimed side, and
+contradicted where it lies on the other. An interval that covers both is inconclusive, unless the claim is that there is
+an effect (its threshold is 0) and the interval leaves out every effect as large as the smallest one worth finding,
+which paper.toml states: then there is no such effect. Where a gate that it names has failed, its verdict is "not
+testable here", whatever its estimate. Checks and gates are no claims: they pass or fail, and a number on the bound
+passes.
 """
 
 import json
@@ -13,15 +16,16 @@ from pathlib import Path
 from typing import Any
 
 from lib import TenfoldError
-from lib.lab.papers import CheckRecord, ClaimRecord, GateRecord, RuledRecord, places
+from lib.lab.papers import CheckRecord, ClaimRecord, GateRecord, PaperRecord, RuledRecord, places
 
 REPRODUCED = "reproduced"
 CONTRADICTED = "contradicted"
 INCONCLUSIVE = "inconclusive"
+NO_EFFECT = "no such effect"
 NOT_TESTABLE = "not testable here"
 NEEDS_GPU = "needs the gpu profile"
 NEEDS_CPU = "needs the cpu profile"  # only ever in the smoke profile, whose sizes are too small for the claim
-VERDICTS = (REPRODUCED, INCONCLUSIVE, CONTRADICTED, NOT_TESTABLE, NEEDS_GPU, NEEDS_CPU)
+VERDICTS = (REPRODUCED, INCONCLUSIVE, NO_EFFECT, CONTRADICTED, NOT_TESTABLE, NEEDS_GPU, NEEDS_CPU)
 
 NOT_MEASURED = "not measured"
 
@@ -79,8 +83,8 @@ def passed_in_words(passed: bool | None) -> str:
     return {True: "passed", False: "failed", None: "not judged in this profile"}[passed]
 
 
-def verdict(claim: RuledRecord, ci: tuple[float, float]) -> str:
-    """Verdict of an interval: reproduced on the claimed side, contradicted on the other, else inconclusive."""
+def verdict(claim: ClaimRecord, ci: tuple[float, float]) -> str:
+    """Verdict of an interval by a claim's rule alone, its gates apart."""
     low, high = ci
     if claim.rule == "within":
         assert claim.low is not None
@@ -89,10 +93,16 @@ def verdict(claim: RuledRecord, ci: tuple[float, float]) -> str:
             return REPRODUCED
         return CONTRADICTED if high < claim.low or low > claim.high else INCONCLUSIVE
     assert claim.threshold is not None
-    claimed, opposite = low > claim.threshold, high < claim.threshold
     if claim.rule == "below":
-        claimed, opposite = opposite, claimed
-    return REPRODUCED if claimed else CONTRADICTED if opposite else INCONCLUSIVE
+        low, high, threshold = -high, -low, -claim.threshold
+    else:
+        threshold = claim.threshold
+    if low > threshold:
+        return REPRODUCED
+    if high < threshold:
+        return CONTRADICTED
+    none = threshold == 0 and claim.smallest_effect is not None and high < claim.smallest_effect
+    return NO_EFFECT if none else INCONCLUSIVE
 
 
 def keeps(record: RuledRecord, low: float, high: float) -> bool:
@@ -189,7 +199,13 @@ def _finite(record: RuledRecord, estimate: float, ci: tuple[float, float]) -> tu
 
 
 def verdict_in_words(claim: Mapping[str, Any]) -> str:
-    """Verdict of a claim of results.json; where gates failed, with the number of each and what it had to be."""
+    """Verdict of a claim of results.json, with what made it so where that is not in the rule.
+
+    Where gates failed, the number of each and what it had to be; of an effect that is not there, its size.
+    """
+    if claim["verdict"] == NO_EFFECT:
+        unit = f" {claim['unit']}" if claim["unit"] else ""
+        return f"{NO_EFFECT} (none of {claim['smallest_effect']:g}{unit} or more)"
     failed = [f"gate {g['id']} is {g['estimate']:.3g}, not {g['rule']}" for g in claim.get("failed_gates", ())]
     return f"{claim['verdict']} ({'; '.join(failed)})" if failed else claim["verdict"]
 
@@ -231,6 +247,22 @@ def _filled(outcome: JudgedClaim | Measured, spec: str) -> str:
     if outcome.estimate is None:
         return NOT_MEASURED
     return interval(outcome.as_dict()) if spec == "ci" else format(outcome.estimate, spec or ".3g")
+
+
+def judged_again(content: Mapping[str, Any], paper: PaperRecord) -> dict[str, Any]:
+    """Content of a results.json, its estimates judged by today's rules and its finding told anew.
+
+    For results of the very claims that `paper` has; what a gate or a scale kept from a verdict stays so.
+    """
+    judged, rules = [], {claim.id: claim for claim in paper.claims}
+    for claim in content["claims"]:
+        by_rule = claim["verdict"] in (REPRODUCED, CONTRADICTED, INCONCLUSIVE, NO_EFFECT)
+        rule = rules[claim["id"]]
+        told = verdict(rule, (claim["ci"][0], claim["ci"][1])) if by_rule else claim["verdict"]
+        judged.append(dict(claim) | {"verdict": told, "smallest_effect": rule.smallest_effect})
+    outcomes: dict[str, JudgedClaim | Measured] = {claim["id"]: JudgedClaim(**claim) for claim in judged}
+    outcomes |= {one["id"]: Measured(**one) for kind in ("checks", "gates") for one in content[kind]}
+    return dict(content) | {"claims": judged, "finding": fill(paper.finding, content["metrics"], outcomes)}
 
 
 def read(path: Path) -> dict[str, Any]:

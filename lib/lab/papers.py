@@ -62,7 +62,8 @@ class ClaimRecord(RuledRecord):
 
     `profiles` lists the scales that can decide it, and `gates` the ids of the preconditions without which its verdict
     would mean nothing. `smallest_effect` is the smallest effect worth finding, in the claim's unit, and
-    `planned_count` the count that finds it with a power of at least .8, such as "64 prompts".
+    `planned_count` the count that finds it with a power of at least .8, such as "64 prompts". Where the threshold is 0,
+    an interval that leaves out every effect as large says that there is none.
     """
 
     kind: ClassVar[str] = "claim"

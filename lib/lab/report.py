@@ -13,10 +13,12 @@ from lib.lab.claims import (
     INCONCLUSIVE,
     NEEDS_CPU,
     NEEDS_GPU,
+    NO_EFFECT,
     NOT_TESTABLE,
     REPRODUCED,
     VERDICTS,
     interval,
+    judged_again,
     passed_in_words,
     read,
     rule_in_words,
@@ -30,6 +32,7 @@ BEGIN, END = "<!-- {}:begin (made by `make claims`; do not edit) -->", "<!-- {}:
 SHOWN = {
     REPRODUCED: ("✔", "green", "C2"),
     INCONCLUSIVE: ("~", "yellow", "#e9cf6b"),
+    NO_EFFECT: ("≈", "cyan", "#8fb8cf"),
     CONTRADICTED: ("✘", "red", "C3"),
     NOT_TESTABLE: ("⊘", "magenta", "#c9b3d6"),
     NEEDS_GPU: ("·", "dim", "0.88"),
@@ -41,10 +44,19 @@ WORDS = 2.6  # squares that a column of words takes in the picture
 
 
 def results(profile: str, only: Sequence[str] | None = None) -> list[dict[str, Any]]:
-    """Read the results of all papers (or of some) that have a finished run in this profile, in the notebooks' order."""
+    """Read the results of all papers (or of some) that have a finished run in this profile, in the notebooks' order.
+
+    Verdicts and findings are those of today's rules; results of an earlier experiment are as they were told.
+    """
     files = [paths.results_dir(profile, paper) / RESULTS for paper in paths.paper_notebooks()]
     records = [read(path) for path in files if path.exists()]
-    return [record for record in records if not only or record["paper"] in only]
+    records = [record for record in records if not only or record["paper"] in only]
+    return [as_today(record) for record in records]
+
+
+def as_today(record: dict[str, Any]) -> dict[str, Any]:
+    """Judge results by today's rules; those of an earlier experiment stay as they were told."""
+    return record if earlier(record) else judged_again(record, papers.load(record["paper"]))
 
 
 def marked(claim: dict[str, Any]) -> str:

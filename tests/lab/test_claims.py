@@ -6,6 +6,7 @@ from lib.lab import claims, papers
 from lib.lab.papers import CheckRecord, ClaimRecord, GateRecord, PaperRecord
 
 RULE = {"estimate": "e", "rule": "above", "threshold": 0.0}
+SMALLEST = {"smallest_effect": 0.05, "planned_count": "9 seeds"}
 
 
 def claim(**options):
@@ -36,6 +37,13 @@ def paper(**options):
         ({"rule": "below"}, (0.1, 0.2), "contradicted"),
         ({"rule": "below"}, (-0.1, 0.1), "inconclusive"),
         ({"rule": "below", "threshold": 0.5}, (0.1, 0.2), "reproduced"),
+        ({"rule": "above"} | SMALLEST, (-0.3, 0.04), "no such effect"),
+        ({"rule": "above"} | SMALLEST, (-0.3, 0.05), "inconclusive"),
+        ({"rule": "above"} | SMALLEST, (-0.3, -0.1), "contradicted"),
+        ({"rule": "above"} | SMALLEST, (0.01, 0.04), "reproduced"),
+        ({"rule": "above", "threshold": 0.5} | SMALLEST, (0.4, 0.52), "inconclusive"),
+        ({"rule": "below"} | SMALLEST, (-0.04, 0.3), "no such effect"),
+        ({"rule": "below"} | SMALLEST, (-0.05, 0.3), "inconclusive"),
         ({"rule": "within", "low": 0.9, "high": 1.1}, (0.95, 1.05), "reproduced"),
         ({"rule": "within", "low": 0.9, "high": 1.1}, (1.2, 1.3), "contradicted"),
         ({"rule": "within", "low": 0.9, "high": 1.1}, (0.1, 0.2), "contradicted"),
@@ -66,6 +74,27 @@ def test_a_failed_gate_takes_the_verdict_and_is_kept_with_its_number():
     words = "not testable here (gate g is 0.17, not ≥ 0.5 of tokens)"
     assert claims.verdict_in_words(judged.as_dict()) == words
     assert claims.judge(claim(gates=("g",)), "cpu", failed_gates=[shut]).verdict == "not testable here"
+
+
+def test_an_effect_that_is_not_there_is_told_with_its_size():
+    judged = claims.judge(claim(unit="nats", **SMALLEST), "cpu", estimate=0.0, ci=(-0.02, 0.02))
+    assert claims.verdict_in_words(judged.as_dict()) == "no such effect (none of 0.05 nats or more)"
+
+
+def test_results_are_judged_again_by_todays_rules_and_their_finding_told_anew():
+    one, shut, gpu = claim(**SMALLEST), claim(id="shut", gates=("g",)), claim(id="gpu", profiles=("gpu",))
+    failed = claims.measure(gate(threshold=0.5), "cpu", estimate=0.17)
+    told = [
+        claims.judge(claim(), "cpu", estimate=0.01, ci=(-0.02, 0.04)),
+        claims.judge(shut, "cpu", estimate=1.0, ci=(0.9, 1.1), failed_gates=[failed]),
+        claims.judge(gpu, "cpu"),
+    ]
+    content = {"claims": [t.as_dict() for t in told], "checks": [], "gates": [failed.as_dict()], "metrics": {"m": 2.0}}
+    assert content["claims"][0]["verdict"] == "inconclusive"
+    today = paper(claims=(one, shut, gpu), gates=(gate(),), finding="{m:.0f}: {c:verdict}, {g:.2f}")
+    again = claims.judged_again(content | {"finding": "old"}, today)
+    assert [c["verdict"] for c in again["claims"]] == ["no such effect", "not testable here", "needs the gpu profile"]
+    assert again["finding"] == "2: no such effect, 0.17"
 
 
 BAND = {"rule": "within", "low": 0.9, "high": 1.1}

@@ -25,6 +25,7 @@ def result(paper, **options):
 def finished(house, write_notebook, monkeypatch):
     """Two finished papers: `lorc` with all there can be, `grin` as a file from before checks and gates."""
     monkeypatch.setattr(report, "earlier", lambda record: record["paper"] == "grin")
+    monkeypatch.setattr(report, "judged_again", lambda record, _paper: record)  # its claims are not those of a paper
     shut = claims.measure(GateRecord(id="drafter-accepts", what="It is accepted.", **RULE), "cpu", estimate=0.17)
     open_gate = claims.measure(GateRecord(id="learned", what="It has learned.", **RULE), "cpu", estimate=0.7)
     kept = claims.measure(CheckRecord(id="exact", what="It is exact.", **RULE), "cpu", estimate=1.0, n="3 texts")
@@ -118,7 +119,7 @@ def test_the_terminal_ends_with_what_was_found(capsys, monkeypatch):
 
 def test_every_verdict_has_a_mark_of_its_own():
     shown = [verdict for verdict in claims.VERDICTS if verdict != claims.NEEDS_CPU]
-    assert len({report.SHOWN[verdict][0] for verdict in shown}) == len(shown) == 5
+    assert len({report.SHOWN[verdict][0] for verdict in shown}) == len(shown) == 6
     assert set(claims.VERDICTS) == set(report.SHOWN)
 
 

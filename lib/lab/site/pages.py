@@ -41,7 +41,7 @@ def index() -> str:
 
 def _card(paper: str) -> str:
     record, guide = papers.load(paper), guides.load(paper)
-    results = read(paths.results_dir(PROFILE, paper) / RESULTS)
+    results = report.as_today(read(paths.results_dir(PROFILE, paper) / RESULTS))
     found = " ".join([f"{report.counted(results['claims'])}.", results["finding"]]).strip()
     parts = [f"## [{record.short}](papers/{paper}.md)\n\n{record.idea}\n", f"**What we found.** {found}\n"]
     if guide:
@@ -93,7 +93,7 @@ def stacked(text: str) -> str:
 def paper(name: str) -> str:
     """One paper's page, in one template: finding, guide, claims, checks, figures, equations, notebook, API."""
     record = papers.load(name)
-    results = read(paths.results_dir(PROFILE, name) / RESULTS)
+    results = report.as_today(read(paths.results_dir(PROFILE, name) / RESULTS))
     notebook = nbformat.read(paths.results_dir(PROFILE, name) / paths.notebook_of(name).name, as_version=4)
     prose = [cell.source for cell in notebook.cells if cell.cell_type == "markdown"]
     parts = [
