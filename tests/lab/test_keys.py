@@ -275,6 +275,8 @@ def test_an_object_may_say_what_identifies_it():
 
 
 def test_an_imitated_processor_has_keys_of_its_own(monkeypatch):
+    for variable in keys.IMITATED:
+        monkeypatch.delenv(variable, raising=False)
     before = parts(BASE)
     monkeypatch.setenv("ATEN_CPU_CAPABILITY", "avx2")
     assert parts(BASE) != before

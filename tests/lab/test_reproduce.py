@@ -18,7 +18,8 @@ FINISH = (
 
 
 @pytest.fixture
-def papers(write_notebook):
+def papers(write_notebook, monkeypatch):
+    monkeypatch.setattr(report, "as_today", lambda record: record)  # they have no paper.toml
     write_notebook("value = 1  # n\nseed = 0  # s", FINISH, name="01_one.ipynb")
     write_notebook("value = 1  # n\nseed = 0  # s", "1 / 0", name="02_two.ipynb")
     write_notebook("value = 1  # n\nseed = 0  # s", FINISH.replace("'one'", "'three'"), name="03_three.ipynb")
