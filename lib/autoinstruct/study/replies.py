@@ -23,8 +23,8 @@ SAMPLES = 1  # candidates it writes in each style
 LONGEST = 80  # tokens
 SEED = 0
 TOGETHER = 6  # tasks asked about at once, so that what their prompts begin with is read once
-FLY_EXAMPLES = 2  # examples of a task for which an instruction of their own is written
-VARIED_TASKS, VARIANTS = 24, 2  # tasks on which APE searches, and variants of each candidate
+FLY_TASKS, FLY_EXAMPLES = 40, 2  # tasks, and examples of each, for which an instruction of their own is written
+VARIED_TASKS, VARIANTS = 8, 2  # tasks on which APE searches, and variants of each candidate
 
 
 def decoding(*, n: int = SAMPLES) -> Decoding:
@@ -92,12 +92,12 @@ def on_the_fly(task: Task, text: str) -> Messages:
 def record(client: Any) -> None:
     """Ask all that the notebook replays; what is recorded is not asked again.
 
-    Candidates come first, for all tasks; then an instruction for single examples, and variants for APE.
+    Candidates come first, for all tasks; then an instruction for single examples, and variants for APE, for some.
     """
     tasks, _ = make_tasks(suite_rows(), RULE)
     for questions in candidate_questions(tasks):
         complete_all(client, questions, decoding())
-    fly = [on_the_fly(task, example.input) for task in tasks for example in task.examples[:FLY_EXAMPLES]]
+    fly = [on_the_fly(task, e.input) for task in tasks[:FLY_TASKS] for e in task.examples[:FLY_EXAMPLES]]
     for part in _parts(fly):
         complete_all(client, part, decoding(n=1))
     for part in _parts([text for task in tasks[:VARIED_TASKS] for text in variation_questions(client, task)]):
