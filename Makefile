@@ -101,7 +101,7 @@ test: $(STAMP) lint ## lint, unit tests, and every notebook in the smoke profile
 lint: $(STAMP) ## ruff, import contracts, types
 	@$(VENV)/bin/ruff check . && $(VENV)/bin/ruff format --check .
 	@$(VENV)/bin/lint-imports --no-cache
-	@$(VENV)/bin/basedpyright --level error
+	@$(VENV)/bin/basedpyright --level error --threads 2
 
 format: $(STAMP) ## format the sources and notebooks
 	@$(VENV)/bin/ruff check --fix . ; $(VENV)/bin/ruff format .

@@ -36,7 +36,7 @@ def test_this_commits_share_of_the_mutants_is_caught():
     assert [f"{o.mutant.what}: {o.state} {o.detail}" for o in outcomes if not o.caught] == []
 
 
-def test_ten_turns_meet_every_mutant_once():
+def test_all_turns_together_meet_every_mutant_once():
     met = Counter(m for turn in range(mutants.SAMPLE) for m in mutants.sample(ALL, turn))
     assert set(met.values()) == {1}
     assert met.keys() == set(ALL)

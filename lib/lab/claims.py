@@ -260,9 +260,13 @@ def judged_again(content: Mapping[str, Any], paper: PaperRecord) -> dict[str, An
         rule = rules[claim["id"]]
         told = verdict(rule, (claim["ci"][0], claim["ci"][1])) if by_rule else claim["verdict"]
         judged.append(dict(claim) | {"verdict": told, "smallest_effect": rule.smallest_effect})
-    outcomes: dict[str, JudgedClaim | Measured] = {claim["id"]: JudgedClaim(**claim) for claim in judged}
-    outcomes |= {one["id"]: Measured(**one) for kind in ("checks", "gates") for one in content[kind]}
+    outcomes: dict[str, JudgedClaim | Measured] = {claim["id"]: JudgedClaim(**_as_tuples(claim)) for claim in judged}
+    outcomes |= {one["id"]: Measured(**_as_tuples(one)) for kind in ("checks", "gates") for one in content[kind]}
     return dict(content) | {"claims": judged, "finding": fill(paper.finding, content["metrics"], outcomes)}
+
+
+def _as_tuples(record: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: tuple(value) if isinstance(value, list) else value for name, value in record.items()}
 
 
 def read(path: Path) -> dict[str, Any]:

@@ -27,7 +27,7 @@ GROUP = 4  # heads that Palu decomposes together
 SINKS = {"": 0, ", first position whole": 1}  # as published, and with what LoRC's extension does for the first position
 
 
-def fisher_information(model: nn.Module, batches: Sequence[Int[Tensor, "rows tokens"]]) -> np.ndarray:
+def fisher_information(model: nn.Module, batches: Sequence[Int[Tensor, "_ _"]]) -> np.ndarray:
     """Sum of squared gradients of the loss over each W_k and W_v [2, layers]: the empirical Fisher information.
 
     One gradient a row of text, whose next tokens are the labels. Weights keep no gradient afterwards.
