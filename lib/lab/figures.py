@@ -4,6 +4,7 @@ The forms take an axis and a tidy frame (one row a value, with columns `low` and
 """
 
 import re
+import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 PAPER_VALUE: dict[str, Any] = {"color": "0.35", "linestyle": "--", "linewidth": 1.0}
 STYLE = Path(__file__).with_name("tenfold.mplstyle")
 NAME = re.compile(r"[a-z0-9][a-z0-9_-]*")
+NAMED = "_tenfold_names"  # of an axis: the names of its rows, in order
 
 
 def use_style() -> None:
@@ -170,7 +172,7 @@ def pictures(axis, rows: Mapping[str, Sequence[np.ndarray]], *, columns: Sequenc
 
 
 def multiples(names: Iterable[str], *, columns: int | None = None, width: float = 9.5, height: float = 3.2, **options):
-    """Make small multiples: a figure and a dictionary of axes by name, each with its name as title.
+    """Make small multiples: a figure and a dictionary of axes by name, each with its name as title, in lines if long.
 
     `height` is that of a row of panels; `options` go to `plt.subplots` (`sharey=True`, `width_ratios=[2, 1]`).
     """
@@ -184,7 +186,8 @@ def multiples(names: Iterable[str], *, columns: int | None = None, width: float 
         axis.set_visible(False)
     panels = dict(zip(names, axes.flat, strict=False))
     for title, axis in panels.items():
-        axis.set_title(title)
+        letters = int(72 * axis.get_position().width * width / (0.6 * axis.title.get_fontsize()))
+        axis.set_title(textwrap.fill(title, max(letters, 8)))
     return figure, panels
 
 
@@ -241,10 +244,16 @@ def _series(data, by, labels, first: int):
 
 
 def _rows(axis, data, name: str, by, labels, grey, colors, first: int, upright: bool):
-    """Colours, label, marker, rows of the frame and places of each series; names the axis of the rows."""
-    names = list(dict.fromkeys(data[name]))
+    """Colours, label, marker, rows of the frame and places of each series; names the axis of the rows.
+
+    Panels that share that axis share its names too: each has its own place, whichever panel has a row of it.
+    """
+    which = "x" if upright else "y"
+    together = getattr(axis, f"get_shared_{which}_axes")().get_siblings(axis)
+    names = list(dict.fromkeys([*(n for panel in together for n in getattr(panel, NAMED, ())), *data[name]]))
+    setattr(axis, NAMED, names)
     series = _series(data, by, labels, first)
-    _name_ticks(axis, "x" if upright else "y", range(len(names)), names)
+    _name_ticks(axis, which, range(len(names)), names)
     if not upright:
         axis.set_ylim(len(names) - 0.4, -0.6)
     axis.grid(axis="x" if upright else "y", visible=False)

@@ -89,6 +89,29 @@ def test_rows_have_their_names_intervals_and_series(frame, form, upright):
     assert not overlapping(axis, "x" if upright else "y")
 
 
+@pytest.mark.parametrize("form", [figures.forest, figures.bars])
+def test_panels_that_share_their_rows_give_a_name_the_same_place(frame, form):
+    _, axes = figures.multiples(["all", "fewer"], sharey=True)
+    part = frame[(frame["kind"] == "loss") & (frame["size"] == 1)]
+    fewer = part[part["method"].isin([METHODS[0], METHODS[2]])]
+    form(axes["all"], part, "method", "cost")
+    form(axes["fewer"], fewer, "method", "cost")
+    assert [text.get_text() for text in axes["all"].get_yticklabels()] == METHODS
+    places = (
+        [line.get_ydata()[0] for line in axes["fewer"].lines]
+        if form is figures.forest
+        else [bar.get_y() + bar.get_height() / 2 for bar in axes["fewer"].patches]
+    )
+    assert {round(float(place), 6) for place in places} == {0.0, 2.0}
+
+
+def test_long_titles_of_small_panels_do_not_run_into_each_other():
+    figure, axes = figures.multiples(["probability of the right choice", "gold log-probability (nats/token)", "a", "b"])
+    figure.canvas.draw()
+    boxes = [axis.title.get_window_extent() for axis in axes.values()]
+    assert not any(a.overlaps(b) for a, b in pairwise(boxes))
+
+
 def test_colours_of_rows(frame):
     axis = plt.figure().subplots()
     part = frame[(frame["size"] == 8) & (frame["kind"] == "loss")]
