@@ -214,7 +214,8 @@ def claims_page(profile: str) -> str:
         "# Claims\n\nEvery verdict is computed from an estimate and its 95 % interval by the rule in the paper's "
         f"`paper.toml`, in the `{profile}` profile. Checks are identities and bounds of our own code, and say nothing "
         "about a paper. A gate is a measured precondition: where one fails, the claims that name it are not testable "
-        "here. Estimates of finished runs are judged by today's rules; an executed notebook shows those of its commit.\n"
+        "here. Estimates of finished runs are judged by today's rules; an executed notebook shows those of its "
+        "commit.\n"
     )
     return "\n".join([intro, *(_claims_of(record) for record in records)]) if records else f"{intro}\nNo run yet.\n"
 
