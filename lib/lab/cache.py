@@ -9,7 +9,9 @@ import errno
 import hashlib
 import json
 import os
+import resource
 import shutil
+import sys
 import time
 import uuid
 import warnings
@@ -44,11 +46,21 @@ def plain(value: Any) -> Any:
 
 @dataclass(frozen=True)
 class Kept:
-    """A stage's result (or its folder), whether it came from the cache, and the seconds it once took to compute."""
+    """A stage's result (or its folder), whether it came from the cache, and what it once took to compute.
+
+    `peak` is the largest size of the process that computed it until then, in GiB; 0 where an older entry has none.
+    """
 
     value: Any
     loaded: bool
     seconds: float
+    peak: float = 0.0
+
+
+def peak_memory_gib() -> float:
+    """Largest resident size of this process so far, in GiB."""
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30
 
 
 def stage(folder: Path, name: str, parts: dict[str, Any], compute: Callable[[], Any]) -> Kept:
@@ -60,7 +72,7 @@ def stage(folder: Path, name: str, parts: dict[str, Any], compute: Callable[[], 
     if entry.exists():
         try:
             meta = _checked_meta(entry)
-            return Kept(_load(entry), True, meta["seconds"])
+            return Kept(_load(entry), True, meta["seconds"], meta.get("peak_gib", 0.0))
         except (OSError, ValueError, KeyError) as error:
             warnings.warn(f"cache entry {entry.name} is damaged ({error}): computing it again", stacklevel=3)
             shutil.rmtree(entry, ignore_errors=True)
@@ -76,7 +88,8 @@ def folder_stage(folder: Path, name: str, parts: dict[str, Any], build: Callable
     """Folder filled once by `build(path)` (a trained model, an adapter), or the one kept from an earlier run."""
     entry = folder / f"{name}-{key_of(parts)}"
     with contextlib.suppress(OSError, ValueError, KeyError):
-        return Kept(entry, True, _checked_meta(entry)["seconds"])
+        meta = _checked_meta(entry)
+        return Kept(entry, True, meta["seconds"], meta.get("peak_gib", 0.0))
     shutil.rmtree(entry, ignore_errors=True)
     began = time.monotonic()
     with _new_entry(entry, parts, began) as building:
@@ -95,7 +108,8 @@ def _new_entry(entry: Path, parts: dict[str, Any], began: float):
             yield building
             payload = sorted(p for p in building.rglob("*") if p.is_file())
             hashes = {str(p.relative_to(building)): _digest(p) for p in payload}
-            meta = {"depends_on": parts, "seconds": time.monotonic() - began, "files": hashes}
+            took = {"seconds": time.monotonic() - began, "peak_gib": round(peak_memory_gib(), 2)}
+            meta = {"depends_on": parts, **took, "files": hashes}
             (building / "meta.json").write_text(json.dumps(meta, default=plain, indent=1))
             os.rename(building, entry)
         except OSError as error:

@@ -3,7 +3,6 @@
 import json
 import os
 import random
-import resource
 import sys
 import time
 import uuid
@@ -130,7 +129,8 @@ class Run:
             parts = parts | {"not kept": uuid.uuid4().hex}  # a key that no later run asks for
         kept = how(paths.cache_dir() / self.paper, name, parts, make)
         key = cache.key_of(parts)
-        self.stages.setdefault(key, {"name": name, "loaded": kept.loaded, "seconds": kept.seconds})
+        told = {"loaded": kept.loaded, "seconds": kept.seconds, "peak": kept.peak}
+        self.stages.setdefault(key, {"name": name} | told)
         self.reseed(name)  # what follows must not depend on whether the stage ran
         return kept.value
 
@@ -224,7 +224,7 @@ class Run:
             "finding": finding, **{kind: [o.as_dict() for o in found.values()] for kind, found in outcomes.items()},
             **self.results, "minutes": round(wall / 60, 2),
             "minutes_cold": round((wall + self._spared()) / 60, 2),
-            "peak_memory_gib": round(peak_memory_gib(), 2),
+            "peak_memory_gib": round(max([cache.peak_memory_gib(), *(s["peak"] for s in self.stages.values())]), 2),
             "stages": [f"{stage['name']}-{key}" for key, stage in self.stages.items()],
         }  # fmt: skip
         write_json(self.folder / RESULTS, content)
@@ -242,12 +242,6 @@ class Run:
 
     def _name(self, name: str) -> None:
         figures.check_name(name, self.results["figures"] | self.results["tables"])
-
-
-def peak_memory_gib() -> float:
-    """Largest resident size of this process so far, in GiB."""
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30
 
 
 def write_json(path: Path, content: Any) -> None:

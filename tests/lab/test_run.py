@@ -165,13 +165,14 @@ def test_a_finished_run_shows_the_finding_then_claims_checks_and_gates(run, monk
 
 def test_a_cold_run_is_charged_once_for_a_stage_and_only_where_it_was_kept(run, monkeypatch):
     one, loaded = run(), iter([True, True, False, True])
-    monkeypatch.setattr(cache, "stage", lambda *_: cache.Kept(1, next(loaded), 60.0))
+    monkeypatch.setattr(cache, "stage", lambda *_: cache.Kept(1, next(loaded), 60.0, 900.0))
     for name in ("kept", "kept", "made here", "made here"):
         one.stage(name, lambda: 1)
     one.claim("c", estimate=1.0, ci=(0.5, 1.5), n="3 seeds")
     one.finish()
     written = json.loads((one.folder / "results.json").read_text())
     assert written["minutes_cold"] - written["minutes"] == pytest.approx(1.0, abs=0.011)
+    assert written["peak_memory_gib"] == 900, "a stage that was kept took its memory too"
 
 
 def test_what_follows_a_stage_does_not_depend_on_whether_it_ran(run):
