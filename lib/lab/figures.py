@@ -187,7 +187,7 @@ def multiples(names: Iterable[str], *, columns: int | None = None, width: float 
     panels = dict(zip(names, axes.flat, strict=False))
     for title, axis in panels.items():
         letters = int(72 * axis.get_position().width * width / (0.6 * axis.title.get_fontsize()))
-        axis.set_title(textwrap.fill(title, max(letters, 8)))
+        axis.set_title(textwrap.fill(str(title), max(letters, 8)))
     return figure, panels
 
 

@@ -106,7 +106,7 @@ def test_panels_that_share_their_rows_give_a_name_the_same_place(frame, form):
 
 
 def test_long_titles_of_small_panels_do_not_run_into_each_other():
-    figure, axes = figures.multiples(["probability of the right choice", "gold log-probability (nats/token)", "a", "b"])
+    figure, axes = figures.multiples(["probability of the right choice", "gold log-probability (nats/token)", 1, 2])
     figure.canvas.draw()
     boxes = [axis.title.get_window_extent() for axis in axes.values()]
     assert not any(a.overlaps(b) for a, b in pairwise(boxes))
