@@ -171,7 +171,7 @@ def pictures(axis, rows: Mapping[str, Sequence[np.ndarray]], *, columns: Sequenc
     axis.spines[:].set_visible(False)
 
 
-def multiples(names: Iterable[str], *, columns: int | None = None, width: float = 9.5, height: float = 3.2, **options):
+def multiples(names: Iterable[Any], *, columns: int | None = None, width: float = 9.5, height: float = 3.2, **options):
     """Make small multiples: a figure and a dictionary of axes by name, each with its name as title, in lines if long.
 
     `height` is that of a row of panels; `options` go to `plt.subplots` (`sharey=True`, `width_ratios=[2, 1]`).
