@@ -3,24 +3,14 @@
 import numpy as np
 import pytest
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM
 
 from lib.lorc.configuration import MATRICES, attentions, projection
 from lib.lorc.study import peers
 
 
-@pytest.fixture
-def model():
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=50, hidden_size=32, intermediate_size=48, num_hidden_layers=3, num_attention_heads=4,
-        num_key_value_heads=2, max_position_embeddings=64,
-    )  # fmt: skip
-    return LlamaForCausalLM(config).eval().requires_grad_(False)
-
-
-def test_fisher_information_is_the_sum_of_squared_gradients_of_each_rows_loss(model):
-    rows = torch.randint(50, (3, 12), generator=torch.Generator().manual_seed(1))
+def test_fisher_information_is_the_sum_of_squared_gradients_of_each_rows_loss(make_model):
+    model = make_model().requires_grad_(False)
+    rows = torch.randint(model.config.vocab_size, (3, 12), generator=torch.Generator().manual_seed(1))
     found = peers.fisher_information(model, rows.split(2))
     assert not any(parameter.requires_grad for parameter in model.parameters())
     expected = np.zeros_like(found)

@@ -32,23 +32,21 @@ def fisher_information(model: nn.Module, batches: Sequence[Int[Tensor, "_ _"]]) 
 
     One gradient a row of text, whose next tokens are the labels. Weights keep no gradient afterwards.
     """
-    weights = [[projection(attention, matrix).weight for attention in attentions(model)] for matrix in MATRICES]
-    asked = {id(weight) for kind in weights for weight in kind}
+    weights = [projection(attention, matrix).weight for matrix in MATRICES for attention in attentions(model)]
+    asked = {id(weight) for weight in weights}
     before = {parameter: parameter.requires_grad for parameter in model.parameters()}
-    squares = np.zeros((len(MATRICES), len(weights[0])))
+    squares = np.zeros(len(weights))
     try:
         for parameter in before:
             parameter.requires_grad_(id(parameter) in asked)
         for row in (row for batch in batches for row in batch.split(1)):
             hidden = cast(Any, model).get_decoder()(row, use_cache=False).last_hidden_state
             loss = nn.functional.cross_entropy(head_logits(model, hidden[0, :-1]).float(), row[0, 1:])
-            flat = [weight for kind in weights for weight in kind]
-            gradients = torch.autograd.grad(loss, flat)
-            squares += np.array([float(g.float().square().sum()) for g in gradients]).reshape(squares.shape)
+            squares += [float(g.float().square().sum()) for g in torch.autograd.grad(loss, weights)]
     finally:
         for parameter, needed in before.items():
             parameter.requires_grad_(needed)
-    return squares
+    return squares.reshape(len(MATRICES), -1)
 
 
 def palu_plan(information: np.ndarray, width: int, keep: float, *, step: int = 1) -> Plan:
