@@ -24,8 +24,6 @@ from lib.lorc.latents import Packed, pack
 from lib.lorc.projection import LowRankProjection
 from lib.lorc.step import Sinks, Step
 
-# Up to this many new tokens it is cheaper to weigh latents than to reconstruct the values that they stand for.
-SHORT = 16
 KERNELS = ("sdpa", "eager")
 PREFIX = "lorc_"
 
@@ -48,7 +46,7 @@ def attend(
     layer = latents.cache.layer(module.layer_idx)
     past, new = len(layer.v), query.shape[2]
     sinks = _store(module, layer, latents, key, value)
-    if past and new <= SHORT and not torch.is_grad_enabled():
+    if latents.attends_to_latents(new):
         output, weights = _attend_latents(module, query, layer, latents, sinks, mask, **options)
     else:
         if past:
@@ -77,8 +75,7 @@ def _store(module: Any, layer: LatentLayer, step: Step, key: Tensor, value: Tens
         if not isinstance(projection, LowRankProjection):
             new.append(pack(states.transpose(1, 2).flatten(2), 16))
             continue
-        packed, rest = cast(Any, projection.pending)
-        projection.pending = None
+        packed, rest = step.latents.pop(projection)
         new.append(packed)
         if projection.rest_down is not None:
             sinks = cast(Sinks, step.sinks(shared.sink_tokens, states[:, 0]))
@@ -111,8 +108,7 @@ def _attend_latents(
     if softcap is not None:
         scores = softcap * torch.tanh(scores / softcap)
     scores = _mask(scores, mask)
-    precise = torch.promote_types(query.dtype, torch.float32)
-    weights = functional.softmax(scores, dim=-1, dtype=precise).to(query.dtype)
+    weights = functional.softmax(scores, dim=-1)  # in float32 inside, whatever the dtype
     return _weigh_values(module, weights, layer, sinks, dim).transpose(1, 2), weights
 
 
@@ -172,7 +168,8 @@ def _weigh_values(module: Any, weights: Tensor, layer: LatentLayer, sinks: Sinks
     parts = []
     for start, page in layer.v:
         latents = page.latents().view(batch, page.tokens, groups, -1).transpose(1, 2)
-        parts.append(torch.matmul(rows[..., start : start + page.tokens], latents))
+        here = rows if len(layer.v.pages) == 1 else rows[..., start : start + page.tokens]
+        parts.append(torch.matmul(here, latents))
     # Pages are added up in float32, as one long product would be.
     total = parts[0] if len(parts) == 1 else torch.stack(parts).sum(0, dtype=torch.float32).to(weights.dtype)
     if not low:

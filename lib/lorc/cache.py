@@ -46,7 +46,7 @@ class Pages:
         """Add tokens at the end."""
         room = min(PAGE_TOKENS - self.pages[-1].tokens, new.tokens) if self.pages else 0
         if room > 0:
-            head = _slice(new, slice(0, room))
+            head = new if room == new.tokens else _slice(new, slice(0, room))
             joined = [torch.cat(pair, dim=1) for pair in zip(_parts(self.pages[-1]), _parts(head), strict=True)]
             self.pages[-1] = _packed(joined, new.width)
         for start in range(max(room, 0), new.tokens, PAGE_TOKENS):

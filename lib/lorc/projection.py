@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from lib.lorc.decomposition import Basis
-from lib.lorc.latents import Packed, mixing, pack
+from lib.lorc.latents import mixing, pack
 from lib.lorc.step import Shared, Step
 
 
@@ -30,7 +30,6 @@ class LowRankProjection(nn.Module):
         self.rest_down = nn.Parameter(torch.empty(width - rank, hidden)) if rest else None
         self.rest_up = nn.Parameter(torch.empty(groups, size, size - each)) if rest else None
         self.bias = None if linear.bias is None else nn.Parameter(torch.empty(width))
-        self.pending: tuple[Packed, Tensor | None] | None = None
 
     @torch.no_grad()
     def load(self, basis: Basis, bias: Tensor | None, *, like: Tensor) -> None:
@@ -52,15 +51,20 @@ class LowRankProjection(nn.Module):
                 setattr(self, name, nn.Parameter(value.to(like).contiguous()))
 
     def forward(self, hidden: Float[Tensor, "batch tokens hidden"]) -> Float[Tensor, "batch tokens width"]:
-        """Return keys or values of the new tokens, and hold their latents until attention caches them."""
+        """Return keys or values of the new tokens, and leave their latents with the pass for attention to cache.
+
+        A pass that attends to latents alone never reads the keys and values: it gets stand-ins of their shape.
+        """
         packed, rest = pack(functional.linear(hidden, self.down), self.bits), None
-        output = self.expand(packed.latents())
         step = self.shared.step or Step(None, 0)
+        unread = step.attends_to_latents(hidden.shape[1])
+        output = hidden[..., :1].expand(-1, -1, self.width) if unread else self.expand(packed.latents())
         sinks = step.sinks(self.shared.sink_tokens, hidden) if self.rest_down is not None else None
         if sinks is not None and sinks.any_new:
             rest = functional.linear(sinks.gather(hidden), cast(Tensor, self.rest_down))
-            output = sinks.add(output, self.expand_rest(rest), start=sinks.past)
-        self.pending = None if step.cache is None else (packed, rest)
+            output = output if unread else sinks.add(output, self.expand_rest(rest), start=sinks.past)
+        if step.cache is not None:
+            step.latents[self] = (packed, rest)
         return output
 
     def expand(self, latents: Float[Tensor, "batch tokens rank"]) -> Float[Tensor, "batch tokens width"]:

@@ -16,6 +16,10 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from lib.lorc.cache import LowRankCache
+from lib.lorc.latents import Packed
+
+# Up to this many new tokens it is cheaper to weigh latents than to reconstruct the values that they stand for.
+SHORT = 16
 
 
 @dataclass(frozen=True)
@@ -64,13 +68,18 @@ class Sinks:
 
 @dataclass
 class Step:
-    """One pass of a model: the cache that it fills and the tokens that were there before."""
+    """One pass of a model: the cache that it fills, the tokens that were there before, latents not yet cached."""
 
     cache: LowRankCache | None
     past: int
     starts: Int[Tensor, " batch"] | None = None
+    latents: dict[Any, tuple[Packed, Tensor | None]] = field(default_factory=dict)  # by projection, those of its sinks
     _sinks: Sinks | None = None
     _angles: dict[Any, tuple[Tensor, ...]] = field(default_factory=dict)
+
+    def attends_to_latents(self, new: int) -> bool:
+        """Say whether `new` tokens attend to latents, keys made page by page, and not to keys and values made whole."""
+        return bool(self.past) and new <= SHORT and self.cache is not None and not torch.is_grad_enabled()
 
     def sinks(self, count: int, like: Float[Tensor, "batch tokens _"]) -> Sinks | None:
         """Return where the first `count` real tokens of each row are, once a pass."""
@@ -124,7 +133,9 @@ class Shared:
         self.typed = "layer_type" in inspect.signature(rotary_embedding.forward).parameters
         self._tables: dict[Any, tuple[tuple[Tensor, Tensor], Tensor]] = {}
         self._flat: dict[Any, Tensor] = {}
-        self._half_split: dict[str, bool] = {}
+        # By layer: asked of each layer at each token.
+        self._half_split: dict[int, bool] = {}
+        self._rotates: dict[int, bool] = {}
         self.step: Step | None
 
     def kind(self, attention: Any) -> str:
@@ -133,22 +144,28 @@ class Shared:
 
     def rotates(self, attention: Any) -> bool:
         """Say whether a layer rotates its keys: SmolLM3 and Cohere-2 have layers that do not."""
-        if attention.config.model_type.endswith("cohere2"):
-            return attention.sliding_window is not None
-        return bool(getattr(attention, "use_rope", True))
+        index = attention.layer_idx
+        if index not in self._rotates:
+            cohere = attention.config.model_type.endswith("cohere2")
+            self._rotates[index] = (
+                attention.sliding_window is not None if cohere else bool(getattr(attention, "use_rope", True))
+            )
+        return self._rotates[index]
 
     def half_split(self, attention: Any) -> bool:
         """Say whether keys can be rotated by channel: no norm before it, and the rotation is the Llama family's."""
-        module = type(attention).__module__
-        if module not in self._half_split:
+        index = attention.layer_idx
+        if index not in self._half_split:
             dim = attention.head_dim
             keys, angles = torch.linspace(-1, 1, 3 * dim).view(1, 1, 3, dim), torch.linspace(0, 2, 3 * (dim // 2))
             cos, sin = (each.view(1, 3, -1) for each in (angles.cos(), angles.sin()))
             whole = (each.repeat(1, 1, 2) for each in (cos, sin))
-            theirs, (first, second) = sys.modules[module].apply_rotary_pos_emb(keys, keys, *whole)[1], keys.chunk(2, -1)
+            rotate = sys.modules[type(attention).__module__].apply_rotary_pos_emb
+            theirs, (first, second) = rotate(keys, keys, *whole)[1], keys.chunk(2, -1)
             ours = torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)
-            self._half_split[module] = torch.allclose(theirs, ours, atol=1e-6)
-        return self._half_split[module] and getattr(attention, "k_norm", None) is None
+            normed = getattr(attention, "k_norm", None) is not None
+            self._half_split[index] = not normed and torch.allclose(theirs, ours, atol=1e-6)
+        return self._half_split[index]
 
     def table(self, kind: str, length: int, like: Tensor) -> tuple[tuple[Tensor, Tensor], Tensor]:
         """Return cosines and sines of positions from 0: [length, dim] by token, [2, 1, dim / 2, length] by channel."""
