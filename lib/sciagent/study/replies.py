@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from lib.core.chat import Chat, Decoding, Messages, Replayer, Reply, reply_key
+from lib.core.chat import Chat, ChatClient, Decoding, Messages, Replayer, Reply, reply_key
 from lib.sciagent import decoding
 from lib.sciagent.agent import TO_ACT, Action, action_prompt
 from lib.sciagent.retriever import WordIndex
@@ -17,7 +17,8 @@ from lib.sciagent.sandbox import Limits, Sandbox
 from lib.sciagent.study import corpus, free_questions
 from lib.sciagent.study.questions import Question, askable
 from lib.sciagent.tools import Toolset
-from lib.zoo import load_lm
+from lib.zoo import shipped
+from lib.zoo.models import LANGUAGE_MODELS, load_lm
 
 MODEL = "qwen2.5-coder-1.5b-instruct"
 TO_NAME = (
@@ -116,9 +117,17 @@ def showings(tools: Toolset, questions: Sequence[Question]) -> dict[str, list[tu
     }
 
 
-def action(chat: Chat) -> Action:
-    """Return the action model that writes free programs, at one attempt."""
-    return Action(chat, correct=False, max_new_tokens=LONGEST)
+def chat_of(name: str) -> Chat | None:
+    """Give who writes: `recorded` replies, an endpoint's model, or nobody for an empty name."""
+    if not name:
+        return None
+    return shipped.replies("sciagent") if name == "recorded" else ChatClient(model=name)
+
+
+def action(name: str, *, dtype: str, device: Any) -> Action:
+    """Return the action model of a short name, or whom `chat_of` gives, which writes free programs at one attempt."""
+    pair = load_lm(name, dtype=dtype, device=device) if name in LANGUAGE_MODELS else (chat_of(name),)
+    return Action(*pair, correct=False, max_new_tokens=LONGEST)
 
 
 def prompt(tools: Toolset, question: Question, names: Sequence[str]) -> str:
@@ -126,11 +135,13 @@ def prompt(tools: Toolset, question: Question, names: Sequence[str]) -> str:
     return action_prompt(question.text, [tools[name] for name in names], instruction=TO_ACT, whole=True)
 
 
-def recorded(chat: Replayer, tools: Toolset, questions: Sequence[Question], shown: Sequence[Sequence[str]]) -> bool:
-    """Tell whether programs for all questions with these functions are recorded: another toolset asks otherwise."""
-    settings = Decoding(temperature=0.0, max_tokens=LONGEST)
-    asked = [prompt(tools, question, names) for question, names in zip(questions, shown, strict=True)]
-    return all(reply_key(chat.model, each, settings) in chat.rows for each in asked)
+def recorded(name: str, tools: Toolset, questions: Sequence[Question]) -> bool:
+    """Tell whether a writer has programs for all questions: a live one has, a recording knows its own toolset only."""
+    chat, settings = chat_of(name), Decoding(temperature=0.0, max_tokens=LONGEST)
+    if not isinstance(chat, Replayer):
+        return True
+    shown = [row for rows in showings(tools, questions).values() for row in zip(questions, rows, strict=True)]
+    return all(reply_key(chat.model, prompt(tools, *each), settings) in chat.rows for each in shown)
 
 
 def record(client: Any) -> None:
