@@ -1,0 +1,85 @@
+"""Replies of a larger model: all that the notebook asks is recorded, and replayed without a model or for other tools."""
+
+from contextlib import nullcontext
+
+import pytest
+
+from lib import TenfoldError
+from lib.core.chat import Decoding, Recorder, Replayer, Reply, write_replies
+from lib.core.store import Journal
+from lib.sciagent import Toolset
+from lib.sciagent.study import evaluation, free_questions, replies
+
+
+class Writer:
+    """Plans by naming the question's first word, and writes the right program where a function is shown."""
+
+    model = replies.MODEL
+
+    def __init__(self, questions):
+        self.programs, self.asked = {q.text: q.program for q in questions}, 0
+
+    def complete(self, messages, decoding=None, *, attempt=0):
+        return self.complete_many([messages], decoding)[0]
+
+    def complete_many(self, questions, decoding=None, *, attempt=0):
+        self.asked += len(questions)
+        return [Reply((self._said(q),), ("stop",)) for q in questions]
+
+    def _said(self, question):
+        if not isinstance(question, str):
+            return f"{question[-1]['content'].split()[0]} number\nand more"
+        (program,) = [p for text, p in self.programs.items() if text in question]
+        return "answer = -1" if "Functions:\nnone" in question else f"```python\n{program}\n```"
+
+
+@pytest.fixture
+def recorded(monkeypatch, warm, tools, tmp_path):
+    """Questions, and what a writer who knows the answers has recorded for them."""
+    monkeypatch.setattr(replies, "LIBRARIES", ("ht", "numpy_financial"))
+    monkeypatch.setattr(replies, "POSED", 5)
+    monkeypatch.setattr(replies, "Sandbox", lambda **_: nullcontext(warm))
+    questions = replies.posed(tools, warm)
+    writer, journal = Writer(questions), Journal(tmp_path / "replies.sqlite")
+    replies.record(Recorder(writer, journal))
+    asked = writer.asked
+    replies.record(Recorder(writer, journal))  # nothing is asked twice
+    assert writer.asked == asked == len(free_questions.questions("test")) + 3 * len(questions)
+    write_replies(tmp_path / "replies.gz", journal)
+    chat = Replayer(tmp_path / "replies.gz", replies.MODEL)
+    monkeypatch.setattr(replies, "chat_of", lambda name: chat if name == "recorded" else None)
+    return questions, chat
+
+
+def test_recorded_plans_and_programs_are_replayed_and_scored(recorded, tools, warm):
+    questions, chat = recorded
+    freely = [question for question, _ in free_questions.questions("test")]
+    assert replies.plans_by(chat, freely) == [f"{question.split()[0]} number" for question in freely]
+    showing, action = replies.showings(tools, questions), replies.action("recorded", dtype="float32", device="cpu")
+    assert all(len(names) == replies.SHOWN for names in showing["retrieved"])
+    right = {
+        condition: [row["right"] for row in evaluation.score(action, questions, names, tools, warm)]
+        for condition, names in showing.items()
+    }
+    assert all(right["gold"])
+    assert not any(right["none"])
+
+
+def test_a_recording_is_for_its_own_tools_and_questions(recorded, tools):
+    questions, chat = recorded
+    assert replies.recorded("recorded", tools, questions)
+    shown = set(replies.showings(tools, questions)["retrieved"][0]) - {name for q in questions for name in q.functions}
+    fewer = Toolset.from_records([record for record in tools.records() if record["name"] not in shown])
+    assert not replies.recorded("recorded", fewer, questions)
+    assert replies.recorded("", fewer, questions)  # nobody to ask: nothing is missing
+    with pytest.raises(TenfoldError, match="holds no reply"):
+        replies.plans_by(chat, ["Another question?"])
+
+
+def test_a_local_model_replies_to_questions_and_dialogues():
+    chat = replies.local("smollm2-135m-instruct")
+    settings = Decoding(temperature=0.0, max_tokens=3)
+    both = chat.complete_many(["Who?", replies.to_name("Who?")], settings)
+    assert both[0] == chat.complete("Who?", settings)
+    assert both[0].text != both[1].text
+    assert chat.model == "smollm2-135m-instruct"
