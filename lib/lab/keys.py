@@ -246,10 +246,14 @@ class Reads:
         return None
 
     def _path(self, path: Path) -> str:
-        """A folder of the cache is named by its key; any other file counts by its content, a missing one by name."""
+        """A folder of the cache is named by its key; any other file counts by its content, a missing one by name.
+
+        Cards of shipped weights say where these come from, and count for nothing.
+        """
         if path.is_relative_to(paths.cache_dir()):
             return digest_of("cache", str(path.relative_to(paths.cache_dir())))
-        files = sorted(f for f in path.rglob("*") if f.is_file()) if path.is_dir() else [path] * path.is_file()
+        inside = path.rglob("*") if path.is_dir() else [path]
+        files = sorted(f for f in inside if f.is_file() and not f.name.endswith(shipped.CARD))
         if not files:
             return digest_of("name", path.name)
         return digest_of("files", *(part for f in files for part in (str(f.relative_to(path.parent)), f.read_bytes())))

@@ -253,6 +253,15 @@ def test_folders_of_the_cache_count_by_name_and_files_by_content(tmp_path, monke
     assert digest(elsewhere) != first
 
 
+def test_a_card_of_shipped_weights_counts_for_nothing(tmp_path):
+    (tmp_path / "base.safetensors").write_text("1")
+    before = digest(tmp_path)
+    (tmp_path / "base.safetensors.card.json").write_text('{"commit": "a"}')
+    assert digest(tmp_path) == before
+    (tmp_path / "base.safetensors").write_text("2")
+    assert digest(tmp_path) != before
+
+
 def test_what_has_no_content_is_refused_by_name():
     with pytest.raises(TenfoldError, match="stage 's': a _thread.lock has no content .* `fingerprint\\(\\)`"):
         parts("import threading\nlock = threading.Lock()\ndef compute():\n    return lock")
