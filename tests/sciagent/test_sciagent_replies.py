@@ -1,4 +1,4 @@
-"""Replies of a larger model: all that the notebook asks is recorded, and replayed without a model or for other tools."""
+"""Replies of a larger model: what the notebook asks is recorded, and replayed without a model or for other tools."""
 
 from contextlib import nullcontext
 

@@ -126,8 +126,8 @@ def chat_of(name: str) -> Chat | None:
 
 def action(name: str, *, dtype: str, device: Any) -> Action:
     """Return the action model of a short name, or whom `chat_of` gives, which writes free programs at one attempt."""
-    pair = load_lm(name, dtype=dtype, device=device) if name in LANGUAGE_MODELS else (chat_of(name),)
-    return Action(*pair, correct=False, max_new_tokens=LONGEST)
+    model, tokenizer = load_lm(name, dtype=dtype, device=device) if name in LANGUAGE_MODELS else (chat_of(name), None)
+    return Action(model, tokenizer, correct=False, max_new_tokens=LONGEST)
 
 
 def prompt(tools: Toolset, question: Question, names: Sequence[str]) -> str:
