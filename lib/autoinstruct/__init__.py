@@ -5,7 +5,7 @@ learns which helps which example (`objectives`, `trainer`). `optimise` does it a
 """
 
 from lib.autoinstruct.candidates import Candidate, CandidateSet, collect, format_line, variants
-from lib.autoinstruct.generation import FEW_SHOT, ZERO_SHOT, LocalGenerator, WorkedTask, generate, meta_prompts
+from lib.autoinstruct.generation import FEW_SHOT, ZERO_SHOT, WorkedTask, generate, meta_prompts
 from lib.autoinstruct.labelling import LabelledTask, Pair, label, label_task
 from lib.autoinstruct.metrics import exact_match, rouge_l
 from lib.autoinstruct.modeling import CrossEncoder, FrozenHead, Scorer, YesLogit, load_scorer
@@ -21,6 +21,7 @@ from lib.autoinstruct.trainer import (
     popularity_weights,
     predict,
 )
+from lib.core.local_chat import LocalChat
 
 __all__ = [
     "FEW_SHOT",
@@ -33,7 +34,7 @@ __all__ = [
     "FrozenHead",
     "LabelTable",
     "LabelledTask",
-    "LocalGenerator",
+    "LocalChat",
     "Optimised",
     "Pair",
     "Rule",

@@ -8,15 +8,10 @@ instructions are alike in length.
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
-from typing import Any
-
-import numpy as np
-import torch
 
 from lib.autoinstruct.candidates import Candidate, CandidateSet, collect
 from lib.autoinstruct.tasks import Demonstration
-from lib.core.chat import Chat, ChatFailed, Decoding, Messages, Reply, reply_key
-from lib.core.generation import Warping, common_length, decode, draw, read_groups
+from lib.core.chat import Chat, Decoding, complete_all
 
 ASK = (
     "Now write an instruction for this task, for a new person. {style} Say what is given, what to do and how to "
@@ -84,7 +79,6 @@ WORKED: Mapping[str, Sequence[WorkedTask]] = {  # instructions of about ten, twe
         ),
     ),
 }
-SHARED = 48  # tokens that neighbouring questions begin with for which they are read together
 FEW_SHOT = (*STYLES, *WORKED)
 ZERO_SHOT = tuple(style for style in FEW_SHOT if style != "use-example")
 
@@ -153,7 +147,7 @@ def generate(
 ) -> CandidateSet:
     """Write candidates of a task: its own instruction, then `samples` of every style (few-shot with demonstrations).
 
-    `chat` answers the meta-prompts: a `ChatClient`, recorded replies, a `LocalGenerator`, or your own. With all seven
+    `chat` answers the meta-prompts: a `ChatClient`, recorded replies, a `LocalChat`, or your own. With all seven
     few-shot styles and three samples these are the paper's 22 candidates, zero-shot 19. A reply that was cut off at
     `max_tokens` is refused as `unfinished`.
     """
@@ -165,76 +159,3 @@ def generate(
             unfinished += end == "length"
             candidates += [Candidate(text, "model", style)] if end != "length" else []
     return collect(candidates, demonstrations=demonstrations, refused={"unfinished": unfinished} if unfinished else {})
-
-
-def complete_all(chat: Any, questions: Sequence[Messages], decoding: Decoding) -> list[Reply]:
-    """Return a chat's replies in order, asked for together where it can; raises the first failure."""
-    if not hasattr(chat, "complete_many"):
-        return [chat.complete(messages, decoding) for messages in questions]
-    replies = chat.complete_many(questions, decoding)
-    for failed in (reply for reply in replies if isinstance(reply, ChatFailed)):
-        raise failed
-    return replies
-
-
-@dataclass
-class LocalGenerator:
-    """A causal language model in its chat template that replies like an endpoint does; `decoding` as in `core.chat`.
-
-    What neighbouring questions begin with is read once. A reply's random numbers come from its question and settings
-    alone, so that it does not depend on what is asked beside it.
-    """
-
-    network: Any
-    tokenizer: Any
-    batch_rows: int = 48
-
-    @property
-    def model(self) -> str:
-        """Name of the model."""
-        return self.network.config.name_or_path
-
-    def complete(self, messages: Messages, decoding: Decoding | None = None, *, attempt: int = 0) -> Reply:
-        """Reply to a question or a dialogue; another attempt draws anew."""
-        return self.complete_many([messages], decoding, attempt=attempt)[0]
-
-    @torch.inference_mode()
-    def complete_many(
-        self, questions: Sequence[Messages], decoding: Decoding | None = None, *, attempt: int = 0
-    ) -> list[Reply]:
-        """Reply to many questions, at most `batch_rows` texts at once."""
-        decoding, replies = decoding or Decoding(), []
-        each = max(1, self.batch_rows // decoding.n)
-        for start in range(0, len(questions), each):
-            replies += self._batch(questions[start : start + each], decoding, attempt)
-        return replies
-
-    def _batch(self, questions: Sequence[Messages], decoding: Decoding, attempt: int) -> list[Reply]:
-        longest, device = decoding.max_tokens or 512, self.network.device
-        groups: list[list[list[int]]] = []
-        for ids in map(self._encoded, questions):
-            alike = groups and common_length([groups[-1][0], ids]) >= SHARED
-            groups = groups if alike else [*groups, []]
-            groups[-1] += [ids] * decoding.n
-        keys = [reply_key(self.model, messages, decoding, attempt) for messages in questions]
-        numbers = np.stack([np.random.default_rng(int(key, 16)).random((decoding.n, longest)) for key in keys])
-        uniform = torch.from_numpy(numbers.reshape(-1, longest)).to(device)
-        top_p = 1.0 if decoding.top_p is None else decoding.top_p
-        warping = Warping(decoding.temperature, top_p=top_p)
-
-        def choose(logits: torch.Tensor, rows: torch.Tensor, step: int) -> torch.Tensor:
-            return draw(warping.probs(logits), uniform=uniform[rows, step])
-
-        context, last = read_groups(self.network, groups)
-        made = decode(context, last, max_new_tokens=longest, stops=[self.tokenizer.eos_token_id], choose=choose)
-        texts = [text.strip() for text in self.tokenizer.batch_decode(made.tokens, skip_special_tokens=True)]
-        ends = ["stop" if ended else "length" for ended in made.ended]
-        return [
-            Reply(tuple(texts[i : i + decoding.n]), tuple(ends[i : i + decoding.n]))
-            for i in range(0, len(texts), decoding.n)
-        ]
-
-    def _encoded(self, messages: Messages) -> list[int]:
-        turns = [{"role": "user", "content": messages}] if isinstance(messages, str) else list(messages)
-        text = self.tokenizer.apply_chat_template(turns, add_generation_prompt=True, tokenize=False)
-        return self.tokenizer(text, add_special_tokens=False).input_ids

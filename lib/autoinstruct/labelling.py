@@ -17,10 +17,9 @@ from tqdm import tqdm
 from lib.autoinstruct import metrics
 from lib.autoinstruct.candidates import Candidate
 from lib.autoinstruct.decoding import Answers, answer_groups, answer_ids, messages_of, prompt_ids, stop_tokens
-from lib.autoinstruct.generation import complete_all
 from lib.autoinstruct.tasks import Demonstration, Task
 from lib.autoinstruct.trainer import LabelTable
-from lib.core.chat import Chat, Decoding
+from lib.core.chat import Chat, Decoding, complete_all
 from lib.core.store import Journal, key_of
 
 METRICS = ("choice", "log_prob", "rouge_l", "exact_match")

@@ -302,6 +302,16 @@ class Recorder:
         return [self.complete(messages, decoding, attempt=attempt) for messages in questions]
 
 
+def complete_all(chat: Any, questions: Sequence[Messages], decoding: Decoding) -> list[Reply]:
+    """Return a chat's replies in order, asked for together where it can; raises the first failure."""
+    if not hasattr(chat, "complete_many"):
+        return [chat.complete(messages, decoding) for messages in questions]
+    replies = chat.complete_many(questions, decoding)
+    for failed in (reply for reply in replies if isinstance(reply, ChatFailed)):
+        raise failed
+    return replies
+
+
 def write_replies(path: Path | str, rows: Mapping[str, Any]) -> int:
     """Write replies (a journal, or some of one) as compressed JSON lines; return their number.
 

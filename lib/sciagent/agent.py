@@ -11,10 +11,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from lib.core.chat import Chat, Decoding
+from lib.core.chat import Chat, Decoding, complete_all
+from lib.core.local_chat import LocalChat
 from lib.sciagent import decoding
 from lib.sciagent.grammar import ProgramGrammar
-from lib.sciagent.program import called_in, program_in
+from lib.sciagent.program import called_in, program_in, without_redefinitions
 from lib.sciagent.sandbox import Execution, Mode, Sandbox
 from lib.sciagent.tools import Tool, Toolset
 
@@ -51,14 +52,10 @@ def texts_of(
 ) -> list[str]:
     """Let a model answer prompts greedily: a chat, or a local model, in its chat template where it is `instructed`."""
     if isinstance(model, Chat):
-        decoding_of = Decoding(temperature=0.0, max_tokens=max_new_tokens)
-        return [model.complete(prompt, decoding_of).text for prompt in prompts]
-    if instructed and getattr(tokenizer, "chat_template", None):
-        prompts = [
-            tokenizer.apply_chat_template([{"role": "user", "content": p}], add_generation_prompt=True, tokenize=False)
-            for p in prompts
-        ]
-    return decoding.generate(model, tokenizer, prompts, max_new_tokens=max_new_tokens, progress=progress)
+        chat = model
+    else:
+        chat = LocalChat(model, tokenizer, template=instructed and bool(tokenizer.chat_template), progress=progress)
+    return [reply.text for reply in complete_all(chat, prompts, Decoding(temperature=0.0, max_tokens=max_new_tokens))]
 
 
 @dataclass(frozen=True)
@@ -105,8 +102,10 @@ class Action:
 
     Programs are free Python, taken out of their fences; their value is `answer`, or what they print last. `constrained`
     holds a local model to a grammar in which only shown functions and the question's values occur: for very small
-    models. A program that fails is shown to the model once more, with its error (`correct`). The `instruction` goes
-    before every prompt: adapters of `trainer.train` learn without one, other models want it.
+    models; there `rank_odds` say how likely the function at each rank is the right one (`retriever.rank_odds`), which
+    weighs in the choice of a function. What a free program defines under the name of a shown function is dropped, so
+    that it calls the real one. A program that fails is shown to the model once more, with its error (`correct`). The
+    `instruction` goes before every prompt: adapters of `trainer.train` learn without one, other models want it.
     """
 
     model: Any
@@ -115,6 +114,7 @@ class Action:
     correct: bool = True
     max_new_tokens: int = 300
     instruction: str = TO_ACT
+    rank_odds: tuple[float, ...] = ()
 
     def attempts(
         self, questions: Sequence[str], shown: Sequence[Sequence[str]], tools: Toolset,
@@ -141,19 +141,25 @@ class Action:
             prompts.append(
                 action_prompt(question, listed, instruction=self.instruction, whole=not self.constrained, **error)
             )
-            grammars.append(ProgramGrammar(listed, question))
+            grammars.append(ProgramGrammar(listed, question, self._odds(len(listed))))
         if self.constrained:
-            programs = decoding.generate(self.model, self.tokenizer, prompts, grammars=grammars, progress=progress)
+            programs = decoding.generate(self.model, self.tokenizer, prompts, grammars, progress=progress)
         else:
             replies = texts_of(
                 self.model, self.tokenizer, prompts, max_new_tokens=self.max_new_tokens,
                 instructed=bool(self.instruction), progress=progress,
             )  # fmt: skip
-            programs = [program_in(reply) for reply in replies]
+            written = zip(replies, shown, strict=True)
+            programs = [without_redefinitions(program_in(reply), names) for reply, names in written]
         mode: Mode = "constrained" if self.constrained else "free"
         outcomes = sandbox.map([tools.job(p, names, mode=mode) for p, names in zip(programs, shown, strict=True)])
         rows = zip(programs, shown, outcomes, strict=True)
         return [Attempt(program, called_in(program, names), outcome) for program, names, outcome in rows]
+
+    def _odds(self, number: int) -> tuple[float, ...]:
+        """Odds of so many functions in the order of their ranks; those beyond the known ranks are as the last known."""
+        known = self.rank_odds[:number]
+        return (*known, *known[-1:] * (number - len(known))) if known else ()
 
 
 @dataclass(frozen=True)

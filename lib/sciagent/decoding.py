@@ -1,4 +1,4 @@
-"""Greedy generation in batches: free text, or a program of a grammar, whose forced tokens cost no step of the model.
+"""Greedy generation of programs of a grammar, in batches; forced tokens cost no step of the model.
 
 Rows of a batch take what they are given in turn: a choice's tokens are compared until only one text is left, whose rest
 is appended at once. So a step of the model reads a few tokens of each row, and a call takes about as many steps as it
@@ -21,23 +21,8 @@ LONGEST_LINE = 48  # tokens of a free line
 AT_ONCE = 12  # tokens of a row that the model reads in a step: rows wait for each other, so long texts go in pieces
 
 
-class TextWriter:
-    """A row of free text up to the end token; `more` takes a token's logits and returns what the model reads next."""
-
-    def __init__(self, tokenizer: Any, limit: int) -> None:
-        self.end, self.limit, self.written = tokenizer.eos_token_id, limit, []
-
-    def more(self, logits: Float[Tensor, "vocab"]) -> list[int]:
-        """Take the likeliest token."""
-        token = int(logits.argmax())
-        if token == self.end or len(self.written) >= self.limit:
-            return []
-        self.written.append(token)
-        return [token]
-
-
 class ProgramWriter:
-    """A row that is a program of a grammar; `more` as in `TextWriter`."""
+    """A row that is a program of a grammar; `more` takes a token's logits and returns what the model reads next."""
 
     def __init__(self, tokenizer: Any, grammar: ProgramGrammar) -> None:
         self.tokenizer, self.written = tokenizer, []
@@ -48,6 +33,7 @@ class ProgramWriter:
         self.step, self.line = step, []
         encode = self.tokenizer.encode
         self.left = {t: encode(t, add_special_tokens=False) for t in step.options} if isinstance(step, Choice) else {}
+        self.odds = dict(zip(step.options, step.odds, strict=True)) if isinstance(step, Choice) and step.odds else {}
 
     def _picked(self, text: str) -> None:
         try:
@@ -72,10 +58,18 @@ class ProgramWriter:
         """The next token; None where the model must be asked first."""
         if isinstance(self.step, Free):
             return None if logits is None else self._line_token(logits, self.step)
-        possible = sorted({ids[len(self.line)] for ids in self.left.values()})
+        odds: dict[int, list[float]] = {}  # of the texts that go on with each token
+        for text, ids in self.left.items():
+            odds.setdefault(ids[len(self.line)], []).append(self.odds.get(text, 1.0))
+        possible = sorted(odds)
         if len(possible) == 1:
             return possible[0]
-        return None if logits is None else possible[int(logits[possible].argmax())]
+        if logits is None:
+            return None
+        scores = logits[possible].float()
+        if self.odds:
+            scores = scores + torch.tensor([sum(odds[token]) / len(odds[token]) for token in possible]).log().to(scores)
+        return possible[int(scores.argmax())]
 
     def _take(self, token: int) -> None:
         self.line.append(token)
@@ -100,31 +94,26 @@ class ProgramWriter:
         return self.tokenizer.encode("\n", add_special_tokens=False)[0]
 
 
-Writer = TextWriter | ProgramWriter
-
-
 @torch.inference_mode()
 def generate(
-    model: Any, tokenizer: Any, prompts: Sequence[str], *, max_new_tokens: int = 64,
-    grammars: Sequence[ProgramGrammar] | None = None, batch_size: int = 16, progress: bool = False,
+    model: Any, tokenizer: Any, prompts: Sequence[str], grammars: Sequence[ProgramGrammar], *,
+    batch_size: int = 16, progress: bool = False,
 ) -> list[str]:  # fmt: skip
-    """Generate greedily: free text of at most `max_new_tokens`, or with `grammars` a program of each row's own."""
+    """Generate greedily, each row a program of its own grammar."""
     from tqdm import tqdm
 
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
     texts = [""] * len(prompts)
     batches = [order[i : i + batch_size] for i in range(0, len(order), batch_size)]
     for batch in tqdm(batches, desc="generate", disable=not progress):
-        writers: list[Writer] = [TextWriter(tokenizer, max_new_tokens) for _ in batch]
-        if grammars is not None:
-            writers = [ProgramWriter(tokenizer, grammars[i]) for i in batch]
+        writers = [ProgramWriter(tokenizer, grammars[i]) for i in batch]
         _write(model, tokenizer, [prompts[i] for i in batch], writers)
         for i, writer in zip(batch, writers, strict=True):
             texts[i] = tokenizer.decode(writer.written)
     return texts
 
 
-def _write(model: Any, tokenizer: Any, prompts: list[str], writers: Sequence[Writer]) -> None:
+def _write(model: Any, tokenizer: Any, prompts: list[str], writers: Sequence[ProgramWriter]) -> None:
     context = Context(model, len(prompts))
     rows = [tokenizer.encode(prompt, add_special_tokens=False) for prompt in prompts]
     at_once = max(map(len, rows))  # the prompts whole, then a few tokens of each row at a time

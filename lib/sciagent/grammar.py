@@ -50,9 +50,13 @@ LONGEST_EXPRESSION = 391  # characters
 
 @dataclass(frozen=True)
 class Choice:
-    """The model picks one of the texts (one text: nothing to pick). None is the beginning of another."""
+    """The model picks one of the texts (one text: nothing to pick). None is the beginning of another.
+
+    `odds` multiply the model's probabilities: what is known beside it of each text; none where nothing is.
+    """
 
     options: tuple[str, ...]
+    odds: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -66,17 +70,23 @@ Step = Choice | Free
 
 
 class ProgramGrammar:
-    """Programs for a question with the functions shown; `steps` asks for one choice after the other."""
+    """Programs for a question with the functions shown; `steps` asks for one choice after the other.
 
-    def __init__(self, tools: Sequence[Tool], question: str) -> None:
+    `odds` say how likely each function is to be the right one before the model is asked (a retriever knows), whatever
+    their sum; against arithmetic they say nothing.
+    """
+
+    def __init__(self, tools: Sequence[Tool], question: str, odds: Sequence[float] = ()) -> None:
         self.tools = {purpose_line(tool): tool for tool in tools}
+        mean = sum(odds) / len(odds) if odds else 1.0
+        self.odds = (*(odd / mean for odd in odds), 1.0) if odds else ()
         self.values = QuestionValues(question)
 
     def steps(self) -> Generator[Step, str, None]:
         """Yield the next step and be sent the text picked, until `answer` is assigned."""
         known: list[str] = []
         while "answer" not in known:
-            used = yield Choice((*self.tools, ARITHMETIC))
+            used = yield Choice((*self.tools, ARITHMETIC), self.odds)
             names = ("answer", f"step{len(known) + 1}")[: 1 if len(known) == MOST_LINES - 1 else 2]
             name = yield Choice(tuple(f"{name} = " for name in names))
             if used == ARITHMETIC:

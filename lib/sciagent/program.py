@@ -45,6 +45,44 @@ def program_in(reply: str) -> str:
     return (python or [body for _, body in blocks] or [reply])[-1].strip("\n").rstrip("`").rstrip()
 
 
+def without_redefinitions(source: str, functions: Collection[str]) -> str:
+    """Drop what a program defines under the name of a function that it was shown, so that its calls reach the real one.
+
+    Small models write a shown function anew before they call it. Only definitions, classes and lambdas assigned at the
+    top level count; a program that has none, or is no Python, comes back as it is.
+    """
+    try:
+        tree = ast.parse(source)
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        return source
+    dropped = [line for line in tree.body if _defined(line) & set(functions)]
+    if not dropped:
+        return source
+    tree.body = [line for line in tree.body if line not in dropped]
+    lines = source.splitlines()
+    for line in reversed(dropped):
+        first = min([line.lineno, *(d.lineno for d in getattr(line, "decorator_list", []))])
+        lines[first - 1 : line.end_lineno] = []
+    left = "\n".join(lines)  # with its comments, unless a line holds several statements
+    return left if _same(left, tree) else ast.unparse(tree)
+
+
+def _same(source: str, tree: ast.Module) -> bool:
+    try:
+        return ast.dump(ast.parse(source)) == ast.dump(tree)
+    except SyntaxError:
+        return False
+
+
+def _defined(line: ast.stmt) -> set[str]:
+    """Names that a statement gives a function of its own: a definition, a class, or a lambda that is assigned."""
+    if isinstance(line, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)):
+        return {line.name}
+    if isinstance(line, ast.Assign) and isinstance(line.value, ast.Lambda):
+        return {target.id for target in line.targets if isinstance(target, ast.Name)}
+    return set()
+
+
 def checked(source: str, *, functions: Collection[str]) -> ast.Module:
     """Parse a program that keeps to the subset and calls only `functions` and the known builtins.
 

@@ -128,6 +128,17 @@ def hybrid(encoder: Any, *, dtype: str = "float32") -> Callable[[Toolset], Hybri
     return index
 
 
+def rank_odds(found: Sequence[Sequence[str]], wanted: Sequence[Sequence[str]], k: int) -> tuple[float, ...]:
+    """Return how often the right function stood at each of the first k ranks, for `agent.Action`.
+
+    `found` are the names that a search gave each question, best first; `wanted` those that serve it. A rank that never
+    held one counts as if once in two questions more (add-half), so that none is ruled out.
+    """
+    rows = zip(found, wanted, strict=True)
+    ranks = [next((i for i, name in enumerate(names[:k]) if name in right), k) for names, right in rows]
+    return tuple((ranks.count(rank) + 0.5) / (len(ranks) + 1) for rank in range(k))
+
+
 def _standardised(scores: Float[Tensor, "queries functions"]) -> Float[Tensor, "queries functions"]:
     return (scores - scores.mean(1, keepdim=True)) / scores.std(1, keepdim=True).clamp_min(1e-6)
 

@@ -4,9 +4,9 @@ A corpus is read (`conversations`), masked (`privacy`), labelled by an `Annotato
 by part (`annotation`), checked against labels of people (`taxonomy`), and compared with benchmarks (`compare`).
 """
 
+from lib.core.local_chat import LocalChat
 from lib.usergpt.annotation import Annotation, Annotator, annotate_corpus, read_annotations
 from lib.usergpt.chat_annotator import ChatAnnotator, ChatModel, FreeForm, Guide
-from lib.usergpt.chat_models import LocalChatModel
 from lib.usergpt.compare import distribution, divergence, labelled, rectified, share_table
 from lib.usergpt.conversations import Conversation, ConversationReader, draw
 from lib.usergpt.merging import merge_labels
@@ -30,7 +30,7 @@ __all__ = [
     "FreeForm",
     "GoldLabel",
     "Guide",
-    "LocalChatModel",
+    "LocalChat",
     "Taxonomy",
     "agreement",
     "annotate_corpus",

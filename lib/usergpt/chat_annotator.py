@@ -40,7 +40,7 @@ ASK = 'The request:\n"""\n{request}\n"""\nType of task, and domain:'
 
 @runtime_checkable
 class ChatModel(Protocol):
-    """Anything that answers many prompts at once: `lib.core.chat.ChatClient`, a `LocalChatModel`, or your own."""
+    """Anything that answers many prompts at once: `lib.core.chat.ChatClient`, a `LocalChat`, or your own."""
 
     model: str
 

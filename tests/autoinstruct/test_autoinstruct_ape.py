@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 
-from lib.autoinstruct import Candidate, LocalGenerator
+from lib.autoinstruct import Candidate
 from lib.autoinstruct.study import baselines
 from lib.autoinstruct.tasks import Demonstration
-from lib.core.chat import Chat, Decoding, Reply
+from lib.core.chat import Reply
 
 DEMOS = (Demonstration("2 + 2", "4"), Demonstration("3 + 9", "12"))
 POOL = [Candidate(text, "model", "one-sentence") for text in ("a", "bbb", "cc")]
@@ -77,16 +77,3 @@ def test_a_generator_is_asked_for_variations_that_keep_the_meaning():
     assert write(["Add."], 1) == [['Output: "Add. 0 5"', 'Output: "Add. 1 5"']]
     (found,) = baselines.search([POOL[:1]], [DEMOS], lengths, write, rounds=1)
     assert found.candidates[-1].text == "a 1 5"  # without label and quotation marks
-
-
-def test_the_local_model_writes_in_batches_repeatably(lm):
-    writer = LocalGenerator(*lm)
-    prompts = [baselines.RESAMPLE.format(instruction=text) for text in ("Add.", "Say the capital of a country.")]
-    cold = Decoding(temperature=1e-4, max_tokens=6)
-    together = writer.complete_many(prompts, cold)
-    assert together == [writer.complete(prompt, cold) for prompt in prompts]  # padding changes nothing
-    warm = Decoding(n=2, max_tokens=6, seed=1)
-    drawn = writer.complete_many(prompts, warm)
-    assert [len(reply.texts) for reply in drawn] == [2, 2]
-    assert drawn == writer.complete_many(prompts, warm) != writer.complete_many(prompts, warm, attempt=1)
-    assert isinstance(writer, Chat)

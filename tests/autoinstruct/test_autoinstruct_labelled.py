@@ -9,7 +9,7 @@ from lib.autoinstruct import (
     Demonstration,
     Example,
     LabelledTask,
-    LocalGenerator,
+    LocalChat,
     Task,
     WorkedTask,
     generate,
@@ -65,7 +65,7 @@ def test_the_gain_of_the_best_carries_over_or_not():
 
 
 def test_a_local_model_answers_meta_prompts_and_the_same_seed_answers_the_same(lm):
-    local = LocalGenerator(*lm)
+    local = LocalChat(*lm)
     worked = {"worked-tasks-1": [WorkedTask("Reverse.", TASK.demonstrations, "Write it backwards.")]}
     options = {"worked": worked, "samples": 1, "max_tokens": 3}
     found = generate(local, TASK.instruction, **options)

@@ -150,13 +150,13 @@ def test_auto_instruct_is_an_optimiser_of_dspy(dspy):
 
 
 def test_the_dspy_optimiser_runs_with_the_local_model(dspy, lm):
-    from lib.autoinstruct import LocalGenerator
+    from lib.autoinstruct import LocalChat
     from lib.autoinstruct.teleprompter import AutoInstruct
 
     engine = peers.LocalEngine(*lm, inputs=[demo.input for demo in DEMOS])
     program = dspy.Predict(dspy.Signature("question -> answer", HUMAN), max_tokens=3)
     trainset = [dspy.Example(question=d.input, answer=d.output).with_inputs("question") for d in DEMOS]
-    optimiser = AutoInstruct(peers.score, generator=LocalGenerator(*lm), samples=1, max_tokens=8)
+    optimiser = AutoInstruct(peers.score, generator=LocalChat(*lm), samples=1, max_tokens=8)
     lm15 = dspy.LM("local", engine=engine, cache=False, num_retries=0)
     with dspy.context(lm=lm15, adapter=peers.plain_adapter(), disable_history=True):
         best = optimiser.compile(program, trainset=trainset)

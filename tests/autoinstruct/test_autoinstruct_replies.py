@@ -3,10 +3,9 @@
 import pytest
 
 from lib import TenfoldError
-from lib.autoinstruct.generation import complete_all
 from lib.autoinstruct.study import replies
 from lib.autoinstruct.tasks import make_tasks
-from lib.core.chat import Recorder, Replayer, Reply, write_replies
+from lib.core.chat import Recorder, Replayer, Reply, complete_all, write_replies
 from lib.core.store import Journal
 
 

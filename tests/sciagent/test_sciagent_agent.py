@@ -6,7 +6,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from lib.core.chat import Reply
+from lib.core.chat import Decoding, Reply
+from lib.core.local_chat import LocalChat
 from lib.sciagent import Execution, Toolset, agent, decoding, retriever, trainer
 from lib.sciagent.grammar import ARITHMETIC, Choice, Free, ProgramGrammar, choices_of
 from lib.sciagent.program import called_in, checked
@@ -71,6 +72,9 @@ class Tokenizer:
     def decode(self, ids):
         return "".join(self.eos_token if i == 1 else chr(max(i - 2, 0)) for i in ids)
 
+    def batch_decode(self, rows, *, skip_special_tokens):
+        return [self.decode([i for i in row if i > 1]) for row in rows]
+
 
 @pytest.fixture(scope="module")
 def tiny():
@@ -90,7 +94,7 @@ QUESTIONS = ["x 30.5, y 25, z 10 and w 20", "Mean difference? The values are 1, 
 def test_constrained_generation_writes_programs_of_shown_functions_only(tiny, tools):
     model, tokenizer = tiny
     grammars = [ProgramGrammar([tools["LMTD"]], q) for q in QUESTIONS]
-    held = decoding.generate(model, tokenizer, QUESTIONS, grammars=grammars)
+    held = decoding.generate(model, tokenizer, QUESTIONS, grammars)
     for text, grammar in zip(held, grammars, strict=True):
         tree = checked(text, functions=["LMTD"])
         assert "".join(part for part, _ in choices_of(text, grammar)) == text
@@ -126,16 +130,23 @@ def test_forced_text_in_batches_gives_what_token_by_token_gives(tiny, tools):
     model, tokenizer = tiny
     shown = [tools["LMTD"], tools["fv"]]
     grammars = [ProgramGrammar(shown, q) for q in QUESTIONS]
-    together = decoding.generate(model, tokenizer, QUESTIONS, grammars=grammars)
+    together = decoding.generate(model, tokenizer, QUESTIONS, grammars)
     assert together == [slow(model, tokenizer, q, g) for q, g in zip(QUESTIONS, grammars, strict=True)]
 
 
-def test_batched_generation_is_that_of_each_prompt_alone(tiny):
+def test_odds_of_the_ranks_weigh_in_the_choice_of_a_function(tiny, tools):
     model, tokenizer = tiny
-    prompts = ["x", "a much longer prompt than that", "one more"]
-    together = decoding.generate(model, tokenizer, prompts, max_new_tokens=12)
-    alone = [decoding.generate(model, tokenizer, [p], max_new_tokens=12)[0] for p in prompts]
-    assert together == alone
+    shown = [tools["LMTD"], tools["fv"]]
+
+    def chosen(odds):
+        (text,) = decoding.generate(model, tokenizer, QUESTIONS[:1], [ProgramGrammar(shown, QUESTIONS[0], odds)])
+        return called_in(text, ["LMTD", "fv"])[:1]
+
+    assert chosen((1.0, 1e-9)) == ("LMTD",)
+    assert chosen((1e-9, 1.0)) == ("fv",)
+    assert chosen((0.2, 0.2)) == chosen(())  # odds that say nothing
+    action = agent.Action(model, tokenizer, constrained=True, rank_odds=(0.6, 0.2))
+    assert [action._odds(n) for n in (0, 1, 2, 4)] == [(), (0.6,), (0.6, 0.2), (0.6, 0.2, 0.2, 0.2)]
 
 
 def test_training_teaches_the_completion_and_saves_the_adapter(tiny, tmp_path):
@@ -147,11 +158,16 @@ def test_training_teaches_the_completion_and_saves_the_adapter(tiny, tmp_path):
     ] * 4
     recipe = trainer.LoraRecipe(rank=8, learning_rate=1e-2, epochs=80, batch_size=4)
     adapted = trainer.train(copy.deepcopy(model), tokenizer, pairs, recipe, seed=0)
-    written = decoding.generate(adapted, tokenizer, [p.prompt for p in pairs[:2]], max_new_tokens=10)
-    assert written == [" first", " other"]
+    assert completed(adapted, tokenizer, pairs[:2]) == [" first", " other"]
     trainer.save(adapted, tmp_path)
     again = trainer.load(copy.deepcopy(model), tmp_path)
-    assert decoding.generate(again, tokenizer, [p.prompt for p in pairs[:2]], max_new_tokens=10) == written
+    assert completed(again, tokenizer, pairs[:2]) == [" first", " other"]
+
+
+def completed(model, tokenizer, pairs):
+    greedy = Decoding(temperature=0.0, max_tokens=10)
+    local = LocalChat(model, tokenizer, template=False)
+    return [reply.text for reply in local.complete_many([pair.prompt for pair in pairs], greedy)]
 
 
 def test_the_loss_is_the_learned_tokens_cross_entropy_whatever_the_padding(tiny):
@@ -205,15 +221,20 @@ def test_nothing_to_train_on_is_refused(tiny):
 
 
 class Scripted:
-    """Stands for `decoding.generate`: says what it is told, and keeps the prompts."""
+    """Stands for a model, held to a grammar or free: says what it is told, and keeps the prompts."""
 
     def __init__(self, monkeypatch, answers):
         self.answers, self.prompts = list(answers), []
         monkeypatch.setattr(decoding, "generate", self)
+        monkeypatch.setattr(agent, "LocalChat", lambda *_, **__: self)
 
-    def __call__(self, model, tokenizer, prompts, **_):
+    def __call__(self, model, tokenizer, prompts, grammars, **_):
         self.prompts += prompts
         return [self.answers.pop(0) for _ in prompts]
+
+    def complete_many(self, prompts, _):
+        self.prompts += prompts
+        return [Reply((self.answers.pop(0),)) for _ in prompts]
 
 
 def words_index(tools):
@@ -243,6 +264,14 @@ def test_a_free_program_is_taken_from_its_fences_and_may_loop_import_and_print(m
     assert trace.answer == pytest.approx(43.200409294131525)
     assert trace.attempts[1].called == ("LMTD",)
     assert "Thi: " in script.prompts[1], "a free program's functions are shown whole"
+
+
+def test_a_shown_function_defined_anew_does_not_hide_the_real_one(monkeypatch, tools, warm):
+    anew = "def LMTD(Thi, Tho, Tci, Tco):\n    return 0\n\nanswer = LMTD(100, 60, 30, 40.2)"
+    Scripted(monkeypatch, ["a plan", anew])
+    trace = new_agent(tools, warm, constrained=False).solve("Log mean temperature difference?")
+    assert trace.answer == pytest.approx(43.200409294131525)
+    assert trace.program == "answer = LMTD(100, 60, 30, 40.2)"
 
 
 class Chat:

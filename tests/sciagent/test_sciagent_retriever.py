@@ -126,3 +126,9 @@ def test_the_contrastive_loss_by_hand(encoder):
     powers = (cosines / 0.05).exp()
     expected = -(powers.diagonal() / powers.sum(1)).log().mean()
     torch.testing.assert_close(found.detach(), expected, atol=1e-4, rtol=1e-4)
+
+
+def test_rank_odds_are_the_shares_of_right_ranks_and_rule_none_out():
+    found = [["a", "b", "c"], ["b", "a", "c"], ["c", "b", "a"], ["x", "y", "z"]]
+    odds = retriever.rank_odds(found, [("a",), ("b",), ("b",), ("q",)], 3)
+    assert odds == pytest.approx((2.5 / 5, 1.5 / 5, 0.5 / 5))

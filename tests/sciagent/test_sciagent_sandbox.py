@@ -18,7 +18,7 @@ from lib import TenfoldError
 from lib.lab import keys
 from lib.sciagent import Limits, ProgramRefused, Sandbox, sandbox
 from lib.sciagent.inside import isolation
-from lib.sciagent.program import called_in, checked, program_in
+from lib.sciagent.program import called_in, checked, program_in, without_redefinitions
 from lib.sciagent.study.hostile import (
     BLOCKING,
     CONTROLS,
@@ -334,6 +334,16 @@ def test_an_import_that_is_not_listed_says_which_are():
 ])  # fmt: skip
 def test_a_program_is_taken_out_of_its_fences(reply, program):
     assert program_in(reply) == program
+
+
+@pytest.mark.parametrize(("program", "left"), [
+    ("# why\n@cached\ndef f(x):\n    return x\n\nanswer = f(2)  # so", "# why\n\nanswer = f(2)  # so"),
+    ("f = lambda x: 1\nanswer = f(2)", "answer = f(2)"), ("class f: pass\nanswer = f(2)", "answer = f(2)"),
+    ("x = 1; f = lambda x: 1; answer = f(2)", "x = 1\nanswer = f(2)"),
+    ("def g(x): return f(x)\nf = 3", "def g(x): return f(x)\nf = 3"), ("def f(:", "def f(:"),
+])  # fmt: skip
+def test_a_shown_function_defined_anew_is_dropped_so_that_the_real_one_is_called(program, left):
+    assert without_redefinitions(program, ["f"]) == left
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="namespaces are Linux's")

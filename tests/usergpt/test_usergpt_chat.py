@@ -8,15 +8,13 @@ from collections import Counter
 from random import Random
 
 import pytest
-import torch
 
-from lib import TenfoldError, zoo
+from lib import TenfoldError
 from lib.core.chat import ChatClient, ChatFailed, Decoding, Reply
-from lib.core.store import Journal, key_of
+from lib.core.store import Journal
 from lib.usergpt import ChatAnnotator, DemonstrationPool, FreeForm, Guide, load_demonstrations, load_taxonomy
 from lib.usergpt.annotation import Annotation, Annotator, PatientAnnotator, annotate_corpus, read_annotations, read_rows
 from lib.usergpt.chat_annotator import ChatModel, build_prompt
-from lib.usergpt.chat_models import LocalChatModel, OwnDraws
 from lib.usergpt.conversations import Conversation
 from lib.usergpt.pool import Demonstration
 
@@ -305,30 +303,3 @@ def test_what_failed_is_asked_again_when_the_corpus_is_through_with_the_pool_of_
     chat_server.script = [401] * 50
     with pytest.raises(TenfoldError, match="401"):
         annotate(chat_server, tmp_path / "new", 30)
-
-
-# --- a local model -------------------------------------------------------------------------------------------------
-
-
-def test_a_local_model_answers_in_batches_the_same_twice_and_refuses_what_does_not_fit():
-    lm, tokenizer = zoo.load_lm("smollm2-135m-instruct")
-    model = LocalChatModel(lm, tokenizer, decoding=Decoding(temperature=0.4, max_tokens=6), batch_size=2, prefill="So")
-    prompts = ["Say hello.", "word " * 9000, "Name a colour."]
-    found = model.complete_many(prompts)
-    assert found[1].reason.startswith("a prompt of 9")
-    assert all(found[i].text.startswith("So") for i in (0, 2))
-    assert model.complete_many(prompts[::2]) == found[::2]
-    assert model.complete_many(prompts[2:]) == found[2:]  # its own random numbers: no companion of the batch matters
-    assert model.complete_many(prompts[2:], attempt=1) != found[2:]
-    (told,) = model.complete_many(["Say hello."], Decoding(temperature=0, max_tokens=2, logprobs=3))
-    assert len(told.logprobs[0][0]["top_logprobs"]) == 3
-    assert told.logprobs[0][0]["token"] == told.logprobs[0][0]["top_logprobs"][0]["token"]
-    with pytest.raises(ValueError, match="leave out top_p"):
-        model.complete_many(prompts, Decoding(n=2))
-
-
-def test_greedy_decoding_with_gumbel_noise_samples_the_models_law():
-    logits = torch.tensor([[0.0, 1.0, 2.0]]).repeat(4000, 1)
-    draws = OwnDraws([key_of(i) for i in range(4000)], 0.5)
-    chosen = draws(logits, torch.arange(4000)).bincount(minlength=3) / 4000
-    torch.testing.assert_close(chosen, torch.softmax(logits[0] / 0.5, dim=-1), atol=0.025, rtol=0)

@@ -15,11 +15,10 @@ from jaxtyping import Float
 
 from lib.autoinstruct.candidates import Candidate, collect
 from lib.autoinstruct.decoding import answer_groups
-from lib.autoinstruct.generation import complete_all
 from lib.autoinstruct.labelling import Pair, label
 from lib.autoinstruct.tasks import Demonstration, Example, Task
 from lib.autoinstruct.trainer import LabelTable
-from lib.core.chat import Decoding
+from lib.core.chat import Decoding, complete_all
 from lib.zoo.dialogues import prompt_ids
 
 RESAMPLE = (  # Section 3.3's prompt for a variation that keeps the meaning

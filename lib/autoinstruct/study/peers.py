@@ -15,10 +15,10 @@ from typing import Any
 from lib import TenfoldError
 from lib.autoinstruct.candidates import Candidate
 from lib.autoinstruct.decoding import answer_groups, prompt_ids, stop_tokens
-from lib.autoinstruct.generation import LocalGenerator
 from lib.autoinstruct.metrics import first_line, rouge_l
 from lib.autoinstruct.tasks import Demonstration, Task
 from lib.core.chat import Decoding
+from lib.core.local_chat import LocalChat
 
 NAME = "local"  # what DSPy calls the model
 
@@ -75,7 +75,7 @@ class LocalEngine:
             decoding = Decoding(temperature=temperature, max_tokens=longest, n=self.ahead, seed=seed)
             turns = [{"role": "system", "content": system}] if system else []
             turns.append({"role": "user", "content": question})
-            left += LocalGenerator(self.model, self.tokenizer).complete(turns, decoding).texts
+            left += LocalChat(self.model, self.tokenizer).complete(turns, decoding).texts
         return left.pop(0)
 
 

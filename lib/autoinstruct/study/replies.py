@@ -9,11 +9,12 @@ from typing import Any
 import torch
 
 from lib.autoinstruct.candidates import CandidateSet
-from lib.autoinstruct.generation import STYLES, LocalGenerator, complete_all, generate, meta_prompts
+from lib.autoinstruct.generation import STYLES, generate, meta_prompts
 from lib.autoinstruct.study.baselines import RESAMPLE
 from lib.autoinstruct.study.suite import RULE, suite_rows
 from lib.autoinstruct.tasks import Task, make_tasks
-from lib.core.chat import Chat, ChatClient, Decoding, Messages, Replayer, reply_key
+from lib.core.chat import Chat, ChatClient, Decoding, Messages, Replayer, complete_all, reply_key
+from lib.core.local_chat import LocalChat
 from lib.zoo import shipped
 from lib.zoo.models import LANGUAGE_MODELS, load_lm
 
@@ -32,9 +33,9 @@ def decoding(*, n: int = SAMPLES) -> Decoding:
     return Decoding(temperature=1.0, top_p=1.0, max_tokens=LONGEST, seed=SEED, n=n)
 
 
-def local(name: str) -> LocalGenerator:
+def local(name: str) -> LocalChat:
     """Load the model whose replies are recorded, with bfloat16 weights."""
-    return LocalGenerator(*load_lm(name, dtype=torch.bfloat16))
+    return LocalChat(*load_lm(name, dtype=torch.bfloat16))
 
 
 def generator(name: str, network: Any, tokenizer: Any) -> Chat:
@@ -42,8 +43,8 @@ def generator(name: str, network: Any, tokenizer: Any) -> Chat:
     if name == "recorded":
         return shipped.replies("autoinstruct")
     if name in LANGUAGE_MODELS:
-        return LocalGenerator(*load_lm(name, dtype=network.dtype, device=network.device))
-    return LocalGenerator(network, tokenizer) if name == "model" else ChatClient(model=name)
+        return LocalChat(*load_lm(name, dtype=network.dtype, device=network.device))
+    return LocalChat(network, tokenizer) if name == "model" else ChatClient(model=name)
 
 
 def questions_of(task: Task) -> list[Messages]:

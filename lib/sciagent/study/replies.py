@@ -4,13 +4,12 @@ The settings below are part of every question's key: a notebook that asks in ano
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 
-from lib.core.chat import Chat, ChatClient, Decoding, Messages, Replayer, Reply, reply_key
-from lib.sciagent import decoding
+from lib.core.chat import Chat, ChatClient, Decoding, Messages, Replayer, reply_key
+from lib.core.local_chat import LocalChat
 from lib.sciagent.agent import TO_ACT, Action, action_prompt
 from lib.sciagent.retriever import WordIndex
 from lib.sciagent.sandbox import Limits, Sandbox
@@ -53,33 +52,6 @@ SHOWN = 3  # functions
 LONGEST = 160  # tokens of a program
 SEED = 3  # of the questions; the notebook's own test questions have another
 TOGETHER = 16  # questions asked at once
-
-
-@dataclass(frozen=True)
-class LocalChat:
-    """A causal language model in its chat template that replies greedily, as an endpoint does at temperature 0."""
-
-    network: Any
-    tokenizer: Any
-
-    @property
-    def model(self) -> str:
-        """Name of the model."""
-        return self.network.config.name_or_path
-
-    def complete(self, messages: Messages, settings: Decoding | None = None, *, attempt: int = 0) -> Reply:
-        """Reply to a question or a dialogue."""
-        return self.complete_many([messages], settings, attempt=attempt)[0]
-
-    def complete_many(
-        self, questions: Sequence[Messages], settings: Decoding | None = None, *, attempt: int = 0
-    ) -> list[Reply]:
-        """Reply to many."""
-        longest = (settings or Decoding()).max_tokens or LONGEST
-        turns = [[{"role": "user", "content": q}] if isinstance(q, str) else list(q) for q in questions]
-        prompts = [self.tokenizer.apply_chat_template(t, add_generation_prompt=True, tokenize=False) for t in turns]
-        made = decoding.generate(self.network, self.tokenizer, prompts, max_new_tokens=longest)
-        return [Reply((text,), ("",)) for text in made]
 
 
 def local(name: str) -> LocalChat:

@@ -4,9 +4,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pandas as pd
+import torch
 
 from lib import zoo
 from lib.core.chat import Decoding
+from lib.core.local_chat import LocalChat
 from lib.usergpt.chat_annotator import ChatAnnotator, ChatModel, FreeForm, Guide
 from lib.usergpt.conversations import Conversation, ConversationReader, draw
 from lib.usergpt.pool import DemonstrationPool, Rule, load_demonstrations
@@ -17,9 +19,13 @@ FRESH = 300  # conversations after the first 300 of the same draw: labelled by a
 NAMES = Decoding(temperature=0, max_tokens=16, logprobs=20)
 LABELS = Decoding(temperature=0.4, max_tokens=200)  # the paper's temperature
 CHARACTERS = {"guide": 400, "pool": 160}  # of a conversation that are shown
-BEGUN = "** Output 1 **\n[domain]"  # of a local model's answer, without which a small one leaves out the numbers
-RUNS, CALLS = 10, 10  # of each rule of the pool, and calls of three conversations in a run
+RUNS, CALLS = 20, 10  # of each rule of the pool, and calls of three conversations in a run
 RULES: tuple[Rule, ...] = ("fixed", "published")
+
+
+def local(name: str) -> LocalChat:
+    """Load the model whose replies are recorded, with bfloat16 weights."""
+    return LocalChat(*zoo.load_lm(name, dtype=torch.bfloat16), batch_rows=30)
 
 
 def guide_annotator(model: ChatModel) -> ChatAnnotator:
@@ -87,3 +93,4 @@ def record(model: ChatModel) -> None:
     """Ask everything that the notebook replays, the most needed first."""
     corpus = list(ConversationReader(zoo.stream_dataset("sharegpt", "all")))
     ask_guide(model, labelled_draw(corpus)[1][:RECORDED])
+    pool_runs(model, corpus)
