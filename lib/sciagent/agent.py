@@ -21,10 +21,11 @@ from lib.sciagent.tools import Tool, Toolset
 
 TO_PLAN = "In one sentence, say which quantity must be computed, by what method, and from which given quantities."
 TO_ACT = (
-    "Answer the question by a short Python program. The functions listed are defined already: call one where it helps, "
-    "with the given numbers in the units that it documents, and write plain Python where none does (math and numpy may "
-    "be imported). Begin with a comment that says how the answer follows, assign it to `answer`, and write nothing "
-    "but the program, in one ```python block."
+    "Answer the question by a short Python program. The functions listed are imported already. Where one of them gives "
+    "what is asked, call it with the given numbers, in the units that it documents, and never work its formula out "
+    "yourself; write plain Python only where none does (math and numpy may be imported). Write one line of comment "
+    "that says what is computed and by which function, assign the value to `answer`, and write nothing else, in one "
+    "```python block."
 )
 
 

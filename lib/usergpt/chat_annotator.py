@@ -27,6 +27,7 @@ STEPS = """You label what people asked an AI assistant. Do three things for each
 3. Name the types of task, from coarse to fine, with commas between them. There may be several.
 Keep exactly the format of the outputs shown, and label each input once."""
 TRIGGER = "Now label the following inputs in the same format."
+ENDING = "Write the outputs for these {count} inputs, each under its own line such as ** Output 1 **."
 GUIDE = """You label what a person asks an AI assistant: the main type of task, and the domain that it is about.
 
 Types of task:
@@ -266,7 +267,8 @@ def build_prompt(requests: Sequence[str], demonstrations: Sequence[Demonstration
     shown = [f"** Input {i} **\n{d.request}" for i, d in enumerate(demonstrations, 1)]
     answers = [f"** Output {i} **\n{_fields(d)}" for i, d in enumerate(demonstrations, 1)]
     asked = [f"** Input {i} **\n{request}" for i, request in enumerate(requests, 1)]
-    return "\n\n".join([STEPS, *shown, *answers, TRIGGER, *asked])
+    ending = ENDING.format(count=len(requests))
+    return "\n\n".join([STEPS, *shown, *answers, TRIGGER, *asked, ending])
 
 
 def _fields(demonstration: Demonstration) -> str:
