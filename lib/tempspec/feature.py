@@ -14,6 +14,7 @@ from typing import Any, cast
 
 import torch
 from jaxtyping import Bool, Float, Int
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from tqdm.auto import tqdm
@@ -32,12 +33,14 @@ class FeatureModel(nn.Module):
     """The network of a `FeatureDrafter`: embeddings and features fused into one decoder layer, and a reduced head.
 
     `layers` are the target's hidden states it sees. Embeddings, last layer and head start as the target's, the first
-    stay so; `fit_maps` gives the maps their start. Features older than `longest_lag` tokens go through the last map.
+    stay so, and the head too unless it is `own_head`; `fit_maps` gives the maps their start. Features older than
+    `longest_lag` tokens go through the last map.
     """
 
     def __init__(
-        self, target: Any, *, layers: tuple[int, ...], token_ids: Int[Tensor, " kept"], longest_lag: int = 3
-    ) -> None:
+        self, target: Any, *, layers: tuple[int, ...], token_ids: Int[Tensor, " kept"], longest_lag: int = 3,
+        own_head: bool = True,
+    ) -> None:  # fmt: skip
         super().__init__()
         config: Any = target.config
         width = config.hidden_size
@@ -51,6 +54,7 @@ class FeatureModel(nn.Module):
         self.decoder = _one_layer(target)
         weight = target.get_output_embeddings().weight.detach().float()
         self.head = ReducedHead(weight[token_ids], token_ids, config.vocab_size)
+        self.head.weight.requires_grad_(own_head)
         self.to(target.device)
 
     def map_inputs(
@@ -212,21 +216,42 @@ class FeatureDrafter(AutoregressiveDrafter):
         return self._context.read(tokens, embeddings=embedded).hidden
 
 
-def save_feature_model(model: FeatureModel, folder: Path | str) -> None:
-    """Write a feature model without the embeddings, which are the target's."""
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    weights = {name: w.contiguous() for name, w in model.state_dict().items() if not name.startswith("embeddings.")}
-    save_file(weights, folder / "model.safetensors")
-    (folder / "feature.json").write_text(json.dumps({"layers": model.layers, "longest_lag": model.longest_lag}))
+def save_feature_model(model: FeatureModel, path: Path | str, *, dtype: torch.dtype | None = None) -> None:
+    """Write a feature model to a safetensors file, or into a folder, without what it has of its target.
+
+    That are the embeddings, and a head that is not its own. Weights keep their dtype, or take another.
+    """
+    own_head = model.head.weight.requires_grad
+    theirs = ("embeddings.",) if own_head else ("embeddings.", "head.weight")
+    kept = {name: w for name, w in model.state_dict().items() if not name.startswith(theirs)}
+    weights = {
+        name: (w.to(dtype) if dtype is not None and w.is_floating_point() else w).contiguous()
+        for name, w in kept.items()
+    }
+    options = {"layers": list(model.layers), "longest_lag": model.longest_lag, "own_head": own_head}
+    save_file(weights, _file(path, make=True), metadata={"feature": json.dumps(options)})
 
 
-def load_feature_model(folder: Path | str, target: Any) -> FeatureModel:
-    """Read a feature model made for a target (or one of its shape)."""
-    folder = Path(folder)
-    weights = load_file(folder / "model.safetensors")
-    options = json.loads((folder / "feature.json").read_text())
+def load_feature_model(path: Path | str, target: Any) -> FeatureModel:
+    """Read a feature model, from a file or its folder, for the target that it was made for (or one of its shape).
+
+    It has the target's dtype, in which it drafts fastest.
+    """
+    file = _file(path)
+    with safe_open(file, "pt") as opened:
+        options = json.loads(opened.metadata()["feature"])
+    weights = load_file(file)
     kept = weights["head.token_ids"].to(target.device)
-    model = FeatureModel(target, layers=tuple(options["layers"]), token_ids=kept, longest_lag=options["longest_lag"])
+    options["layers"] = tuple(options["layers"])
+    model = FeatureModel(target, token_ids=kept, **options)
     model.load_state_dict(weights, strict=False)
-    return model.eval()
+    return model.to(target.dtype).eval()
+
+
+def _file(path: Path | str, *, make: bool = False) -> Path:
+    path = Path(path)
+    if path.suffix == ".safetensors":
+        return path
+    if make:
+        path.mkdir(parents=True, exist_ok=True)
+    return path / "model.safetensors"

@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from lib.tempspec import (
     Example,
@@ -311,6 +312,19 @@ def test_feature_models_survive_saving(target, tmp_path):
     network = FeatureModel(target, layers=(0, 1), token_ids=torch.tensor([1, 4])).eval()
     save_feature_model(network, tmp_path)
     again = load_feature_model(tmp_path, target)
+    assert again.head.weight.requires_grad
     tokens, features = torch.tensor([[1, 2, 3]]), torch.randn(1, 3, 2 * target.config.hidden_size)
     torch.testing.assert_close(again(tokens, features, lag=2), network(tokens, features, lag=2))
     assert again.head.token_ids.tolist() == [1, 4]
+
+
+def test_a_head_that_is_the_targets_is_neither_trained_nor_kept(target, tmp_path):
+    options = {"layers": (0, 1), "token_ids": torch.tensor([1, 4]), "longest_lag": 2, "own_head": False}
+    network = FeatureModel(target, **options)
+    save_feature_model(network, file := tmp_path / "half.safetensors", dtype=torch.bfloat16)
+    weights = load_file(file)
+    assert not [name for name in weights if name.startswith(("embeddings.", "head.weight"))]
+    assert {w.dtype for name, w in weights.items() if name != "head.token_ids"} == {torch.bfloat16}
+    again = load_feature_model(file, target)
+    assert (again.longest_lag, again.head.weight.requires_grad) == (2, False)
+    torch.testing.assert_close(again.head.weight, network.head.weight)

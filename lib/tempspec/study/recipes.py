@@ -72,19 +72,23 @@ def feature_drafter(
     answer_epochs: int = 2,
     learning_rate: float = 5e-4,
     seed: int = 0,
+    checkpoints: Path | None = None,
+    **shape: Any,
 ) -> FeatureModel:
     """A feature drafter: started by ridge regression, taught on others' texts, then on the target's own answers.
 
-    `layers` must hold the input of the target's last layer: its number of layers less one.
+    `layers` must hold the input of the target's last layer: its number of layers less one. `shape` is what else a
+    `FeatureModel` takes. With a folder for `checkpoints`, every epoch leaves one, and a second call goes on from it.
     """
     torch.manual_seed(seed)
-    network = FeatureModel(target, layers=layers, token_ids=token_ids)
+    network = FeatureModel(target, layers=layers, token_ids=token_ids, **shape)
     ours, theirs = (teaching_batches(examples, target, layers=layers) for examples in (answers, texts))
     mixed = [batch for pair in zip_longest(ours, theirs[::-1]) for batch in pair if batch is not None]
     fit_maps(network, mixed, wanted=target.config.num_hidden_layers - 1)
     options: dict[str, Any] = {"loss": "fkl", "seed": seed}
-    teach(network, theirs, epochs=text_epochs, learning_rate=learning_rate, **options)
-    return teach(network, ours, epochs=answer_epochs, learning_rate=0.7 * learning_rate, **options)
+    first, second = ({} if checkpoints is None else {"output_dir": checkpoints / part} for part in ("texts", "answers"))
+    teach(network, theirs, epochs=text_epochs, learning_rate=learning_rate, **options, **first)
+    return teach(network, ours, epochs=answer_epochs, learning_rate=0.7 * learning_rate, **options, **second)
 
 
 def keep(student: Any, folder: Path) -> None:
