@@ -86,9 +86,9 @@ def feature_drafter(
     mixed = [batch for pair in zip_longest(ours, theirs[::-1]) for batch in pair if batch is not None]
     fit_maps(network, mixed, wanted=target.config.num_hidden_layers - 1)
     options: dict[str, Any] = {"loss": "fkl", "seed": seed}
-    first, second = ({} if checkpoints is None else {"output_dir": checkpoints / part} for part in ("texts", "answers"))
-    teach(network, theirs, epochs=text_epochs, learning_rate=learning_rate, **options, **first)
-    return teach(network, ours, epochs=answer_epochs, learning_rate=0.7 * learning_rate, **options, **second)
+    first, second = (None if checkpoints is None else checkpoints / part for part in ("texts", "answers"))
+    teach(network, theirs, epochs=text_epochs, learning_rate=learning_rate, output_dir=first, **options)
+    return teach(network, ours, epochs=answer_epochs, learning_rate=0.7 * learning_rate, output_dir=second, **options)
 
 
 def keep(student: Any, folder: Path) -> None:
