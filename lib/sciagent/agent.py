@@ -117,6 +117,10 @@ class Action:
     instruction: str = TO_ACT
     rank_odds: tuple[float, ...] = ()
 
+    def __post_init__(self) -> None:
+        if not all(odd > 0 for odd in self.rank_odds):
+            raise ValueError(f"rank_odds = {self.rank_odds}: each must be above 0, as `retriever.rank_odds` gives them")
+
     def attempts(
         self, questions: Sequence[str], shown: Sequence[Sequence[str]], tools: Toolset,
         sandbox: Sandbox, *, progress: bool = False,

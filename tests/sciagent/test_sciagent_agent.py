@@ -146,6 +146,8 @@ def test_odds_of_the_ranks_weigh_in_the_choice_of_a_function(tiny, tools):
     assert chosen((1e-9, 1.0)) == ("fv",)
     assert chosen((0.2, 0.2)) == chosen(())  # odds that say nothing
     action = agent.Action(model, tokenizer, constrained=True, rank_odds=(0.6, 0.2))
+    with pytest.raises(ValueError, match="each must be above 0"):
+        replace(action, rank_odds=(0.6, 0.0))
     assert [action._odds(n) for n in (0, 1, 2, 4)] == [(), (0.6,), (0.6, 0.2), (0.6, 0.2, 0.2, 0.2)]
 
 
