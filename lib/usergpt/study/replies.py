@@ -19,7 +19,8 @@ FRESH = 300  # conversations after the first 300 of the same draw: labelled by a
 NAMES = Decoding(temperature=0, max_tokens=16, logprobs=20)
 LABELS = Decoding(temperature=0.4, max_tokens=200)  # the paper's temperature
 CHARACTERS = {"guide": 400, "pool": 160}  # of a conversation that are shown
-RUNS, CALLS = 20, 10  # of each rule of the pool, and calls of three conversations in a run
+RUNS, CALLS = 40, 10  # of each rule of the pool, and calls of three conversations in a run
+TOGETHER = 20  # runs whose conversations are drawn together: more runs leave the earlier ones as they are
 RULES: tuple[Rule, ...] = ("fixed", "published")
 
 
@@ -68,7 +69,8 @@ def pool_runs(
     rows: list[tuple[Any, ...]] = []
     distinct: dict[tuple[int, Rule], set[str]] = {job: set() for job in jobs}
     for call in range(calls):
-        batches = [drawn[3 * (call * RUNS + run) :][:3] for run in range(runs)]
+        places = [(run // TOGETHER * CALLS + call) * TOGETHER + run % TOGETHER for run in range(runs)]
+        batches = [drawn[3 * place :][:3] for place in places]
         requests = [reader.requests(batch) for batch in batches]
         prompts = {job: form.messages(requests[job[0]]) for job, form in jobs.items()}
         unique = list(dict.fromkeys(prompts.values()))  # rules agree until their pools differ
