@@ -100,6 +100,7 @@ def _one_layer(target: Any) -> LlamaModel:
         num_hidden_layers=1,
         num_attention_heads=target.config.num_attention_heads,
         num_key_value_heads=getattr(target.config, "num_key_value_heads", target.config.num_attention_heads),
+        head_dim=getattr(target.config, "head_dim", None),
         max_position_embeddings=target.config.max_position_embeddings,
         rms_norm_eps=getattr(target.config, "rms_norm_eps", 1e-5),
         rope_parameters=getattr(target.config, "rope_parameters", None),
@@ -235,7 +236,7 @@ def save_feature_model(model: FeatureModel, path: Path | str, *, dtype: torch.dt
 def load_feature_model(path: Path | str, target: Any) -> FeatureModel:
     """Read a feature model, from a file or its folder, for the target that it was made for (or one of its shape).
 
-    It has the target's dtype, in which it drafts fastest.
+    It has the target's dtype, in which it drafts fastest. Raises ValueError where the target has another shape.
     """
     file = _file(path)
     with safe_open(file, "pt") as opened:
@@ -243,7 +244,12 @@ def load_feature_model(path: Path | str, target: Any) -> FeatureModel:
     weights = load_file(file)
     kept = weights["head.token_ids"].to(target.device)
     options["layers"] = tuple(options["layers"])
-    model = FeatureModel(target, token_ids=kept, **options)
+    config: Any = target.config
+    fits = max(options["layers"]) <= config.num_hidden_layers and int(kept.max()) < config.vocab_size
+    model = FeatureModel(target, token_ids=kept, **options) if fits else None
+    shapes = {} if model is None else {name: tensor.shape for name, tensor in model.state_dict().items()}
+    if model is None or any(shapes.get(name) != tensor.shape for name, tensor in weights.items()):
+        raise ValueError(f"{file.name} drafts for a target of another shape: train a feature drafter for this one")
     model.load_state_dict(weights, strict=False)
     return model.to(target.dtype).eval()
 

@@ -7,6 +7,7 @@ import pandas as pd
 import pytest
 import torch
 from safetensors.torch import load_file
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from lib.tempspec import (
     Example,
@@ -316,6 +317,10 @@ def test_feature_models_survive_saving(target, tmp_path):
     tokens, features = torch.tensor([[1, 2, 3]]), torch.randn(1, 3, 2 * target.config.hidden_size)
     torch.testing.assert_close(again(tokens, features, lag=2), network(tokens, features, lag=2))
     assert again.head.token_ids.tolist() == [1, 4]
+    for wrong in ({"hidden_size": 48}, {"num_hidden_layers": 1, "vocab_size": 4}, {"intermediate_size": 24}):
+        other = LlamaForCausalLM(LlamaConfig(**target.config.to_dict() | wrong))
+        with pytest.raises(ValueError, match="a target of another shape: train"):
+            load_feature_model(tmp_path, other)
 
 
 def test_a_head_that_is_the_targets_is_neither_trained_nor_kept(target, tmp_path):

@@ -1,9 +1,8 @@
 """Benchmarks: our decoding against transformers' own, on Spec-Bench's classes of tasks (rebuilt) and conversations.
 
-The lookup drafter needs no training and is timed on every class; the feature drafter, on conversations, is trained here
-once by the `cpu` profile's recipe and kept (six minutes). All ways decode every prompt in turn; `ours` and `peer` are
-milliseconds a token, so a ratio of 0.5 is twice the speed, or passes of the target a token: one over the mean accepted
-tokens (Spec-Bench's measure), of which plain decoding has 1.
+The lookup drafter needs no training and is timed on every class; the shipped feature drafter on conversations. All ways
+decode every prompt in turn; `ours` and `peer` are milliseconds a token, so a ratio of 0.5 is twice the speed, or passes
+of the target a token: one over the mean accepted tokens (Spec-Bench's measure), of which plain decoding has 1.
 """
 
 from collections.abc import Iterator
@@ -13,19 +12,18 @@ from typing import Any
 
 import torch
 
-from lib import data_dir, zoo
-from lib.tempspec.answers import Example, answer
+from lib import zoo
 from lib.tempspec.decoder import SpeculativeDecoder
-from lib.tempspec.feature import FeatureDrafter, load_feature_model, save_feature_model
+from lib.tempspec.feature import FeatureDrafter, load_feature_model
 from lib.tempspec.lookup import FirstOf, PromptLookupDrafter
 from lib.tempspec.metrics import DecodingStats
-from lib.tempspec.modeling import frequent_tokens
 from lib.tempspec.shape import DynamicTree
-from lib.tempspec.study import corpus, peers, recipes
+from lib.tempspec.study import corpus, peers
 from lib.tempspec.study.costs import measure_costs
+from lib.zoo import shipped
 
 MODEL = "smollm2-135m-instruct"
-VOCABULARY, LAYERS, LONGEST = 8192, (10, 20, 29), 480
+LONGEST = 480  # tokens of a task's prompt
 TEMPERATURES = (0.0, 1.0)
 CONVERSATIONS = "conversations"
 SPEED = {0.0: 0.65, 1.0: 0.80}  # goals over `generate` on conversations
@@ -98,7 +96,7 @@ def _measured(name: str, temperature: float, *, quick: bool) -> dict[str, list[f
         "look-up": ours("look-up", PromptLookupDrafter()),
     }
     if name == CONVERSATIONS:
-        features = FeatureDrafter(_feature(quick=quick))
+        features = FeatureDrafter(_feature())
         ways["features"] = ours("features", features)
         ways["tree of features"] = ours("tree of features", features, DynamicTree())
         ways["look-up, then features"] = ours("look-up, then features", FirstOf(PromptLookupDrafter(), features))
@@ -126,18 +124,6 @@ def _target() -> tuple[Any, Any]:
 
 
 @cache
-def _feature(*, quick: bool) -> Any:
-    """Return the feature drafter, trained once."""
-    target, tokenizer = _target()
-    folder = data_dir() / "cache" / "tempspec" / ("bench-quick" if quick else "bench") / "feature"
-    if not (folder / "model.safetensors").exists():
-        records = _records("train")
-        texts = corpus.text_examples(records, tokenizer, tokens=2_000 if quick else 160_000)
-        questions = corpus.chat_prompts(records, tokenizer, limit=4 if quick else 96)
-        noise = torch.Generator().manual_seed(0)
-        answers: list[Example] = []
-        for temperature in (0.0, 0.7, 1.0, 1.3):
-            answers += answer(target, questions, temperature, max_new_tokens=8 if quick else 64, generator=noise)
-        kept = frequent_tokens([e.tokens for e in [*texts, *answers]], VOCABULARY, target.config.vocab_size)
-        save_feature_model(recipes.feature_drafter(target, texts, answers, layers=LAYERS, token_ids=kept), folder)
-    return load_feature_model(folder, target)
+def _feature() -> Any:
+    """Return the shipped feature drafter."""
+    return load_feature_model(shipped.weights("tempspec", "feature"), _target()[0])
