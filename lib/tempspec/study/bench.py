@@ -17,6 +17,7 @@ from lib.tempspec.decoder import SpeculativeDecoder
 from lib.tempspec.feature import FeatureDrafter, load_feature_model
 from lib.tempspec.lookup import FirstOf, PromptLookupDrafter
 from lib.tempspec.metrics import DecodingStats
+from lib.tempspec.modeling import truncate
 from lib.tempspec.shape import DynamicTree
 from lib.tempspec.study import corpus, peers
 from lib.tempspec.study.costs import measure_costs
@@ -30,7 +31,10 @@ SPEED = {0.0: 0.65, 1.0: 0.80}  # goals over `generate` on conversations
 COPYING = {"summarisation": 0.5}  # on classes that copy
 NEVER = 1.03  # on every class
 LOOKUP = 0.9  # over transformers' prompt lookup
+ASSISTED = 0.75  # over transformers' assisted generation
+KEPT = (*range(18), *range(21, 30))  # the target's layers that make its assistant
 MODELLED = 1.1  # the clock over the cost model
+BOTH: dict[float, Any] = {0.0: DynamicTree(width=4, depth=5), 1.0: "auto"}  # after look-up, by training prompts
 
 
 def cases(*, quick: bool = False) -> Iterator[dict[str, Any]]:
@@ -44,6 +48,7 @@ def cases(*, quick: bool = False) -> Iterator[dict[str, Any]]:
         yield _case(measured, name, temperature, "passes, look-up", "passes, plain", None)
         if name == CONVERSATIONS:
             yield _case(measured, name, temperature, "look-up, then features", "generate", SPEED[temperature])
+            yield _case(measured, name, temperature, "look-up, then features", "assisted", ASSISTED)
             yield _case(measured, name, temperature, "features", "generate", None)
             yield _case(measured, name, temperature, "tree of features", "generate", None)
             yield _case(measured, name, temperature, "passes, tree of features", "passes, features", None)
@@ -99,7 +104,10 @@ def _measured(name: str, temperature: float, *, quick: bool) -> dict[str, list[f
         features = FeatureDrafter(_feature())
         ways["features"] = ours("features", features)
         ways["tree of features"] = ours("tree of features", features, DynamicTree())
-        ways["look-up, then features"] = ours("look-up, then features", FirstOf(PromptLookupDrafter(), features))
+        both = FirstOf(PromptLookupDrafter(), features)
+        ways["look-up, then features"] = ours("look-up, then features", both, BOTH[temperature])
+        assistant = truncate(target, KEPT, token_ids=features.model.head.token_ids)
+        ways["assisted"] = peers.assisted_generate(target, assistant, temperature, tokens)
     table = {way: [1e3 * each for each in seconds] for way, seconds in peers.seconds_per_token(ways, prompts).items()}
     for way, kept in stats.items():  # the first was the warm-up
         table[f"passes, {way}"] = [1 / s.block_efficiency for s in kept[1:]]
