@@ -133,16 +133,18 @@ def online_language(
     seed: int,
     greedy: bool = False,
 ) -> LanguageRun:
-    """Run the rounds from the policy as it is, each with the policy before it as reference; runs of a seed are paired.
+    """Run the rounds from adapters that say nothing yet (`fresh_adapters`), each with the policy before it as reference.
 
-    `dpo` is the plain preference loss: the run's loss on its own pairs tells whether it has learned them.
+    Runs of a seed are paired. `dpo` is the plain preference loss: the run's loss on its own pairs tells whether it has
+    learned them.
     """
     held_out = range(plan.training, len(scores))
-    run = LanguageRun([model.log_probs(held_out)])
+    run = LanguageRun([model.initial[plan.training :]])
     for portion, uniforms in portions_and_draws(plan.training, plan.rounds, plan.draws, seed):
         questions = portion.tolist()
-        before = model.log_probs(questions)
-        first = not run.own_loss  # a policy that has collapsed later on has nothing to compare, and stays
+        first = not run.own_loss
+        before = model.initial[questions] if first else model.log_probs(questions)
+        # a policy that has collapsed later on has nothing to compare, and stays
         pairs = draw_pairs(model.law(questions, before), scores[portion], uniforms, greedy=greedy, refuse=first)
         reference = log_probs_of(before, pairs)
         _train(model, questions, pairs, reference, loss, plan)

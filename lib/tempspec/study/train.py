@@ -34,7 +34,8 @@ class Sizes:
     questions: int = 4_000  # in equal shares at the temperatures
     temperatures: tuple[float, ...] = (0.0, 0.7, 1.0, 1.15)
     answer_tokens: int = 96
-    answer_epochs: int = 2
+    text_epochs: int = 3
+    answer_epochs: int = 8
     learning_rate: float = 1e-3
 
 
@@ -48,8 +49,8 @@ def train(folder: Path, *, seed: int = 0, **sizes: Any) -> dict[str, dict[str, A
     answers = _answers(target, corpus.chat_prompts(records, tokenizer, limit=size.questions), work, size, seed)
     kept = frequent_tokens([e.tokens for e in [*texts, *answers]], size.vocabulary, target.config.vocab_size)
     network = recipes.feature_drafter(
-        target, texts, answers, layers=size.layers, token_ids=kept, answer_epochs=size.answer_epochs,
-        learning_rate=size.learning_rate, seed=seed, checkpoints=work, longest_lag=size.longest_lag, own_head=False,
+        target, texts, answers, layers=size.layers, token_ids=kept, text_epochs=size.text_epochs,
+        answer_epochs=size.answer_epochs, learning_rate=size.learning_rate, seed=seed, checkpoints=work, longest_lag=size.longest_lag, own_head=False,
     )  # fmt: skip
     save_feature_model(network, folder / f"{NAME}.safetensors", dtype=torch.bfloat16)
     tokens = sum(len(e.tokens) for e in [*texts, *answers])
