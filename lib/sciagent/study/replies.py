@@ -3,10 +3,11 @@
 The settings below are part of every question's key: a notebook that asks in another way finds no reply.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
+from tqdm import tqdm
 
 from lib.core.chat import Chat, ChatClient, Decoding, Messages, Replayer, reply_key
 from lib.core.local_chat import LocalChat
@@ -15,7 +16,7 @@ from lib.sciagent.retriever import WordIndex
 from lib.sciagent.sandbox import Limits, Sandbox
 from lib.sciagent.study import corpus, free_questions
 from lib.sciagent.study.questions import Question, askable
-from lib.sciagent.tools import Toolset
+from lib.sciagent.tools import Tool, Toolset
 from lib.zoo import shipped
 from lib.zoo.models import LANGUAGE_MODELS, load_lm
 
@@ -36,8 +37,8 @@ NAMED = (
         "Critical deposition velocity (limit deposition velocity) of a slurry in a horizontal pipe.",
     ),
     (
-        "My wallet earns 3 % a year; when has it doubled?",
-        "Number of compounding periods for a present value to reach a future value at an interest rate.",
+        "How heavy is a barrel of crude against one of water, when I know its degrees?",
+        "Specific gravity of a liquid from its API gravity.",
     ),
     (
         "How likely is it that ten dice throws give at most two sixes?",
@@ -45,6 +46,66 @@ NAMED = (
     ),
 )
 PLANS = Decoding(temperature=0.0, max_tokens=40, seed=0)
+TO_ASK = (
+    "You are given a function of a scientific Python library. Write the question of a person who needs what this "
+    "function computes, worded plainly: name the thing that is asked for and what it depends on by everyday words "
+    "(thickness of a liquid for viscosity, push for pressure, bore for inner diameter), not by the terms of the "
+    "documentation, and never the function's name. Stay with what the function computes. One short question, nothing "
+    "else."
+)
+EXAMPLES = (
+    (
+        "Ohnesorge. Calculates Ohnesorge number for a fluid with the given characteristic length, density, "
+        "viscosity, surface tension. Returns Ohnesorge number.",
+        "Which plain figure weighs the stickiness of a droplet against its heaviness and the pull of its skin?",
+    ),
+    (
+        "API to SG. Calculates specific gravity of a liquid from its API. Given API of the fluid. Returns specific "
+        "gravity of the fluid.",
+        "How heavy is a crude oil against water, when I know the degrees that the trade gives it?",
+    ),
+    (
+        "V horiz spherical. Calculates volume of a tank with spherical heads, according to a fill height. Given "
+        "diameter of the main cylindrical section, length, height of fluid. Returns volume.",
+        "How many litres are in a lying drum with round ends when I know how high the liquid stands?",
+    ),
+    (
+        "binom sf. Probability of a value above k under a binomial discrete random variable. Given value, number of "
+        "trials, chance of success.",
+        "Each of forty lamps fails with the same chance; how likely do more than three of them fail?",
+    ),
+    (
+        "Churchill 1977. Calculates Darcy friction factor using the method in Churchill (1977). Given reynolds "
+        "number, relative roughness. Returns darcy friction factor.",
+        "How strongly does the wall of a rough line hold back what flows, by one formula of 1977 for slow and fast "
+        "flow?",
+    ),
+    (
+        "d Antoine d T. Calculates the first temperature derivative of vapor pressure of a chemical using the "
+        "Antoine equation. Given temperature of fluid, coefficients. Returns derivative.",
+        "By how much more does a liquid push to become gas for each degree of warming, with the three constants from "
+        "the old tables?",
+    ),
+    (
+        "R cylinder. Calculates the thermal resistance of a cylinder wall. Given inner diameter, outer diameter, "
+        "thermal conductivity, length. Returns thermal resistance.",
+        "How well does lagging round a pipe keep the warmth in, its inner and outer size known?",
+    ),
+    (
+        "totient. Calculate the Euler totient function phi(n). Given . Returns .",
+        "How many numbers below a given one share no divisor with it?",
+    ),
+    (
+        "gumbel r ppf. Quantile of a right-skewed Gumbel continuous random variable. Given probability. Returns .",
+        "Which yearly highest flood is not passed with a given chance, if yearly highs lean to large values?",
+    ),
+    (
+        "ellipe. Complete elliptic integral of the second kind. Given parameter. Returns value of the elliptic "
+        "integral.",
+        "Which integral do I need for the way round an oval, and what is its value?",
+    ),
+)
+ASKING = Decoding(temperature=0.0, max_tokens=40, seed=0)
 LIBRARIES = ("fluids", "ht", "chemicals", "thermo", "chempy", "numpy_financial", "scipy", "sympy")
 HELD_OUT = ("ht",)
 POSED = 80  # questions on functions never trained on, for which programs are recorded
@@ -52,6 +113,8 @@ SHOWN = 3  # functions
 LONGEST = 160  # tokens of a program
 SEED = 3  # of the questions; the notebook's own test questions have another
 TOGETHER = 16  # questions asked at once
+MANY = 96  # short ones
+LONGEST_DESCRIPTION = 320  # characters of a function's text
 
 
 def local(name: str) -> LocalChat:
@@ -70,6 +133,19 @@ def to_name(question: str) -> Messages:
 def plans_by(chat: Chat, questions: Sequence[str]) -> list[str]:
     """Let a chat write one line of plan a question."""
     return [chat.complete(to_name(question), PLANS).text.strip().split("\n")[0] for question in questions]
+
+
+def to_ask(tool: Tool) -> Messages:
+    """Ask for a question in everyday words that a function answers, given what a search reads of it."""
+    turns = [{"role": "system", "content": TO_ASK}]
+    for described, question in EXAMPLES:
+        turns += [{"role": "user", "content": described}, {"role": "assistant", "content": question}]
+    return [*turns, {"role": "user", "content": tool.indexed()[:LONGEST_DESCRIPTION]}]
+
+
+def questions_by(chat: Chat, tools: Iterable[Tool]) -> list[str]:
+    """Let a chat write one question a function."""
+    return [chat.complete(to_ask(tool), ASKING).text.strip().split("\n")[0] for tool in tools]
 
 
 def posed(tools: Toolset, sandbox: Sandbox) -> list[Question]:
@@ -129,6 +205,9 @@ def record(client: Any) -> None:
         for library in LIBRARIES:
             tools = tools | Toolset.from_package(library, sandbox=sandbox)
         questions = posed(tools, sandbox)
+    asking = [to_ask(tool) for tool in tools]
+    for start in tqdm(range(0, len(asking), MANY), desc="questions"):
+        client.complete_many(asking[start : start + MANY], ASKING)
     settings = Decoding(temperature=0.0, max_tokens=LONGEST)
     for shown in showings(tools, questions).values():
         asked = [prompt(tools, question, names) for question, names in zip(questions, shown, strict=True)]

@@ -9,7 +9,7 @@ so what they say of a prompt and of each response is computed once, and a prompt
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -106,10 +106,10 @@ class PooledModel:
 
 @dataclass
 class LanguageRun:
-    """What a run was after each round, the start included: log π of held-out responses; its loss on its own pairs."""
+    """What a run came to: log π of held-out responses after the last round; its loss on its own pairs, a round each."""
 
-    held_out: list[Float[Tensor, "questions k"]]
-    own_loss: list[float] = field(default_factory=list)
+    held_out: Float[Tensor, "questions k"]
+    own_loss: list[float]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,25 +133,38 @@ def online_language(
     seed: int,
     greedy: bool = False,
 ) -> LanguageRun:
-    """Run the rounds from adapters that say nothing yet (`fresh_adapters`), each with the policy before it as reference.
+    """Run the rounds from adapters that say nothing yet (`fresh_adapters`), each with the policy before as reference.
 
     Runs of a seed are paired. `dpo` is the plain preference loss: the run's loss on its own pairs tells whether it has
     learned them.
     """
-    held_out = range(plan.training, len(scores))
-    run = LanguageRun([model.initial[plan.training :]])
+    own_loss: list[float] = []
     for portion, uniforms in portions_and_draws(plan.training, plan.rounds, plan.draws, seed):
         questions = portion.tolist()
-        first = not run.own_loss
+        first = not own_loss
         before = model.initial[questions] if first else model.log_probs(questions)
         # a policy that has collapsed later on has nothing to compare, and stays
         pairs = draw_pairs(model.law(questions, before), scores[portion], uniforms, greedy=greedy, refuse=first)
         reference = log_probs_of(before, pairs)
         _train(model, questions, pairs, reference, loss, plan)
         after = log_probs_of(model.log_probs(questions), pairs)
-        run.own_loss.append(float(dpo(after, reference)[pairs.kept].mean()) if pairs.kept.any() else math.log(2))
-        run.held_out.append(model.log_probs(held_out))
-    return run
+        own_loss.append(float(dpo(after, reference)[pairs.kept].mean()) if pairs.kept.any() else math.log(2))
+    return LanguageRun(model.log_probs(range(plan.training, len(scores))), own_loss)
+
+
+def divergence(law: Float[Tensor, "*rows k"]) -> Float[Tensor, "*rows"]:
+    """Return KL(initial law ‖ law) in nats: the initial model's law over its own draws is uniform."""
+    return -(law * law.shape[-1]).log().mean(-1)
+
+
+def sharpened(log_probs: Float[Tensor, "questions k"], nats: float) -> Float[Tensor, "questions k"]:
+    """Return the law of the initial model raised to a power, so many nats from it on average, at most to the first."""
+    low, high = 0.0, 1.0
+    for _ in range(50):
+        power = (low + high) / 2
+        law = (power * log_probs).softmax(-1)
+        low, high = (power, high) if float(divergence(law).mean()) < nats else (low, power)
+    return law
 
 
 def _train(

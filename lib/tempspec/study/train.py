@@ -50,7 +50,8 @@ def train(folder: Path, *, seed: int = 0, **sizes: Any) -> dict[str, dict[str, A
     kept = frequent_tokens([e.tokens for e in [*texts, *answers]], size.vocabulary, target.config.vocab_size)
     network = recipes.feature_drafter(
         target, texts, answers, layers=size.layers, token_ids=kept, text_epochs=size.text_epochs,
-        answer_epochs=size.answer_epochs, learning_rate=size.learning_rate, seed=seed, checkpoints=work, longest_lag=size.longest_lag, own_head=False,
+        answer_epochs=size.answer_epochs, learning_rate=size.learning_rate, seed=seed, checkpoints=work,
+        longest_lag=size.longest_lag, own_head=False,
     )  # fmt: skip
     save_feature_model(network, folder / f"{NAME}.safetensors", dtype=torch.bfloat16)
     tokens = sum(len(e.tokens) for e in [*texts, *answers])
