@@ -7,8 +7,10 @@ Help that makes the line too long may stand as a comment of its own above it. A 
 help, with parts separated by commas:
 
     documents = 10  # documents scored [>= 2]               a bound: >=, >, <= or < and a number
+    shown = 4  # of them [<= documents]                     or another parameter, as `each <= documents` in a list
     width = 64  # hidden size [multiple of 8]
     keeps = [0.9, 0.6]  # fractions kept [each > 0, each <= 1]   of every item of a list
+    lengths = [1, 2, 4]  # of texts [rising]                each item above the one before
     splits = ["train", "test"]  # of the data [2 items]     a length: `2 items`, `>= 2 items`, `<= 5 items`
     dtype = "float32"  # of the model [float32, bfloat16]   the words that a string, or each item of a list, may be
 
@@ -22,9 +24,10 @@ import dataclasses
 import hashlib
 import io
 import json
+import operator
 import re
 import tokenize
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -39,19 +42,29 @@ METADATA = {
 }
 BRACKET = re.compile(r"\s*\[([^\[\]]*)\]$")
 BOUND = re.compile(r"(each )?(>=|>|<=|<|multiple of) (-?\d+(?:\.\d+)?(?:e-?\d+)?)")
+RELATION = re.compile(r"(each )?(>=|>|<=|<|multiple of) ([a-z]\w*)")
+RISING = "rising"
 LENGTH = re.compile(r"(>= |<= )?(\d+) items?")
 WORD = re.compile(r"[\w.:/-]*[A-Za-z][\w.:/-]*")
 KEYS = {">=": "ge", ">": "gt", "<=": "le", "<": "lt", "multiple of": "multiple_of"}  # pydantic's names of bounds
-GRAMMAR = "parts separated by commas, such as `>= 2`, `each < 1`, `3 items` or the words it may be"
+HOLDS: dict[str, Callable[[Any, Any], bool]] = {
+    ">=": operator.ge, ">": operator.gt, "<=": operator.le, "<": operator.lt, "multiple of": lambda a, b: a % b == 0,
+}  # fmt: skip
+GRAMMAR = "parts separated by commas, such as `>= 2`, `each < 1`, `<= documents`, `3 items` or the words it may be"
 
 
 @dataclass(frozen=True)
 class Range:
-    """What a parameter may be, in pydantic's words: bounds of the number or of each item, of the length; choices."""
+    """What a parameter may be, in pydantic's words: bounds of the number or of each item, of the length; choices.
+
+    `relations` are bounds that are other parameters; a list that is `rising` has each item above the one before.
+    """
 
     bounds: dict[str, int | float] = dataclasses.field(default_factory=dict)
     length: dict[str, int] = dataclasses.field(default_factory=dict)
     choices: tuple[str, ...] = ()
+    relations: tuple[tuple[str, str], ...] = ()
+    rising: bool = False
 
 
 @dataclass(frozen=True)
@@ -149,18 +162,22 @@ def range_of(parameter: Parameter, where: str) -> Range:
         return Range()
     listed = isinstance(parameter.default, (list, tuple))
     kinds = {type(item) for item in (parameter.default if listed else [parameter.default])}
-    bounds, length, choices = {}, {}, []
+    bounds, length, choices, relations, rising = {}, {}, [], [], False
     for part in (part.strip() for part in parameter.bracket.split(",")):
         if (match := BOUND.fullmatch(part)) and kinds <= {int, float} and listed == bool(match[1]):
             bounds[KEYS[match[2]]] = float(match[3]) if set(match[3]) & set(".e") else int(match[3])
         elif (match := LENGTH.fullmatch(part)) and listed:
             keys = {">= ": ["min_length"], "<= ": ["max_length"], None: ["min_length", "max_length"]}[match[1]]
             length |= dict.fromkeys(keys, int(match[2]))
+        elif (match := RELATION.fullmatch(part)) and kinds <= {int, float} and listed == bool(match[1]):
+            relations.append((match[2], match[3]))
+        elif part == RISING and listed and kinds <= {int, float}:
+            rising = True
         elif WORD.fullmatch(part) and kinds <= {str}:
             choices.append(part)
         else:
             raise TenfoldError(f"{where}: [{parameter.bracket}] is no range of {parameter.name}: write {GRAMMAR}.")
-    return Range(bounds, length, tuple(choices))
+    return Range(bounds, length, tuple(choices), tuple(relations), rising)
 
 
 def with_defaults(declared: dict[str, Parameter], values: dict[str, Any], where: str) -> dict[str, Parameter]:
@@ -195,6 +212,23 @@ def validate(declared: dict[str, Parameter], values: dict[str, Any], where: str)
             raise TenfoldError(f"{where}: no parameter {name!r}; {did_you_mean(name, declared)}") from None
         raise TenfoldError(f"{where}: {_sentence(problem, declared[name], values[name])}") from None
     return {name: getattr(checked, name) for name in values}
+
+
+def agree(declared: dict[str, Parameter], values: dict[str, Any], where: str) -> None:
+    """Raise TenfoldError where the values of all parameters break a bound that is another one, or a list falls."""
+    for parameter in declared.values():
+        allowed, value = range_of(parameter, where), values[parameter.name]
+        items = value if isinstance(value, (list, tuple)) else [value]
+        about = f" ({parameter.help})" if parameter.help else ""
+        for sign, other in allowed.relations:
+            if other not in declared:
+                known = did_you_mean(other, declared)
+                raise TenfoldError(f"{where}: the range of {parameter.name} names no parameter {other!r}; {known}")
+            if not all(HOLDS[sign](item, values[other]) for item in items):
+                said = f"{parameter.name} = {value!r} is not {sign} {other} = {values[other]!r}"
+                raise TenfoldError(f"{where}: {said}{about}: change one of them.")
+        if allowed.rising and sorted(set(items)) != list(items):
+            raise TenfoldError(f"{where}: {parameter.name} = {value!r} does not rise{about}.")
 
 
 def _annotation(parameter: Parameter, allowed: Range) -> Any:

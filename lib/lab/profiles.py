@@ -32,13 +32,14 @@ class Profile:
         """All parameters of one paper's run, checked: the values that the profile states, then `extra`.
 
         A paper of which the profile states none takes the notebook's literals. Raises TenfoldError for a missing or an
-        unknown name, a wrong type or a value out of its range.
+        unknown name, a wrong type, a value out of its range, or two that do not go together.
         """
         notebook = notebook_of(paper)
         known, where = declared(notebook), f"profile {self.name!r}, paper {paper!r}"
         values = self.values.get(paper, {name: p.default for name, p in known.items()})
         cell.with_defaults(known, values, where)
         checked = cell.validate(known, values, where) | cell.validate(known, extra or {}, notebook.name)
+        cell.agree(known, checked, where if extra is None else notebook.name)
         return {name: checked[name] for name in known}
 
 

@@ -28,7 +28,7 @@ def start(paper: str, namespace: dict[str, Any]) -> "Run":
 
     Headless runs get their profile and output folder from the runner; in JupyterLab the profile is `interactive`, whose
     results lie apart, and what differs from the `cpu` profile is named. Raises TenfoldError for an unknown paper, or a
-    parameter of the wrong type or out of its range.
+    parameter of the wrong type, out of its range or at odds with another.
     """
     if rehearsal.VARIABLE in os.environ:
         rehearsal.begin()
@@ -36,6 +36,7 @@ def start(paper: str, namespace: dict[str, Any]) -> "Run":
     declared = profiles.declared(_notebook(paper), paper)
     values = {name: namespace[name] for name in declared if name in namespace}
     checked = {name: p.default for name, p in declared.items()} | cell.validate(declared, values, paper)
+    cell.agree(declared, checked, paper)
     profile = os.environ.get("TENFOLD_PROFILE", "interactive")
     folder = Path(os.environ.get("TENFOLD_OUTPUT") or paths.results_dir(profile, paper))
     run = Run(paper=paper, record=record, profile=profile, parameters=checked, folder=folder, namespace=namespace)

@@ -71,6 +71,7 @@ def run_notebook(
     declared = profiles.declared(notebook)
     source = cell.canonical(cell.load(notebook), profiles.stated(notebook), notebook.name)
     checked = cell.validate(declared, parameters or {}, notebook.name)
+    cell.agree(declared, {name: p.default for name, p in declared.items()} | checked, notebook.name)
     overrides = {name: value for name, value in checked.items() if value != declared[name].default}
     name = results.name
     failed = results.with_name(f"{name}.failed.ipynb")

@@ -130,7 +130,7 @@ def test_a_range_holds_at_its_bounds_and_refuses_what_lies_beyond(line, fits, sa
 @pytest.mark.parametrize(
     ("literal", "bracket"),
     [("10", "at least 2"), ("10", ">=2"), ("10", "a, b"), ("10", "each >= 1"), ("10", "2 items"), ("10", "")]
-    + [("'a'", "> 0"), ("'a'", "a b"), ("True", ">= 0"), ("[1]", ">= 1"), ("[1]", "a"), ("10", "> x")],
+    + [("'a'", "> 0"), ("'a'", "a b"), ("True", ">= 0"), ("[1]", ">= 1"), ("[1]", "a"), ("10", "> X")],
 )
 def test_a_bracket_that_is_no_range_is_refused(literal, bracket):
     declared = parameters.parse(f"n = {literal}  # of something [{bracket}]", "n")
@@ -138,6 +138,27 @@ def test_a_bracket_that_is_no_range_is_refused(literal, bracket):
         TenfoldError, match=rf"\[{re.escape(bracket)}\] is no range of n: write parts separated by commas"
     ):
         parameters.validate(declared, {}, "n")
+
+
+@pytest.mark.parametrize(
+    ("line", "fits", "said"),
+    [
+        ("n = 3  # shown [<= all]", 10, {11: "n = 11 is not <= all = 10 (shown): change one of them."}),
+        ("n = 3  # shown [>= 2, < all]", 9, {10: "n = 10 is not < all = 10"}),
+        ("n = 5  # in a batch [multiple of part]", 4, {6: "n = 6 is not multiple of part = 4"}),
+        ("n = [3]  # shown [each <= all]", [1, 10], {(1, 11): "n = [1, 11] is not <= all = 10"}),
+        ("n = [3]  # lengths [rising]", [1, 2, 4], {(1, 1): "n = [1, 1] does not rise (lengths).", (2, 1): "not rise"}),
+        ("n = 3  # shown [<= al]", None, {3: "the range of n names no parameter 'al'; did you mean 'all'?"}),
+    ],
+)
+def test_parameters_that_do_not_go_together_are_refused(line, fits, said):
+    declared = parameters.parse(f"{line}\nall = 10\npart = 4", "here")
+    others = {"all": 10, "part": 4}
+    if fits is not None:
+        parameters.agree(declared, others | {"n": fits}, "here")
+    for value, sentence in said.items():
+        with pytest.raises(TenfoldError, match=re.escape(sentence)):
+            parameters.agree(declared, others | {"n": list(value) if isinstance(value, tuple) else value}, "here")
 
 
 def test_help_may_stand_above_a_long_line_and_belongs_to_that_line_only():
