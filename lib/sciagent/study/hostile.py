@@ -5,6 +5,10 @@
 sandbox with all its layers only: outside, some do what they say.
 """
 
+import pandas as pd
+
+from lib.sciagent.sandbox import Limits, Sandbox
+
 ESCAPED = "ESCAPED"
 
 READING = {
@@ -237,6 +241,21 @@ CLASSES = {
 def aimed(source: str, *, canary: str = "/etc/hostname", port: int = 9, parent: int = 1) -> str:
     """Return a program with its targets filled in: a file outside, a port of this machine, the parent's process."""
     return source.replace("CANARY", canary).replace("PORT", str(port)).replace("PARENT", str(parent))
+
+
+def outcomes(sandbox: Sandbox, limits: Limits, *, most: int) -> pd.DataFrame:
+    """Run so many programs of each class, each followed by an honest one: class, outcome, whether that was right.
+
+    An outcome is the sandbox's kind of end, or ESCAPED.
+    """
+    rows = []
+    for kind, some in CLASSES.items():
+        for source in list(some.values())[:most]:
+            ended = sandbox.run(aimed(source), mode="any", limits=limits)
+            outcome = ESCAPED if ESCAPED in ended.stdout else ended.kind
+            honest = sandbox.run("import math\nprint(math.sqrt(16))").value == 4
+            rows.append({"class": kind, "outcome": outcome, "honest after": honest})
+    return pd.DataFrame(rows, columns=["class", "outcome", "honest after"])
 
 
 # Outside a sandbox these say ESCAPED too, and do no harm there: what refuses them is the sandbox.
