@@ -1,14 +1,16 @@
 """Replies of a larger model: what the notebook asks is recorded, and replayed without a model or for other tools."""
 
+import dataclasses
 from contextlib import nullcontext
+from types import SimpleNamespace
 
 import pytest
 
 from lib import TenfoldError
-from lib.core.chat import Decoding, Recorder, Replayer, Reply, write_replies
+from lib.core.chat import ChatFailed, Decoding, Recorder, Replayer, Reply, write_replies
 from lib.core.store import Journal
 from lib.sciagent import Toolset
-from lib.sciagent.study import evaluation, free_questions, replies
+from lib.sciagent.study import evaluation, free_questions, replies, retrieval
 
 
 class Writer:
@@ -44,7 +46,7 @@ def recorded(monkeypatch, warm, tools, tmp_path):
     replies.record(Recorder(writer, journal))
     asked = writer.asked
     replies.record(Recorder(writer, journal))  # nothing is asked twice
-    assert writer.asked == asked == len(free_questions.questions("test")) + 3 * len(questions)
+    assert writer.asked == asked == len(free_questions.questions("test")) + len(tools) + 3 * len(questions)
     write_replies(tmp_path / "replies.gz", journal)
     chat = Replayer(tmp_path / "replies.gz", replies.MODEL)
     monkeypatch.setattr(replies, "chat_of", lambda name: chat if name == "recorded" else None)
@@ -63,6 +65,45 @@ def test_recorded_plans_and_programs_are_replayed_and_scored(recorded, tools, wa
     }
     assert all(right["gold"])
     assert not any(right["none"])
+
+
+def test_a_question_is_worded_for_each_function_that_was_asked_about(recorded, tools):
+    _, chat = recorded
+    own = next(iter(tools))
+    stranger = dataclasses.replace(own, name="stranger", summary="Something else.")
+    assert replies.questions_by(chat, [own, stranger]) == {own.name: f"{own.indexed().split()[0]} number"}
+    assert replies.questions_by(None, [own]) == {}
+    down = SimpleNamespace(complete_many=lambda asked, _: [ChatFailed("m", "down", paid=False) for _ in asked])
+    assert replies.questions_by(down, [own]) == {}
+
+
+def test_what_tunes_a_retriever_holds_worded_questions_beside_those_of_the_documentation(recorded, tools):
+    questions, _ = recorded
+    searched = []
+
+    def search(queries):
+        searched.extend(queries)
+        return [[own.name, *(tool.name for tool in list(tools)[:3])] for _ in queries]
+
+    own = list(tools)[5]
+    queries, positives, negatives = retrieval.lessons(questions, {own.name: "How fast?"}, tools, search)
+    assert len(queries) == len(positives) == len(negatives) == 2 * len(questions) + 1
+    assert (queries[-1], positives[-1]) == ("How fast?", own.indexed())
+    assert own.indexed() not in negatives[-1]
+    assert len(negatives[-1]) == 3
+    assert searched == queries
+
+
+def test_ranks_are_by_retriever_and_way_to_ask():
+    class Fixed:
+        def search(self, queries, k):
+            return [["a", "b", "c"] if query == "x" else ["c", "b", "a"] for query in queries]
+
+    found = retrieval.ranks_of({"one": [Fixed(), Fixed()]}, {"question": ["x", "y"]}, [["a"], ["a"]])
+    assert found["one", "question"].tolist() == [[1, 3], [1, 3]]
+    (row,) = retrieval.hit_table(found).to_dict("records")
+    assert (row["retriever"], row["query"], row["hit@1"], row["hit@3"]) == ("one", "question", 0.5, 1.0)
+    assert row["MRR"] == pytest.approx(2 / 3)
 
 
 def test_a_recording_is_for_its_own_tools_and_questions(recorded, tools):

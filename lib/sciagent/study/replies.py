@@ -3,13 +3,13 @@
 The settings below are part of every question's key: a notebook that asks in another way finds no reply.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from tqdm import tqdm
 
-from lib.core.chat import Chat, ChatClient, Decoding, Messages, Replayer, reply_key
+from lib.core.chat import Chat, ChatClient, Decoding, Messages, Replayer, Reply, reply_key
 from lib.core.local_chat import LocalChat
 from lib.sciagent.agent import TO_ACT, Action, action_prompt
 from lib.sciagent.retriever import WordIndex
@@ -143,9 +143,18 @@ def to_ask(tool: Tool) -> Messages:
     return [*turns, {"role": "user", "content": tool.indexed()[:LONGEST_DESCRIPTION]}]
 
 
-def questions_by(chat: Chat, tools: Iterable[Tool]) -> list[str]:
-    """Let a chat write one question a function."""
-    return [chat.complete(to_ask(tool), ASKING).text.strip().split("\n")[0] for tool in tools]
+def questions_by(chat: Any, tools: Sequence[Tool]) -> dict[str, str]:
+    """Let a chat word one question for each function, by its name.
+
+    Nobody (None) words none; a recording those that it holds; one that an endpoint failed at is left out.
+    """
+    if chat is None:
+        return {}
+    asking = {tool.name: to_ask(tool) for tool in tools}
+    if isinstance(chat, Replayer):
+        asking = {name: asked for name, asked in asking.items() if reply_key(chat.model, asked, ASKING) in chat.rows}
+    said = zip(asking, chat.complete_many(list(asking.values()), ASKING), strict=True)
+    return {name: reply.text.strip().split("\n")[0] for name, reply in said if isinstance(reply, Reply)}
 
 
 def posed(tools: Toolset, sandbox: Sandbox) -> list[Question]:

@@ -1,4 +1,4 @@
-"""Retrieval as the notebook shows it: ranks of every retriever under every way to ask, and their table."""
+"""What a retriever is tuned on, and how it does: ranks of every retriever under every way to ask, and their table."""
 
 from collections.abc import Callable, Mapping, Sequence
 
@@ -7,11 +7,30 @@ import pandas as pd
 from jaxtyping import Float
 
 from lib.sciagent.retriever import Index
+from lib.sciagent.study.corpus import Search, retrieval_examples
 from lib.sciagent.study.evaluation import ranks, retrieval_row
+from lib.sciagent.study.questions import Question
+from lib.sciagent.tools import Toolset
 
 DEPTH = 100  # functions searched; one below has no rank
 Ranks = Mapping[tuple[str, str], Float[np.ndarray, "seeds queries"]]
 Names = Sequence[Sequence[str]]
+
+
+def lessons(
+    asked: Sequence[Question], worded: Mapping[str, str], toolset: Toolset, search: Search
+) -> tuple[list[str], list[str], list[list[str]]]:
+    """Return what tunes a retriever: queries, texts of their functions, texts of the best-ranked wrong functions.
+
+    Queries are questions made from documentation, with a plan and without, and those that a language model worded: one
+    by each function's name in `worded`.
+    """
+    queries, positives, negatives = retrieval_examples(asked, toolset, search)
+    near = zip(worded, search(list(worded.values())), strict=True)
+    queries += worded.values()
+    positives += [toolset[name].indexed() for name in worded]
+    negatives += [[toolset[n].indexed() for n in names if n != name] for name, names in near]
+    return queries, positives, negatives
 
 
 def ranks_of(
