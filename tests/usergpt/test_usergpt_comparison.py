@@ -116,13 +116,9 @@ def test_what_benchmarks_overtest_and_what_resampling_alone_reaches(sides):
     assert found["ci"] == pytest.approx((one.ci[0] - 0.0975, one.ci[1] - 0.0975))
 
 
-def test_collections_of_benchmarks_together_and_apart():
+def test_collections_of_benchmarks_apart():
     rows = {"few": [GoldLabel("f", "TEC", ("QAN", "SUM"))] * 3, "many": [GoldLabel("m", "TEC", ("OTH",))] * 30}
     rows = {side: [GoldLabel(f"{side}{i}", r.domain, r.tasks) for i, r in enumerate(own)] for side, own in rows.items()}
-    together = comparison.of_collections(rows, "tasks", CODES, seed=7)
-    assert together.point == pytest.approx([0.25, 0.25, 0.5])
-    assert together.n == "3 families of few and 30 families of many"
-    assert comparison.of_collections(rows, "tasks", CODES, each=np.asarray, seed=7).point == pytest.approx([0.5] * 3)
     few, many = comparison.of_each_collection(rows, "tasks", CODES, seed=0)
     assert (few.point.tolist(), many.n) == ([0.5, 0.5, 0.0], "30 families")
 

@@ -1,7 +1,8 @@
 import numpy as np
 import pytest
 
-from lib.usergpt.merging import merge_labels, mutual_neighbour_groups, purity, synonym
+from lib.usergpt.merging import merge_labels, mutual_neighbour_groups, synonym
+from lib.usergpt.study.comparison import purity
 from lib.usergpt.study.requests import language_table, languages_asked, task_phrase
 from lib.usergpt.topics import HIDDEN, find_topics, flat_map, name_clusters
 

@@ -1,6 +1,7 @@
 """The experiment: annotators against a person's labels, users beside benchmarks, what pools and merging do."""
 
 import os
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,12 +14,12 @@ from lib import TenfoldError
 from lib.core.chat import ChatClient, ChatFailed, Decoding
 from lib.core.statistics import Estimate, bootstrap, bootstrap_weights, jackknife, paired_difference, percentiles
 from lib.usergpt.chat_annotator import ChatModel
-from lib.usergpt.compare import Divergence, Population, balanced, distribution, labelled, rectified
+from lib.usergpt.compare import Divergence, Population, distribution, labelled, rectified
 from lib.usergpt.conversations import Conversation, ConversationReader, rank
-from lib.usergpt.merging import Merge, merge_labels, purity
+from lib.usergpt.merging import Merge, merge_labels
 from lib.usergpt.privacy import mask
-from lib.usergpt.similarity import Calibration, Cut, LabelSpace, choose, cross_fit, features, indicator, main_labels
-from lib.usergpt.taxonomy import OTHER, GoldLabel, Kind, agreement, confusion, labels_of
+from lib.usergpt.similarity import Calibration, Cut, LabelSpace, choose, cross_fit, indicator, main_labels
+from lib.usergpt.taxonomy import OTHER, GoldLabel, Kind, agreement, labels_of
 from lib.usergpt.topics import Topics
 
 JUDGE = """A person asked an AI assistant for something, and the assistant answered.
@@ -173,17 +174,15 @@ def quality_table(truth: Labels, annotators: Mapping[str, Labels], *, seed: int)
 
 def confusion_table(truth: Labels, labels: Labels, kind: Kind, names: Mapping[str, str]) -> pd.DataFrame:
     """Count what an annotator (columns) takes for what (rows, those that occur), by the names of the codes."""
-    called = list(names.values())
-    table = pd.DataFrame(confusion(truth, labels, kind, list(names)), index=called, columns=called)
+    from sklearn.metrics import confusion_matrix
+
+    ids, called = sorted(truth.keys() & labels.keys()), list(names.values())
+    first, second = ([labels_of(side[i], kind)[0] for i in ids] for side in (truth, labels))
+    table = pd.DataFrame(confusion_matrix(first, second, labels=list(names)), index=called, columns=called)
     return table.loc[table.sum(axis=1) > 0]
 
 
 # --- users beside benchmarks ---------------------------------------------------------------------------------------
-
-
-def features_of(space: LabelSpace, *embeddings: Any) -> tuple[np.ndarray, ...]:
-    """Give what a calibration reads of each set of embeddings [texts, features]."""
-    return tuple(features(space.scores(x).numpy(), x) for x in embeddings)
 
 
 class Correction:
@@ -227,17 +226,6 @@ class Correction:
     def shares_by(self, kind: Kind, codes: Sequence[str], scores: np.ndarray, gold_scores: np.ndarray) -> Population:
         """Give users' shares from scores, calibrated and then corrected."""
         return self.shares(kind, codes, *self.calibrated(kind, codes, scores, gold_scores))
-
-
-def of_collections(
-    collections: Mapping[str, Sequence[GoldLabel]], kind: Kind, codes: Sequence[str], *, each=distribution, seed: int
-) -> Population:
-    """Give benchmarks' shares: each collection with equal weight, and its families within it."""
-    parts = [
-        labelled(each(indicator(rows, codes, kind)), [r.id for r in rows], codes, unit=f"families of {name}", seed=seed)
-        for name, rows in collections.items()
-    ]
-    return balanced(parts)
 
 
 def of_each_collection(
@@ -314,6 +302,14 @@ def divergence_table(
         null = float(np.quantile(nulls[name], 0.975)) if name in nulls else np.nan
         rows.append({"comparison": called, "bits": one.value, "low": one.ci[0], "high": one.ci[1], "null": null})
     return pd.DataFrame(rows)
+
+
+def nearest_cosine(
+    requests: Float[np.ndarray, "requests dim"], prompts: Float[np.ndarray, "prompts dim"], *, chunk: int = 1024
+) -> Float[np.ndarray, "requests"]:
+    """Give each request's cosine with the nearest benchmark prompt: how well the benchmarks cover it [requests]."""
+    parts = [(requests[i : i + chunk] @ prompts.T).max(axis=1) for i in range(0, len(requests), chunk)]
+    return np.concatenate(parts)
 
 
 def coverage_table(
@@ -396,6 +392,14 @@ def _verdict(reply: Any) -> bool | None:
 
 
 # --- merging -------------------------------------------------------------------------------------------------------
+
+
+def purity(names: Mapping[str, str], labels: Sequence[str], truth: Sequence[str]) -> float:
+    """Give the share of items whose own label is the commonest one of their cluster (1: no cluster mixes kinds)."""
+    by_cluster: dict[str, Counter[str]] = {}
+    for label, own in zip(labels, truth, strict=True):
+        by_cluster.setdefault(names[label], Counter())[own] += 1
+    return sum(max(counter.values()) for counter in by_cluster.values()) / len(labels)
 
 
 class Merging:
