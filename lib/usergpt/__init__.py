@@ -5,10 +5,10 @@ by part (`annotation`), checked against labels of people (`taxonomy`), and compa
 """
 
 from lib.core.local_chat import LocalChat
-from lib.usergpt.annotation import Annotation, Annotator, annotate_corpus, read_annotations
+from lib.usergpt.annotation import annotate_corpus, read_annotations
 from lib.usergpt.chat_annotator import ChatAnnotator, ChatModel, FreeForm, Guide
 from lib.usergpt.compare import distribution, divergence, labelled, rectified, share_table
-from lib.usergpt.conversations import Conversation, ConversationReader, draw
+from lib.usergpt.conversations import Annotation, Annotator, Conversation, ConversationReader, draw
 from lib.usergpt.merging import merge_labels
 from lib.usergpt.pool import DemonstrationPool, load_demonstrations
 from lib.usergpt.privacy import mask, masked_excerpt

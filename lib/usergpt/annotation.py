@@ -1,4 +1,4 @@
-"""What an annotator says of a conversation, and a corpus of any size annotated: part by part to disk, in flat memory.
+"""A corpus of any size annotated: part by part to disk, in flat memory.
 
 Each part becomes one entry of `folder/annotations.sqlite`, whole or absent after a crash, with the state that the
 annotator had after it. What a chat annotator sets aside is asked again when the corpus is through. Processes share the
@@ -8,69 +8,18 @@ part before, share the calls of each part, by the journal of their client: start
 
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 from lib import TenfoldError
 from lib.core.store import Journal
-from lib.usergpt.conversations import Conversation, batched
+from lib.usergpt.chat_annotator import ChatAnnotator
+from lib.usergpt.conversations import Annotation, Annotator, Conversation, batched
 
 FILE = "annotations.sqlite"
 EXCERPT = 160  # characters of a masked conversation that are kept beside its labels
-
-
-@dataclass(frozen=True)
-class Annotation:
-    """Domain, task types (coarse to fine) and a summary of one conversation; `fault` says why there is none.
-
-    An annotator that finds nothing to say abstains: no domain, no tasks, no fault.
-    """
-
-    id: str
-    domain: str | None = None
-    tasks: tuple[str, ...] = ()
-    summary: str = ""
-    fault: str = ""
-
-
-@runtime_checkable
-class Annotator(Protocol):
-    """Anything that labels conversations: it gives exactly one annotation for each, in order, and drops none."""
-
-    def annotate(self, conversations: Iterable[Conversation]) -> Iterator[Annotation]:
-        """Yield one annotation for each conversation."""
-        ...
-
-
-@runtime_checkable
-class PatientAnnotator(Annotator, Protocol):
-    """An annotator that sets failures aside (`ChatAnnotator`): it asks once, has a state, and asks again at the end."""
-
-    def requests(self, batch: Iterable[Conversation]) -> list[str]:
-        """Return what is shown of each conversation."""
-        ...
-
-    def first(self, identities: Sequence[str], requests: Sequence[str]) -> list[Annotation]:
-        """Annotate a part, with faults in the place of what failed."""
-        ...
-
-    def again(self, aside: dict[str, str]) -> dict[str, Annotation]:
-        """Annotate what was set aside, by id."""
-        ...
-
-    def settings(self) -> str:
-        """Name what the labels hang on."""
-        ...
-
-    def state(self) -> dict[str, Any]:
-        """Return what later prompts hang on."""
-        ...
-
-    def restore(self, state: dict[str, Any]) -> None:
-        """Become what a state says."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -115,7 +64,7 @@ def annotate_corpus(
     """
     from tqdm import tqdm
 
-    chat = annotator if isinstance(annotator, PatientAnnotator) else None
+    chat = annotator if isinstance(annotator, ChatAnnotator) else None
     share = share or (Share(0, 1) if chat else share_of_process())
     done, began, numbers = Progress(), time.perf_counter(), []
     with Journal(folder / FILE) as ledger, tqdm(total=total, unit="conv", desc="annotate") as bar:
@@ -127,10 +76,10 @@ def annotate_corpus(
         for number, batch in enumerate(batched(conversations, part_size)):
             if chat or number % share.count == share.index:
                 key = f"part {number:06d}"
-                kept, new = ledger.get(key), key not in ledger
-                if kept is None:
+                if new := key not in ledger:
                     part = _part(batch, annotator)
-                    kept = ledger.once(key, lambda part=part: part)  # of several processes the first decides
+                    ledger.once(key, lambda part=part: part)  # of several processes the first decides
+                kept = ledger[key]
                 if [row["id"] for row in kept["rows"]] != [conversation.id for conversation in batch]:
                     raise TenfoldError(
                         f"{key} of {folder} holds other conversations than this corpus gives there: use another "
@@ -149,13 +98,13 @@ def annotate_corpus(
 
 def _part(batch: list[Conversation], annotator: Annotator) -> dict[str, Any]:
     """Rows of a part as JSON, and the annotator's state after it; what was set aside keeps what was shown of it."""
-    requests = [""] * len(batch)
-    if isinstance(annotator, PatientAnnotator):
+    identities, requests, state = [c.id for c in batch], [""] * len(batch), {}
+    if isinstance(annotator, ChatAnnotator):
         requests = annotator.requests(batch)
-        annotations, state = annotator.first([c.id for c in batch], requests), annotator.state()
+        annotations, state = annotator.first(identities, requests), annotator.state()
     else:
-        annotations, state = list(annotator.annotate(batch)), {}
-    if [annotation.id for annotation in annotations] != [conversation.id for conversation in batch]:
+        annotations = list(annotator.annotate(batch))
+    if [annotation.id for annotation in annotations] != identities:
         raise TenfoldError("an annotator must give one annotation for each conversation, in order: this one did not.")
     rows = []
     for annotation, conversation, request in zip(annotations, batch, requests, strict=True):
@@ -165,7 +114,7 @@ def _part(batch: list[Conversation], annotator: Annotator) -> dict[str, Any]:
     return {"rows": rows, "state": state}
 
 
-def _last(ledger: Journal, number: int, chat: PatientAnnotator | None) -> Counter[str]:
+def _last(ledger: Journal, number: int, chat: ChatAnnotator | None) -> Counter[str]:
     """Ask again for what a part set aside, with the state that its prompts had; return the faults that are left."""
     rows = _rows(ledger, number)
     left = {row["id"]: row["request"] for row in rows if row["fault"]}

@@ -15,8 +15,7 @@ import numpy as np
 
 from lib.core.chat import ChatFailed, Decoding, Messages, Reply
 from lib.core.store import key_of
-from lib.usergpt.annotation import Annotation
-from lib.usergpt.conversations import Conversation, batched
+from lib.usergpt.conversations import Annotation, Conversation, batched
 from lib.usergpt.pool import Demonstration, DemonstrationPool
 from lib.usergpt.replies import FIELDS, read_choices, read_outputs
 from lib.usergpt.taxonomy import OTHER, Kind, Taxonomy
@@ -49,25 +48,6 @@ class ChatModel(Protocol):
         self, questions: Sequence[Messages], decoding: Decoding | None = None, *, attempt: int = 0
     ) -> Sequence[Reply | ChatFailed]:
         """Reply to each, in order, with the failure in its place where there is none; another attempt may differ."""
-        ...
-
-
-@runtime_checkable
-class Form(Protocol):
-    """What a chat model is asked about requests, and how its reply is read."""
-
-    per_call: int
-
-    def messages(self, requests: Sequence[str]) -> Messages:
-        """Ask for the labels of some requests."""
-        ...
-
-    def schema(self, count: int) -> dict[str, Any]:
-        """Describe the reply to `count` requests as a JSON schema."""
-        ...
-
-    def read(self, reply: Reply, identities: Sequence[str]) -> list[Annotation]:
-        """Read one annotation for each identity, with its fault where there is nothing that can be used."""
         ...
 
 
@@ -126,8 +106,8 @@ class Guide:
 
     def schema(self, count: int) -> dict[str, Any]:
         """Describe a name of each kind."""
-        kinds: dict[str, Kind] = {"task": "tasks", "domain": "domains"}
-        return _object({key: {"enum": list(self.names[kind].values())} for key, kind in kinds.items()})
+        task, domain = ({"enum": list(self.names[kind].values())} for kind in ("tasks", "domains"))
+        return _object({"task": task, "domain": domain})
 
     def read(self, reply: Reply, identities: Sequence[str]) -> list[Annotation]:
         """Read the two names; anything else is a fault."""
@@ -176,6 +156,9 @@ def name_scores(places: Sequence[Mapping[str, Any]], names: Sequence[str]) -> li
     return [found[name] for name in names]
 
 
+Form = FreeForm | Guide
+
+
 class ChatAnnotator:
     """Labels conversations by a chat model and a form (`FreeForm`, `Guide`); `characters` of each are shown, masked.
 
@@ -190,7 +173,7 @@ class ChatAnnotator:
     ) -> None:  # fmt: skip
         self.model, self.form, self.characters, self.attempts = model, form, characters, attempts
         self.part_size, self.structured, self.decoding = part_size, structured, decoding
-        self.pool: DemonstrationPool | None = getattr(form, "pool", None)
+        self.pool = form.pool if isinstance(form, FreeForm) else None
 
     def annotate(self, conversations: Iterable[Conversation]) -> Iterator[Annotation]:
         """Yield one annotation for each conversation, part by part, each part's failures asked again at its end."""
@@ -265,15 +248,12 @@ class ChatAnnotator:
 def build_prompt(requests: Sequence[str], demonstrations: Sequence[Demonstration]) -> str:
     """Ask for the labels of some requests after k demonstrations."""
     shown = [f"** Input {i} **\n{d.request}" for i, d in enumerate(demonstrations, 1)]
-    answers = [f"** Output {i} **\n{_fields(d)}" for i, d in enumerate(demonstrations, 1)]
+    labels = [(d.domain, d.summary, ", ".join(d.tasks)) for d in demonstrations]
+    fields = ["\n".join(f"[{field}] {value}" for field, value in zip(FIELDS, own, strict=True)) for own in labels]
+    answers = [f"** Output {i} **\n{own}" for i, own in enumerate(fields, 1)]
     asked = [f"** Input {i} **\n{request}" for i, request in enumerate(requests, 1)]
     ending = ENDING.format(count=len(requests))
     return "\n\n".join([STEPS, *shown, *answers, TRIGGER, *asked, ending])
-
-
-def _fields(demonstration: Demonstration) -> str:
-    values = (demonstration.domain, demonstration.summary, ", ".join(demonstration.tasks))
-    return "\n".join(f"[{field}] {value}" for field, value in zip(FIELDS, values, strict=True))
 
 
 def _asked(request: str) -> dict[str, str]:

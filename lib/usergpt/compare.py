@@ -5,7 +5,7 @@ Shares of users come from an annotator that errs. `rectified` corrects them by w
 annotator is worth, and narrower than the labels alone the better it is. Resampling is over threads, not their parts.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,6 +14,8 @@ from jaxtyping import Float
 from scipy.special import rel_entr
 
 from lib.core.statistics import bootstrap_weights, percentiles, recentred
+from lib.usergpt.similarity import indicator
+from lib.usergpt.taxonomy import GoldLabel, Kind
 
 RESAMPLES = 2_000
 
@@ -82,6 +84,22 @@ def distribution(labels: Float[np.ndarray, "items labels"]) -> Float[np.ndarray,
     """Take each item's labels as equal parts of one (none stays none), so that shares add up to one."""
     total = labels.sum(axis=1, keepdims=True)
     return np.divide(labels, total, out=np.zeros_like(labels), where=total > 0)
+
+
+def of_collections(
+    collections: Mapping[str, Sequence[GoldLabel]],
+    kind: Kind,
+    codes: Sequence[str],
+    *,
+    each=distribution,
+    seed: int = 0,
+) -> Population:
+    """Give benchmarks' shares: each collection with equal weight, and its families within it."""
+    parts = [
+        labelled(each(indicator(rows, codes, kind)), [r.id for r in rows], codes, unit=f"families of {name}", seed=seed)
+        for name, rows in collections.items()
+    ]
+    return balanced(parts)
 
 
 def jensen_shannon(p: np.ndarray, q: np.ndarray) -> np.ndarray:
@@ -158,11 +176,3 @@ def share_table(
             }
         )  # fmt: skip
     return pd.DataFrame(rows)
-
-
-def nearest_cosine(
-    requests: Float[np.ndarray, "requests dim"], prompts: Float[np.ndarray, "prompts dim"], *, chunk: int = 1024
-) -> Float[np.ndarray, "requests"]:
-    """Give each request's cosine with the nearest benchmark prompt: how well the benchmarks cover it [requests]."""
-    parts = [(requests[i : i + chunk] @ prompts.T).max(axis=1) for i in range(0, len(requests), chunk)]
-    return np.concatenate(parts)

@@ -1,4 +1,4 @@
-"""Conversations out of the usual corpora, one after another, with every fault counted.
+"""Conversations out of the usual corpora, one after another, with every fault counted, and what is said of each.
 
 Only what users wrote is kept: the paper annotates the concatenation of a conversation's *human* turns. A corpus may
 have split one thread into parts `<thread>_<n>`; `thread` keeps them together, so that intervals are over threads.
@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from itertools import islice
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 from lib import TenfoldError
 from lib.usergpt.privacy import mask
@@ -46,12 +46,9 @@ class Layout:
 
 
 LAYOUTS = {
-    layout.name: layout
-    for layout in (
-        Layout("sharegpt", "id", "conversations", "from", "value", split_parts=True),
-        Layout("wildchat", "conversation_hash", "conversation", "role", "content"),
-        Layout("lmsys", "conversation_id", "conversation", "role", "content"),
-    )
+    "sharegpt": Layout("sharegpt", "id", "conversations", "from", "value", split_parts=True),
+    "wildchat": Layout("wildchat", "conversation_hash", "conversation", "role", "content"),
+    "lmsys": Layout("lmsys", "conversation_id", "conversation", "role", "content"),
 }
 
 
@@ -85,6 +82,29 @@ def shorten(text: str, characters: int) -> str:
         return text
     tail = characters // 3
     return f"{text[: characters - tail - 3].rstrip()} … {text[-tail:].lstrip()}"
+
+
+@dataclass(frozen=True)
+class Annotation:
+    """Domain, task types (coarse to fine) and a summary of one conversation; `fault` says why there is none.
+
+    An annotator that finds nothing to say abstains: no domain, no tasks, no fault.
+    """
+
+    id: str
+    domain: str | None = None
+    tasks: tuple[str, ...] = ()
+    summary: str = ""
+    fault: str = ""
+
+
+@runtime_checkable
+class Annotator(Protocol):
+    """Anything that labels conversations: it gives exactly one annotation for each, in order, and drops none."""
+
+    def annotate(self, conversations: Iterable[Conversation]) -> Iterator[Annotation]:
+        """Yield one annotation for each conversation."""
+        ...
 
 
 class ConversationReader:

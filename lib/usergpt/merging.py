@@ -7,7 +7,7 @@ threshold (one-sided neighbours would chain everything to the commonest label).
 
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -84,16 +84,15 @@ def merge_labels(
     groups = np.array(mutual_neighbour_groups(vectors, k=k, threshold=threshold))
     weights = np.array([totals[form] for form in forms], dtype=float)
     joined = _join_rare(vectors, groups, weights, rare_below)
+    group_of = dict(zip(forms, joined, strict=True))
     heads = {
-        g: max((f for f, own in zip(forms, joined, strict=True) if own == g), key=lambda f: (totals[f], f))
-        for g in set(joined)
-    }
-    named = {form: heads[group] for form, group in zip(forms, joined, strict=True)}
+        group_of[form]: form for form in sorted(forms, key=lambda form: (totals[form], form))
+    }  # the last one stays
     steps = {
         "raw": len(counts), "synonyms": len(forms), "neighbours joined": len(set(groups.tolist())),
         "rare joined": len(set(joined)),
     }  # fmt: skip
-    return Merge({label: named[form] for label, form in common.items()}, steps)
+    return Merge({label: heads[group_of[form]] for label, form in common.items()}, steps)
 
 
 def _join_rare(vectors: np.ndarray, groups: np.ndarray, weights: np.ndarray, rare_below: int) -> list[int]:
@@ -108,11 +107,3 @@ def _join_rare(vectors: np.ndarray, groups: np.ndarray, weights: np.ndarray, rar
     centres /= np.linalg.norm(centres, axis=1, keepdims=True).clip(1e-12)
     nearest = kept[(centres @ centres[kept].T).argmax(axis=1)]
     return np.where(size[groups] >= rare_below, groups, nearest[groups]).tolist()
-
-
-def purity(names: Mapping[str, str], labels: Sequence[str], truth: Sequence[str]) -> float:
-    """Give the share of items whose own label is the commonest one of their cluster (1: no cluster mixes kinds)."""
-    by_cluster: dict[str, Counter[str]] = {}
-    for label, own in zip(labels, truth, strict=True):
-        by_cluster.setdefault(names[label], Counter())[own] += 1
-    return sum(max(counter.values()) for counter in by_cluster.values()) / len(labels)

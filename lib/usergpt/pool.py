@@ -9,8 +9,7 @@ from random import Random
 from typing import Any, Literal, get_args
 
 from lib import TenfoldError
-from lib.usergpt.annotation import Annotation
-from lib.usergpt.conversations import batched
+from lib.usergpt.conversations import Annotation, batched
 
 Rule = Literal["published", "stated", "fixed"]
 

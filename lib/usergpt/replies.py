@@ -9,8 +9,7 @@ from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
-from lib.usergpt.annotation import Annotation
-from lib.usergpt.conversations import batched
+from lib.usergpt.conversations import Annotation, batched
 
 FIELDS = ("domain", "summary", "task type")
 BLOCK = re.compile(r"^[\W_]*(in|out)put[\s#]*(\d+)[\W_]*$", re.IGNORECASE | re.MULTILINE)

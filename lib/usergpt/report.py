@@ -6,7 +6,7 @@ stated minimum, and the conversations in them, are counted and never shown.
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,16 +15,14 @@ import numpy as np
 from lib import TenfoldError, unwritable, zoo
 from lib.usergpt.annotation import read_rows
 from lib.usergpt.chat_annotator import ChatModel
-from lib.usergpt.compare import Population, balanced, distribution, labelled, share_table
+from lib.usergpt.compare import Population, distribution, labelled, of_collections, share_table
 from lib.usergpt.similarity import Cut, LabelSpace, SentenceEncoder, choose, indicator
 from lib.usergpt.taxonomy import OTHER, GoldLabel, Kind, Taxonomy, load_gold, load_taxonomy
 from lib.usergpt.topics import HIDDEN, Topics, find_topics, flat_map
 
 PAGE = Path(__file__).with_name("report.html")
 KINDS: tuple[Kind, ...] = ("tasks", "domains")
-MOST = (
-    5_000  # conversations on the map and in the table: a random part of a larger corpus, which its shares count whole
-)
+MOST = 5_000  # conversations on the map and in the table, a random part of a larger corpus; shares count it whole
 
 
 def report(
@@ -55,8 +53,8 @@ def report(
     if len(rows) < 2 * topics:
         raise TenfoldError(f"{folder} holds {len(rows)} conversations: too few for {topics} topics, ask for fewer.")
     benchmarks = [*load_gold(taxonomy, "benchmark_gold").values()] if benchmarks is None else benchmarks
-    labels = [_as_label(row, taxonomy, encoder) for row in rows]
-    tables = [_shares(kind, rows, labels, benchmarks, taxonomy, users, seed) for kind in KINDS]
+    labels = _as_labels(rows, taxonomy, encoder)
+    users = users or _users(rows, labels, taxonomy, seed)
     part = np.sort(np.random.default_rng(seed).permutation(len(rows))[:MOST])
     texts = [rows[i]["summary"] or rows[i]["excerpt"] for i in part]
     points = np.asarray(encoder.encode([rows[i]["excerpt"] for i in part]))
@@ -64,56 +62,56 @@ def report(
     data = {
         "title": title, "conversations": len(rows), "threads": len({row["thread"] for row in rows}),
         "unread": sum(bool(row["fault"]) for row in rows), "families": len(benchmarks), "minimum": minimum,
-        "shares": dict(zip(KINDS, tables, strict=True)), "overlooked": list(taxonomy.overlooked()),
+        "shares": {kind: _shares(kind, users[kind], benchmarks, taxonomy, seed) for kind in KINDS},
+        "overlooked": list(taxonomy.overlooked()), "names": {kind: taxonomy.names(kind) for kind in KINDS},
         "tree": _tree(found), "items": _items(found, texts, [labels[i] for i in part], flat_map(points, seed=seed)),
-        "names": {kind: taxonomy.names(kind) for kind in KINDS}, "hidden": int((found.member == HIDDEN).sum()),
+        "hidden": int((found.member == HIDDEN).sum()),
     }  # fmt: skip
     return _written(Path(out) if out else folder / "report.html", data)
 
 
-def _as_label(row: Mapping[str, Any], taxonomy: Taxonomy, encoder: SentenceEncoder) -> GoldLabel:
-    """Codes of a row, free-form phrases put to the nearest label; what could not be read is none of them."""
-    known = {kind: {*taxonomy.codes(kind), OTHER} for kind in KINDS}
-    tasks, domain = row["tasks"], row["domain"]
-    if not known["tasks"].issuperset(tasks):
-        tasks = [_nearest(taxonomy, "tasks", encoder, tasks[-1])]
-    if domain and domain not in known["domains"]:
-        domain = _nearest(taxonomy, "domains", encoder, domain)
-    return GoldLabel(row["id"], domain or OTHER, tuple(tasks) or (OTHER,))
+def _as_labels(rows: Sequence[Mapping[str, Any]], taxonomy: Taxonomy, encoder: SentenceEncoder) -> list[GoldLabel]:
+    """Codes of rows, free words put to the nearest label (of several the last); what could not be read is none."""
+    codes = {*taxonomy.codes("tasks"), OTHER}
+    tasks = [row["tasks"] if codes.issuperset(row["tasks"]) else row["tasks"][-1:] for row in rows]
+    domains = [row["domain"] or OTHER for row in rows]
+    task_of = _coded((task for own in tasks for task in own), "tasks", taxonomy, encoder)
+    domain_of = _coded(domains, "domains", taxonomy, encoder)
+    listed = zip(rows, domains, tasks, strict=True)
+    return [GoldLabel(r["id"], domain_of[d], tuple(task_of[task] for task in own) or (OTHER,)) for r, d, own in listed]
 
 
-_SPACES: dict[tuple[int, int, Kind], tuple[LabelSpace, dict[str, str]]] = {}
+def _coded(phrases: Iterable[str], kind: Kind, taxonomy: Taxonomy, encoder: SentenceEncoder) -> dict[str, str]:
+    """Code of each phrase: a code stands for itself, free words for the nearest label."""
+    coded = {code: code for code in (*taxonomy.codes(kind), OTHER)}
+    if free := sorted(set(phrases) - coded.keys()):
+        space = LabelSpace(taxonomy, kind, encoder)
+        chosen = choose(space.scores(encoder.encode(free)), space.codes, Cut(-1.0))
+        coded |= {phrase: codes[0] for phrase, codes in zip(free, chosen, strict=True)}
+    return coded
 
 
-def _nearest(taxonomy: Taxonomy, kind: Kind, encoder: SentenceEncoder, phrase: str) -> str:
-    key = (id(taxonomy), id(encoder), kind)
-    if key not in _SPACES:
-        _SPACES[key] = (LabelSpace(taxonomy, kind, encoder), {})
-    space, known = _SPACES[key]
-    if phrase not in known:
-        known[phrase] = choose(space.scores(encoder.encode([phrase])), space.codes, Cut(-1.0))[0][0]
-    return known[phrase]
+def _users(
+    rows: Sequence[Mapping[str, Any]], labels: Sequence[GoldLabel], taxonomy: Taxonomy, seed: int
+) -> dict[Kind, Population]:
+    """Shares of both kinds as the annotator gives them, with intervals over threads."""
+    threads, shares = [row["thread"] for row in rows], {}
+    for kind in KINDS:
+        codes = (*taxonomy.codes(kind), OTHER)
+        own = distribution(indicator(labels, codes, kind))
+        shares[kind] = labelled(own, threads, codes, unit="conversations", seed=seed)
+    return shares
 
 
 def _shares(
-    kind: Kind, rows: Sequence[Mapping[str, Any]], labels: Sequence[GoldLabel], benchmarks: Sequence[GoldLabel],
-    taxonomy: Taxonomy, users: Mapping[Kind, Population] | None, seed: int,
-) -> list[dict[str, Any]]:  # fmt: skip
+    kind: Kind, users: Population, benchmarks: Sequence[GoldLabel], taxonomy: Taxonomy, seed: int
+) -> list[dict[str, Any]]:
     """Rows of users' and benchmarks' shares of one kind, largest first."""
-    codes = (*taxonomy.codes(kind), OTHER)
-    own = distribution(indicator(labels, codes, kind))
-    mine = labelled(own, [row["thread"] for row in rows], codes, unit="conversations", seed=seed)
     collections: dict[str, list[GoldLabel]] = {}
     for label in benchmarks:
         collections.setdefault(label.id.split("/")[0], []).append(label)
-    sides = [
-        labelled(
-            distribution(indicator(side, codes, kind)), [label.id for label in side], codes, unit=name, seed=seed + 7
-        )
-        for name, side in collections.items()
-    ]
-    other = balanced(sides)
-    table = share_table(users[kind] if users else mine, other, taxonomy.names(kind), taxonomy.paper_shares(kind))
+    other = of_collections(collections, kind, (*taxonomy.codes(kind), OTHER), seed=seed + 7)
+    table = share_table(users, other, taxonomy.names(kind), taxonomy.paper_shares(kind))
     table = table.sort_values("users", ascending=False).round(4).astype(object)
     return table.where(table.notna(), None).to_dict("records")
 
@@ -122,29 +120,17 @@ def _tree(topics: Topics) -> list[dict[str, Any]]:
     tree = []
     for branch, name in topics.branches.items():
         own = sorted((c for c in topics.clusters if c.branch == branch), key=lambda c: -c.size)
-        if own:
-            listed = [{"number": c.number, "name": c.name, "size": c.size} for c in own]
-            tree.append({"branch": branch, "name": name, "size": sum(c.size for c in own), "topics": listed})
+        listed = [{"number": c.number, "name": c.name, "size": c.size} for c in own]
+        tree.append({"branch": branch, "name": name, "size": sum(c.size for c in own), "topics": listed})
     return sorted(tree, key=lambda row: -row["size"])
 
 
 def _items(topics: Topics, texts: Sequence[str], labels: Sequence[GoldLabel], places: np.ndarray) -> list[list[Any]]:
     """Place, branch, topic, tasks, domain and text of each conversation that is shown; coordinates in [0, 1]."""
     low, high = places.min(axis=0), places.max(axis=0)
-    unit = (places - low) / (high - low).clip(1e-9)
-    branch = topics.branch_of()
-    return [
-        [
-            *unit[i].round(4).tolist(),
-            int(branch[i]),
-            int(topics.member[i]),
-            list(labels[i].tasks),
-            labels[i].domain,
-            text,
-        ]
-        for i, text in enumerate(texts)
-        if topics.member[i] != HIDDEN
-    ]
+    unit = ((places - low) / (high - low).clip(1e-9)).round(4).tolist()
+    rows = zip(unit, topics.branch_of().tolist(), topics.member.tolist(), labels, texts, strict=True)
+    return [[*at, b, topic, list(own.tasks), own.domain, text] for at, b, topic, own, text in rows if topic != HIDDEN]
 
 
 def _written(path: Path, data: Mapping[str, Any]) -> Path:

@@ -15,11 +15,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from lib.usergpt.annotation import Annotation
-from lib.usergpt.conversations import Conversation, batched
+from lib.usergpt.conversations import Annotation, Conversation, batched
 from lib.usergpt.taxonomy import OTHER, GoldLabel, Kind, Taxonomy, Wording, labels_of
 
 SCALE = 20.0  # cosines span a few tenths: brought to units, so that the regression's penalty is of the usual size
+STRENGTH = 0.1  # of the regression's penalty, as its inverse
+WEIGHT = 0.3  # of the embeddings beside the scores
 
 
 @runtime_checkable
@@ -44,14 +45,9 @@ class LabelSpace:
     """Texts of one kind of label as embeddings; scores texts against each label."""
 
     def __init__(
-        self,
-        taxonomy: Taxonomy,
-        kind: Kind,
-        encoder: SentenceEncoder,
-        *,
-        wording: Wording = "examples",
-        nearest: int = 2,
-    ) -> None:
+        self, taxonomy: Taxonomy, kind: Kind, encoder: SentenceEncoder, *,
+        wording: Wording = "examples", nearest: int = 2,
+    ) -> None:  # fmt: skip
         texts = taxonomy.texts(kind, wording)
         self.codes, self.nearest = tuple(texts), nearest
         self.sizes = [len(own) for own in texts.values()]
@@ -81,16 +77,9 @@ class EmbeddingAnnotator:
     """
 
     def __init__(
-        self,
-        encoder: SentenceEncoder,
-        taxonomy: Taxonomy,
-        *,
-        task_cut: Cut,
-        domain_cut: Cut,
-        wording: Wording = "examples",
-        characters: int = 480,
-        batch_size: int = 64,
-    ) -> None:
+        self, encoder: SentenceEncoder, taxonomy: Taxonomy, *, task_cut: Cut, domain_cut: Cut,
+        characters: int = 480, batch_size: int = 64,
+    ) -> None:  # fmt: skip
         for cut in (task_cut, domain_cut):
             if not -1 <= cut.threshold < 1 or cut.margin < 0:
                 raise ValueError(
@@ -98,26 +87,22 @@ class EmbeddingAnnotator:
                     "and a margin from 0"
                 )
         self.encoder, self.characters, self.batch_size = encoder, characters, batch_size
-        self.tasks = LabelSpace(taxonomy, "tasks", encoder, wording=wording)
-        self.domains = LabelSpace(taxonomy, "domains", encoder, wording=wording)
+        self.tasks, self.domains = (LabelSpace(taxonomy, kind, encoder) for kind in ("tasks", "domains"))
         self.task_cut, self.domain_cut = task_cut, domain_cut
 
-    def embed(self, conversations: Sequence[Conversation], *, progress: bool = False) -> Float[Tensor, "texts dim"]:
+    def embed(self, conversations: Sequence[Conversation]) -> Float[Tensor, "texts dim"]:
         """Embeddings of the conversations' excerpts."""
         texts = [conversation.excerpt(self.characters) for conversation in conversations]
-        return self.encoder.encode(texts, batch_size=self.batch_size, progress=progress)
-
-    def from_embeddings(self, identities: Sequence[str], embeddings: Float[Tensor, "texts dim"]) -> list[Annotation]:
-        """Annotations of conversations whose embeddings are known."""
-        tasks = choose(self.tasks.scores(embeddings), self.tasks.codes, self.task_cut)
-        domains = choose(self.domains.scores(embeddings), self.domains.codes, self.domain_cut)
-        rows = zip(identities, tasks, domains, strict=True)
-        return [Annotation(identity, domain[0] if domain else None, task) for identity, task, domain in rows]
+        return self.encoder.encode(texts, batch_size=self.batch_size)
 
     def annotate(self, conversations: Iterable[Conversation]) -> Iterator[Annotation]:
         """Yield one annotation for each conversation, batch by batch."""
         for batch in batched(conversations, 8 * self.batch_size):
-            yield from self.from_embeddings([c.id for c in batch], self.embed(batch))
+            embeddings = self.embed(batch)
+            tasks = choose(self.tasks.scores(embeddings), self.tasks.codes, self.task_cut)
+            domains = choose(self.domains.scores(embeddings), self.domains.codes, self.domain_cut)
+            for conversation, task, domain in zip(batch, tasks, domains, strict=True):
+                yield Annotation(conversation.id, domain[0] if domain else None, task)
 
 
 def indicator(labels: Sequence[GoldLabel], codes: Sequence[str], kind: Kind) -> Float[np.ndarray, "items labels"]:
@@ -125,19 +110,13 @@ def indicator(labels: Sequence[GoldLabel], codes: Sequence[str], kind: Kind) -> 
     return np.array([[float(code in labels_of(label, kind)) for code in codes] for label in labels])
 
 
-def features(
-    scores: Float[np.ndarray, "items labels"], embeddings: Any, *, weight: float = 0.3
-) -> Float[np.ndarray, "items features"]:
+def features(space: LabelSpace, embeddings: Float[Tensor, "items dim"]) -> Float[np.ndarray, "items features"]:
     """What a calibration reads: scores beside the embeddings, by the weight of greatest agreement within `gold`."""
-    return np.hstack([scores, weight * np.asarray(embeddings)])
+    return np.hstack([space.scores(embeddings).numpy(), WEIGHT * np.asarray(embeddings)])
 
 
 class Calibration:
     """Probability of each label from zero-shot scores; a label with fewer than two examples gets its frequency."""
-
-    def __init__(self, *, strength: float = 0.1) -> None:
-        self.strength = strength
-        self.models: list = []
 
     def fit(self, scores: Float[np.ndarray, "items scores"], labels: Float[np.ndarray, "rows labels"]) -> "Calibration":
         """Fit on labelled items; raises ValueError where scores and labels are not of the same items."""
@@ -145,10 +124,10 @@ class Calibration:
 
         if len(scores) != len(labels):
             raise ValueError(f"{len(scores)} scores and {len(labels)} labels: give one row of each an item")
-        self.models = []
+        self.models: list[Any] = []
         for column in labels.T:
             if 2 <= column.sum() <= len(column) - 2:
-                model = LogisticRegression(C=self.strength, max_iter=1000).fit(SCALE * scores, column)
+                model = LogisticRegression(C=STRENGTH, max_iter=1000).fit(SCALE * scores, column)
             else:
                 model = float(column.mean())
             self.models.append(model)
@@ -190,30 +169,21 @@ class CalibratedAnnotator:
     """
 
     def __init__(
-        self,
-        base: EmbeddingAnnotator,
-        conversations: Sequence[Conversation],
-        gold: Sequence[GoldLabel],
-        *,
+        self, base: EmbeddingAnnotator, conversations: Sequence[Conversation], gold: Sequence[GoldLabel], *,
         threshold: float = 0.3,
-    ) -> None:
-        self.base, self.threshold = base, threshold
+    ) -> None:  # fmt: skip
+        self.base, self.threshold, embeddings = base, threshold, base.embed(conversations)
         self.codes = {"tasks": (*base.tasks.codes, OTHER), "domains": (*base.domains.codes, OTHER)}
-        scores = self.scores(conversations)
-        self.tasks = Calibration().fit(scores["tasks"], indicator(gold, self.codes["tasks"], "tasks"))
-        self.domains = Calibration().fit(scores["domains"], indicator(gold, self.codes["domains"], "domains"))
-
-    def scores(self, conversations: Sequence[Conversation]) -> dict[str, np.ndarray]:
-        """Features of conversations for both kinds of label."""
-        embeddings, spaces = self.base.embed(conversations), {"tasks": self.base.tasks, "domains": self.base.domains}
-        return {kind: features(space.scores(embeddings).numpy(), embeddings) for kind, space in spaces.items()}
+        truth = indicator(gold, self.codes["tasks"], "tasks"), indicator(gold, self.codes["domains"], "domains")
+        self.tasks = Calibration().fit(features(base.tasks, embeddings), truth[0])
+        self.domains = Calibration().fit(features(base.domains, embeddings), truth[1])
 
     def annotate(self, conversations: Iterable[Conversation]) -> Iterator[Annotation]:
         """Yield one annotation for each conversation, batch by batch."""
         for batch in batched(conversations, 8 * self.base.batch_size):
-            scores = self.scores(batch)
-            tasks = self.tasks.predict(scores["tasks"])
-            domains = main_labels(self.domains.predict(scores["domains"]), self.codes["domains"])
+            embeddings = self.base.embed(batch)
+            tasks = self.tasks.predict(features(self.base.tasks, embeddings))
+            domains = main_labels(self.domains.predict(features(self.base.domains, embeddings)), self.codes["domains"])
             for conversation, domain, row in zip(batch, domains, tasks, strict=True):
                 order = row.argsort()[::-1][:3]
                 kept = [self.codes["tasks"][i] for i in order if i == order[0] or row[i] >= self.threshold]

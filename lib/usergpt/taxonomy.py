@@ -12,15 +12,15 @@ the draw, labelled by a language model that read the guide, not by people, befor
 
 import csv
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 
 from lib import TenfoldError
-from lib.usergpt.annotation import Annotation
+from lib.usergpt.conversations import Annotation
 
 Kind = Literal["tasks", "domains"]
 Which = Literal["gold", "gold_second", "gold_fresh", "benchmark_gold"]
@@ -95,31 +95,27 @@ def load_taxonomy(path: Path | None = None) -> Taxonomy:
     path = path or Path(__file__).with_name("taxonomy.toml")
     try:
         record = tomllib.loads(path.read_text(encoding="utf8"))
-        kinds = {kind: tuple(_label(row) for row in record[kind]) for kind in ("tasks", "domains")}
+        kinds = {
+            kind: tuple(
+                Label(**{"group": row["name"]} | row | {"examples": tuple(row["examples"])}) for row in record[kind]
+            )
+            for kind in ("tasks", "domains")
+        }
         shown = tuple(Shown(**row) for row in record.get("shown", ()))
     except (OSError, tomllib.TOMLDecodeError, KeyError, TypeError) as error:
         raise TenfoldError(
             f"{path.name} is no taxonomy ({error}): it needs [[tasks]] and [[domains]] with code, name, definition "
             "and examples, and each of [[shown]] a request, task and domain."
         ) from None
-    for kind, labels in kinds.items():
-        codes = [label.code for label in labels]
-        if len(set(codes)) < len(codes) or OTHER in codes or not all(label.examples for label in labels):
-            raise TenfoldError(
-                f"{path.name}: each of [[{kind}]] needs examples and a code of its own other than {OTHER}."
-            )
     known = {kind: {OTHER, *(label.code for label in labels)} for kind, labels in kinds.items()}
+    for kind, labels in kinds.items():
+        if len(known[kind]) <= len(labels) or not all(label.examples for label in labels):
+            raise TenfoldError(f"{path.name}: each of [[{kind}]] needs examples and a code of its own, not {OTHER}.")
     for row in shown:
         if row.task not in known["tasks"] or row.domain not in known["domains"]:
-            raise TenfoldError(
-                f"{path.name}: a [[shown]] request has a code that no label has: {row.task}, {row.domain}."
-            )
+            lacking = f"{row.task}, {row.domain}"
+            raise TenfoldError(f"{path.name}: a [[shown]] request has a code that no label has: {lacking}.")
     return Taxonomy(kinds["tasks"], kinds["domains"], shown)
-
-
-def _label(row: dict[str, Any]) -> Label:
-    filled: dict[str, Any] = {"group": row["name"]} | row | {"examples": tuple(row["examples"])}
-    return Label(**filled)
 
 
 @dataclass(frozen=True)
@@ -187,14 +183,3 @@ def agreement(gold: Mapping[str, GoldLabel], other: Mapping[str, GoldLabel], kin
 def labels_of(label: GoldLabel, kind: Kind) -> tuple[str, ...]:
     """Give the task types, or the domain as a tuple."""
     return label.tasks if kind == "tasks" else (label.domain,)
-
-
-def confusion(
-    gold: Mapping[str, GoldLabel], other: Mapping[str, GoldLabel], kind: Kind, codes: Sequence[str]
-) -> np.ndarray:
-    """Count [gold's main label, other's main label] over `codes`, on the ids that both have."""
-    from sklearn.metrics import confusion_matrix
-
-    ids = sorted(gold.keys() & other.keys())
-    first, second = ([labels_of(side[i], kind)[0] for i in ids] for side in (gold, other))
-    return confusion_matrix(first, second, labels=list(codes))

@@ -6,7 +6,7 @@ size are never shown: their members stand as one remainder.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -93,10 +93,9 @@ def find_topics(
         tree = AgglomerativeClustering(branches).fit_predict(fitted.cluster_centers_[shown])
     else:
         tree = np.arange(len(shown))
-    place = dict(zip(shown.tolist(), tree.tolist(), strict=True))
-    listed = tuple(Cluster(number, int(sizes[number]), names[number], place[number]) for number in shown.tolist())
-    branch = np.array([place.get(int(m), HIDDEN) for m in member])
-    return Topics(member, listed, _named(texts, branch, namer))
+    places = zip(shown.tolist(), tree.tolist(), strict=True)
+    found = Topics(member, tuple(Cluster(n, int(sizes[n]), names[n], branch) for n, branch in places), {})
+    return replace(found, branches=_named(texts, found.branch_of(), namer))
 
 
 def _named(texts: Sequence[str], member: Int[np.ndarray, "texts"], namer: ChatModel | None) -> dict[int, str]:
@@ -125,23 +124,18 @@ def name_clusters(
 
 
 def name_by_model(
-    model: ChatModel,
-    texts: Sequence[str],
-    member: Int[np.ndarray, "texts"],
-    words: Mapping[int, str],
+    model: ChatModel, texts: Sequence[str], member: Int[np.ndarray, "texts"], words: Mapping[int, str]
 ) -> dict[int, str]:
     """Let a chat model name each cluster from eight of its masked texts; where it says nothing short, `words` stay."""
-    numbers = list(words)
-    prompts = []
-    for number in numbers:
+    prompts, names = [], {}
+    for number, frequent in words.items():
         own = np.flatnonzero(member == number)
         picked = own[np.linspace(0, len(own) - 1, min(8, len(own))).astype(int)]
         listed = "\n".join(f"- {mask(texts[int(i)])[:200]}" for i in picked)
-        prompts.append(NAME.format(words=words[number], listed=listed))
-    names = {}
-    for number, reply in zip(numbers, model.complete_many(prompts), strict=True):
+        prompts.append(NAME.format(words=frequent, listed=listed))
+    for (number, frequent), reply in zip(words.items(), model.complete_many(prompts), strict=True):
         said = "" if isinstance(reply, ChatFailed) else reply.text.strip().split("\n")[0].strip(" \"'*.#-")
-        names[number] = said if 2 < len(said) <= 60 else words[number]
+        names[number] = said if 2 < len(said) <= 60 else frequent
     return names
 
 

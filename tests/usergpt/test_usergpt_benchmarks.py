@@ -8,7 +8,7 @@ import pytest
 from lib import TenfoldError, zoo
 from lib.usergpt import Annotation, Conversation, load_taxonomy
 from lib.usergpt.annotation import Share, annotate_corpus, read_annotations, share_of_process
-from lib.usergpt.study.families import evals_families, hub_task_counts, lm_eval_families
+from lib.usergpt.study.families import evals_families, hub_task_counts, lm_eval_families, summary
 from lib.usergpt.study.requests import task_phrase
 from lib.usergpt.taxonomy import load_gold
 
@@ -56,6 +56,7 @@ def test_evals_families_keep_their_first_prompts():
     (family,) = evals_families(rows)
     assert family.files == 9
     assert family.prompts == ("Do it.\n0", "Do it.\n1")
+    assert summary([family, family]).to_numpy().tolist() == [["evals", 2, 18, 4]]
 
 
 def test_hub_categories_become_task_types_and_rare_ones_are_dropped():

@@ -13,7 +13,7 @@ from lib import TenfoldError
 from lib.core.chat import ChatClient, ChatFailed, Decoding, Reply
 from lib.core.store import Journal
 from lib.usergpt import ChatAnnotator, DemonstrationPool, FreeForm, Guide, load_demonstrations, load_taxonomy
-from lib.usergpt.annotation import Annotation, Annotator, PatientAnnotator, annotate_corpus, read_annotations, read_rows
+from lib.usergpt.annotation import Annotation, Annotator, annotate_corpus, read_annotations, read_rows
 from lib.usergpt.chat_annotator import ChatModel, build_prompt
 from lib.usergpt.conversations import Conversation
 from lib.usergpt.pool import Demonstration
@@ -63,7 +63,6 @@ def test_every_conversation_gets_its_labels_three_a_call_and_masked():
     annotator = annotator_of(model)
     assert isinstance(model, ChatModel)
     assert isinstance(annotator, Annotator)
-    assert isinstance(annotator, PatientAnnotator)
     found = list(annotator.annotate(PEOPLE))
     assert [a.id for a in found] == [c.id for c in PEOPLE]
     assert {a.tasks for a in found} == {("advice", "legal advice")}

@@ -12,12 +12,13 @@ from lib.usergpt.compare import (
     divergence,
     jensen_shannon,
     labelled,
-    nearest_cosine,
+    of_collections,
     rectified,
     resampling_null,
     share_table,
 )
 from lib.usergpt.similarity import CalibratedAnnotator, Calibration, Cut, cross_fit, indicator, main_labels
+from lib.usergpt.study.comparison import nearest_cosine
 from lib.usergpt.study.peers import WordEncoder
 from lib.usergpt.taxonomy import GoldLabel
 
@@ -237,3 +238,11 @@ def test_collections_of_benchmarks_weigh_the_same_whatever_their_size():
     assert both.point == pytest.approx([0.5, 0.5])
     assert both.draws.mean(axis=0) == pytest.approx([0.5, 0.5])
     assert both.n == "3 u and 90 u"
+    codes, label = ("QAN", "SUM", "OTH"), {"few": ("QAN", "SUM"), "many": ("OTH",)}
+    rows = {
+        name: [GoldLabel(f"{name}/{i}", "TEC", label[name]) for i in range(n)] for name, n in (("few", 3), ("many", 30))
+    }
+    together = of_collections(rows, "tasks", codes)
+    assert together.point == pytest.approx([0.25, 0.25, 0.5])  # an item's labels share one vote
+    assert together.n == "3 families of few and 30 families of many"
+    assert of_collections(rows, "tasks", codes, each=np.asarray).point == pytest.approx([0.5, 0.5, 0.5])

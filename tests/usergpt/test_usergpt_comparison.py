@@ -1,14 +1,17 @@
 """The experiment's tables: annotators against a person, corrected shares of both sides, pools side by side, merging."""
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 
+from lib import TenfoldError
 from lib.core.chat import ChatFailed, Reply
 from lib.usergpt import Conversation, GoldLabel, labelled, share_table
 from lib.usergpt.compare import divergence
 from lib.usergpt.similarity import LabelSpace
 from lib.usergpt.study import comparison, replies
+from lib.usergpt.topics import HIDDEN, Cluster, Topics
 
 CODES = ("QAN", "SUM", "OTH")
 
@@ -41,6 +44,46 @@ def test_the_best_cuts_label_as_the_person_does():
     assert quality["kappa"].tolist()[:2] == [1.0, 1.0]
 
 
+def test_an_annotator_is_held_against_the_commonest_label():
+    codes = {"tasks": CODES, "domains": ("TEC", "LAW", "OTH")}
+    always = comparison.always_commonest(TRUTH, list(TRUTH), codes)
+    assert always["b"] == GoldLabel("b", "TEC", ("QAN",))
+    probable = {"tasks": np.eye(3)[[0, 1, 2]], "domains": np.eye(3)[[0, 1, 2]]}
+    labels = comparison.most_probable(list("abc"), probable, codes)
+    assert labels == {i: GoldLabel(i, TRUTH[i].domain, TRUTH[i].tasks) for i in "abc"}
+    lead = comparison.lead(TRUTH, labels, always, seed=0)
+    assert (lead.value, lead.n) == (pytest.approx(2 / 3), "3 conversations")  # "a" is of the commonest type
+    assert comparison.frequencies(list(TRUTH.values()), "tasks", (*CODES, "DBG")).tolist() == [0.5, 0.5, 0.25, 0.125]
+    table = comparison.confusion_table(TRUTH, always, "tasks", {code: code.lower() for code in (*CODES, "DBG")})
+    assert table["qan"].to_dict() == {"qan": 2, "sum": 1, "oth": 1}  # no row for a type that nobody has
+    assert table.to_numpy().sum() == 4
+
+
+def test_what_a_model_told_of_some_is_weighed_by_one_prior_or_by_one_of_each():
+    told = np.log([[0.6, 0.4], [0.8, 0.2]])
+    frame = pd.DataFrame({"id": ["a", "b"], "told_tasks": list(told), "told_domains": list(told)})
+    codes = {"tasks": ("QAN", "SUM"), "domains": ("TEC", "LAW")}
+    even = comparison.with_prior(frame, dict.fromkeys(codes, np.array([0.5, 0.5])), codes)
+    assert {i: label.tasks for i, label in even.items()} == {"a": ("SUM",), "b": ("QAN",)}
+    sure = comparison.with_prior(frame, dict.fromkeys(codes, np.array([[0.9, 0.1], [0.1, 0.9], [0.9, 0.1]])), codes)
+    assert {i: label.domain for i, label in sure.items()} == {"a": "TEC", "b": "LAW"}
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"topics": 9}, "topics = 9 is above sample = 5: ask for fewer"),
+        ({"endpoint": "http://x/v1"}, "name the weaker model, the stronger one and the judge"),
+    ],
+)
+def test_parameters_that_cannot_go_together_are_refused(changed, message):
+    fine = {"chat_gold": 2, "gold": 2, "topic_branches": 1, "topics": 5, "sample": 5, "endpoint": ""}
+    fine |= {"endpoint_models": ["", "", ""]}
+    comparison.check_parameters(fine)
+    with pytest.raises(TenfoldError, match=message):
+        comparison.check_parameters(fine | changed)
+
+
 def test_corrected_shares_of_all_and_of_a_part():
     rng = np.random.default_rng(0)
     gold = [GoldLabel(str(i), "TEC", (CODES[i % 2],)) for i in range(40)]
@@ -63,6 +106,23 @@ def sides():
     return users, labelled(np.eye(3)[np.zeros(60, dtype=int)], names, CODES, unit="items", seed=1)
 
 
+def test_what_benchmarks_overtest_and_what_resampling_alone_reaches(sides):
+    over = comparison.overtested(*sides, ["QAN", "SUM"])
+    assert (over.value, over.n) == (pytest.approx(1 / 3), "60 items; 60 items")
+    assert 0.2 < over.low < over.value < over.high < 0.5
+    one = divergence(*sides)
+    found = comparison.beyond_resampling(one, np.linspace(0, 0.1, 1001))
+    assert found["estimate"] == pytest.approx(one.value - 0.0975)
+    assert found["ci"] == pytest.approx((one.ci[0] - 0.0975, one.ci[1] - 0.0975))
+
+
+def test_collections_of_benchmarks_apart():
+    rows = {"few": [GoldLabel("f", "TEC", ("QAN", "SUM"))] * 3, "many": [GoldLabel("m", "TEC", ("OTH",))] * 30}
+    rows = {side: [GoldLabel(f"{side}{i}", r.domain, r.tasks) for i, r in enumerate(own)] for side, own in rows.items()}
+    few, many = comparison.of_each_collection(rows, "tasks", CODES, seed=0)
+    assert (few.point.tolist(), many.n) == ([0.5, 0.5, 0.0], "30 families")
+
+
 def test_tables_of_two_sides(sides):
     table = comparison.two_sides({"both": ["SUM", "OTH"]}, *sides, {"SUM": 0.1, "OTH": 0.2})
     assert table["share"].tolist() == pytest.approx([2 / 3, 0.0])
@@ -75,7 +135,8 @@ def test_tables_of_two_sides(sides):
     assert coarse.codes == ("g", "h")
     assert coarse.point == pytest.approx([2 / 3, 1 / 3])
     one = divergence(*sides)
-    listed = comparison.divergence_table({"x": one, "y": one}, {"x": np.full(100, 0.25)})
+    listed = comparison.divergence_table({"x": one, "y": one}, {"x": np.full(100, 0.25)}, {"a against b": one})
+    assert listed["comparison"].tolist() == ["users against benchmarks", "users, y", "a against b"]
     assert listed["null"].tolist()[0] == 0.25
     assert np.isnan(listed["null"].tolist()[1])
 
@@ -83,8 +144,11 @@ def test_tables_of_two_sides(sides):
 def test_coverage_is_weighted_by_the_label():
     near, weight = np.array([0.2, 0.4, 0.9, 0.9] * 9), np.array([[1.0, 0], [1.0, 0], [0, 1.0], [0, 0.5]] * 9)
     threads = [str(i) for i in range(36)]
-    table = comparison.coverage_table(near, weight, ["a", "b"], threads, seed=0).set_index("task")["cosine"]
-    assert table.to_dict() == pytest.approx({"b": 0.9, "a": 0.3})
+    gold = [GoldLabel(str(i), "TEC", (code,)) for i, code in enumerate(["QAN", "SUM", "QAN", "SUM", "OTH"])]
+    correction = comparison.Correction(gold, list("abcde"), threads, seed=0)
+    names = {"QAN": "a", "SUM": "b", "OTH": "taught by one label"}
+    table = comparison.coverage_table(near, np.hstack([weight, 1 - weight[:, :1]]), correction, names)
+    assert table.set_index("task")["cosine"].to_dict() == pytest.approx({"b": 0.9, "a": 0.3})
 
 
 class Labeller:
@@ -178,6 +242,8 @@ def test_failure_rates_are_of_cases_that_all_have_a_verdict_on():
     assert rates.to_dict("list") == {
         "group": ["ADV", "ADV", "DES"], "case": [0, 2, 0], "weaker": [1.0] * 3, "stronger": [0.0] * 3,
     }  # fmt: skip
+    more = pd.DataFrame({"group": list("aabb"), "weaker": [1.0, 0, 1, 1], "stronger": [0.0, 0, 1, 1]})
+    assert comparison.largest_gap(more, seed=0).value == 0.0
 
 
 def test_merging_leaves_groups_of_threads_out_in_turn():
@@ -195,3 +261,11 @@ def test_merging_leaves_groups_of_threads_out_in_turn():
     curve = merges.curve([0.9, 0.999], {"write poem0": "CRE", "fix code0": "DBG"})
     assert curve["compression"].tolist() == [1.5, 1.0]
     assert curve["purity"].tolist() == [1.0, 1.0]
+
+
+def test_topics_stand_by_size_at_the_middle_of_their_members():
+    member = np.array([0, 0, 1, 1, 1, HIDDEN])
+    found = Topics(member, (Cluster(0, 2, "few", 0), Cluster(1, 3, "more", 1)), {0: "left", 1: "right"})
+    places = np.array([[0.0, 0], [0, 2], [4, 0], [5, 1], [9, 9], [50, 50]])
+    table = comparison.topic_table(found, places)
+    assert table.to_numpy().tolist() == [["more", 3, "right", 5.0, 1.0], ["few", 2, "left", 0.0, 1.0]]

@@ -1,8 +1,9 @@
 import numpy as np
 import pytest
 
-from lib.usergpt.merging import merge_labels, mutual_neighbour_groups, purity, synonym
-from lib.usergpt.study.requests import languages_asked, task_phrase
+from lib.usergpt.merging import merge_labels, mutual_neighbour_groups, synonym
+from lib.usergpt.study.comparison import purity
+from lib.usergpt.study.requests import language_table, languages_asked, task_phrase
 from lib.usergpt.topics import HIDDEN, find_topics, flat_map, name_clusters
 
 
@@ -84,6 +85,9 @@ def test_phrases_are_verb_and_object(request_text, phrase):
 )
 def test_programming_languages_are_told_from_words(text, languages):
     assert languages_asked(text) == languages
+    table = language_table([text, ""])
+    assert table.columns[table.loc[0] == 1].sort_values().tolist() == list(languages)
+    assert not table.loc[1].any()
 
 
 @pytest.fixture(scope="module")

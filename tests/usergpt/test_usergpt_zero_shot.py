@@ -14,8 +14,9 @@ from lib.usergpt import (
     load_taxonomy,
 )
 from lib.usergpt.similarity import LabelSpace, choose
+from lib.usergpt.study.comparison import confusion_table
 from lib.usergpt.study.peers import WordEncoder
-from lib.usergpt.taxonomy import SALT, GoldLabel, agreement, as_gold, confusion
+from lib.usergpt.taxonomy import SALT, GoldLabel, agreement, as_gold
 
 
 @pytest.fixture(scope="module")
@@ -125,9 +126,9 @@ def test_agreement_and_confusion_by_hand():
     found = agreement(gold, other, "tasks")
     assert (found.accuracy, found.any_of, found.abstained, found.n) == (1 / 3, 2 / 3, 1 / 3, 3)
     assert found.jaccard == pytest.approx((0.5 + 1 + 0) / 3)
-    table = confusion(gold, other, "tasks", ["QAN", "GEN", "SUM", "DBG", "OTH"])
-    assert table[0, 1] == table[2, 2] == table[3, 4] == 1
-    assert table.sum() == 3
+    table = confusion_table(gold, other, "tasks", {code: code for code in ("QAN", "GEN", "SUM", "DBG", "OTH")})
+    assert table.loc["QAN", "GEN"] == table.loc["SUM", "SUM"] == table.loc["DBG", "OTH"] == 1
+    assert table.to_numpy().sum() == 3
     with pytest.raises(TenfoldError, match="fewer than two"):
         agreement(gold, {}, "tasks")
 

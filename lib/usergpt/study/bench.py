@@ -11,9 +11,9 @@ import torch
 
 from lib import zoo
 from lib.core.statistics import bootstrap_weights
-from lib.usergpt.compare import nearest_cosine
 from lib.usergpt.conversations import ConversationReader, draw
 from lib.usergpt.merging import mutual_neighbour_groups
+from lib.usergpt.study.comparison import nearest_cosine
 from lib.usergpt.taxonomy import OTHER, load_gold, load_taxonomy
 
 

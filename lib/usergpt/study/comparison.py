@@ -1,21 +1,26 @@
 """The experiment: annotators against a person's labels, users beside benchmarks, what pools and merging do."""
 
+import os
+from collections import Counter
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 from jaxtyping import Float
 
-from lib.core.chat import ChatFailed
-from lib.core.statistics import Estimate, bootstrap, bootstrap_weights, jackknife, percentiles
+from lib import TenfoldError
+from lib.core.chat import ChatClient, ChatFailed, Decoding
+from lib.core.statistics import Estimate, bootstrap, bootstrap_weights, jackknife, paired_difference, percentiles
 from lib.usergpt.chat_annotator import ChatModel
-from lib.usergpt.compare import Divergence, Population, distribution, rectified
-from lib.usergpt.conversations import rank
-from lib.usergpt.merging import Merge, merge_labels, purity
+from lib.usergpt.compare import Divergence, Population, distribution, labelled, rectified
+from lib.usergpt.conversations import Conversation, ConversationReader, rank
+from lib.usergpt.merging import Merge, merge_labels
 from lib.usergpt.privacy import mask
-from lib.usergpt.similarity import Calibration, Cut, LabelSpace, choose, cross_fit, indicator
+from lib.usergpt.similarity import Calibration, Cut, LabelSpace, choose, cross_fit, indicator, main_labels
 from lib.usergpt.taxonomy import OTHER, GoldLabel, Kind, agreement, labels_of
+from lib.usergpt.topics import Topics
 
 JUDGE = """A person asked an AI assistant for something, and the assistant answered.
 Request:
@@ -26,6 +31,34 @@ Answer:
 
 Does the answer give what the person needs, correctly and completely? Say one word: PASS or FAIL."""
 Labels = Mapping[str, GoldLabel]
+
+
+# --- the corpus ----------------------------------------------------------------------------------------------------
+
+
+def check_parameters(parameters: Mapping[str, Any]) -> None:
+    """Refuse a part that is larger than its whole, and an endpoint without its three models, by a TenfoldError."""
+    for part, whole in (("chat_gold", "gold"), ("topic_branches", "topics"), ("topics", "sample")):
+        if parameters[part] > parameters[whole]:
+            raise TenfoldError(f"{part} = {parameters[part]} is above {whole} = {parameters[whole]}: ask for fewer.")
+    models = parameters["endpoint_models"]
+    if parameters["endpoint"] and not all(models):
+        raise TenfoldError(f"endpoint_models = {models}: name the weaker model, the stronger one and the judge.")
+
+
+def corpus_counts(reader: ConversationReader, corpus: Sequence[Conversation]) -> dict[str, int]:
+    """Count records, conversations kept and their threads, what a reader left out by reason, and what it noted."""
+    counts = {"records": reader.read, "kept": len(corpus), "threads": len({c.thread for c in corpus})}
+    counts |= {f"left out: {reason}": n for reason, n in reader.faults.items()}
+    return counts | {f"noted: {note}": n for note, n in reader.notes.items()}
+
+
+def show_page(page: Path) -> None:
+    """Show a page below its cell in JupyterLab; in a headless run, whose notebook is published, show nothing."""
+    if "JPY_SESSION_NAME" in os.environ and "TENFOLD_OUTPUT" not in os.environ:
+        from IPython.display import IFrame, display
+
+        display(IFrame(os.path.relpath(page), 1000, 800))
 
 
 # --- annotators against a person -----------------------------------------------------------------------------------
@@ -81,9 +114,51 @@ def reweighed(
     return both / both.sum(axis=1, keepdims=True)
 
 
+def frequencies(labels: Sequence[GoldLabel], kind: Kind, codes: Sequence[str]) -> Float[np.ndarray, " labels"]:
+    """Give the frequency of each label among labelled conversations, half a label where there is none."""
+    return indicator(labels, codes, kind).mean(axis=0).clip(0.5 / len(labels))
+
+
+def most_probable(
+    identities: Sequence[str], probabilities: Mapping[Kind, np.ndarray], codes: Mapping[Kind, Sequence[str]]
+) -> dict[str, GoldLabel]:
+    """Label conversations by the most probable label of each kind; `probabilities` are [conversations, labels]."""
+    main = {kind: main_labels(own, codes[kind]) for kind, own in probabilities.items()}
+    rows = zip(identities, main["domains"], main["tasks"], strict=True)
+    return {i: GoldLabel(i, domain, (task,)) for i, domain, task in rows}
+
+
+def with_prior(
+    frame: pd.DataFrame, priors: Mapping[Kind, np.ndarray], codes: Mapping[Kind, Sequence[str]]
+) -> dict[str, GoldLabel]:
+    """Label by what a chat model told (`id`, `told_tasks`, `told_domains`), with `priors` in place of its own.
+
+    A prior is one row for all conversations [labels], or one for each [conversations, labels], the frame's first.
+    """
+    found: dict[Kind, np.ndarray] = {}
+    for kind, prior in priors.items():
+        told = np.stack(frame[f"told_{kind}"].tolist())
+        found[kind] = reweighed(told, prior if prior.ndim == 1 else prior[: len(frame)])
+    return most_probable(frame["id"].tolist(), found, codes)
+
+
+def always_commonest(truth: Labels, identities: Sequence[str], codes: Mapping[Kind, Sequence[str]]) -> Labels:
+    """Label every conversation by what is the commonest main label of each kind among them."""
+    main = {kind: [labels_of(truth[i], kind)[0] for i in identities] for kind in codes}
+    commonest = {kind: max(own, key=main[kind].count) for kind, own in codes.items()}
+    return {i: GoldLabel(i, commonest["domains"], (commonest["tasks"],)) for i in identities}
+
+
 def right(truth: Labels, labels: Labels, kind: Kind) -> list[float]:
     """Give 1 for each conversation whose main label is the person's, else 0."""
     return [float(labels_of(truth[i], kind)[0] == labels_of(label, kind)[0]) for i, label in labels.items()]
+
+
+def lead(truth: Labels, labels: Labels, others: Labels, *, seed: int) -> Estimate:
+    """Estimate how much more often main task types are right than others are, on the conversations of the first."""
+    same = {i: others[i] for i in labels}
+    first, second = (right(truth, side, "tasks") for side in (labels, same))
+    return paired_difference(first, second, seed=seed, unit="conversations")
 
 
 def quality_table(truth: Labels, annotators: Mapping[str, Labels], *, seed: int) -> pd.DataFrame:
@@ -95,6 +170,16 @@ def quality_table(truth: Labels, annotators: Mapping[str, Labels], *, seed: int)
             own = {"annotator": name, "kind": kind, "accuracy": share.value, "low": share.low, "high": share.high}
             rows.append(own | vars(agreement(truth, labels, kind)))
     return pd.DataFrame(rows)
+
+
+def confusion_table(truth: Labels, labels: Labels, kind: Kind, names: Mapping[str, str]) -> pd.DataFrame:
+    """Count what an annotator (columns) takes for what (rows, those that occur), by the names of the codes."""
+    from sklearn.metrics import confusion_matrix
+
+    ids, called = sorted(truth.keys() & labels.keys()), list(names.values())
+    first, second = ([labels_of(side[i], kind)[0] for i in ids] for side in (truth, labels))
+    table = pd.DataFrame(confusion_matrix(first, second, labels=list(names)), index=called, columns=called)
+    return table.loc[table.sum(axis=1) > 0]
 
 
 # --- users beside benchmarks ---------------------------------------------------------------------------------------
@@ -138,6 +223,35 @@ class Correction:
         groups, truth = [self.groups[int(i)] for i in rows], each(indicator(self.gold, codes, kind))
         return rectified(each(many[rows]), groups, truth, each(few), self.gold_groups, codes, seed=self.seed)
 
+    def shares_by(self, kind: Kind, codes: Sequence[str], scores: np.ndarray, gold_scores: np.ndarray) -> Population:
+        """Give users' shares from scores, calibrated and then corrected."""
+        return self.shares(kind, codes, *self.calibrated(kind, codes, scores, gold_scores))
+
+
+def of_each_collection(
+    collections: Mapping[str, Sequence[GoldLabel]], kind: Kind, codes: Sequence[str], *, seed: int
+) -> list[Population]:
+    """Give the shares of each collection of benchmarks, resampled independently of the others."""
+    return [
+        labelled(
+            distribution(indicator(rows, codes, kind)), [*map(str, range(len(rows)))], codes, unit="families", seed=s
+        )
+        for s, rows in enumerate(collections.values(), seed)
+    ]
+
+
+def overtested(users: Population, benchmarks: Population, codes: Sequence[str]) -> Estimate:
+    """Estimate the share of some labels among benchmarks less that among users."""
+    drawn = [side.draws[:, [side.codes.index(code) for code in codes]].sum(axis=1) for side in (benchmarks, users)]
+    value = benchmarks.of(codes)[0] - users.of(codes)[0]
+    return Estimate(value, *percentiles(drawn[0] - drawn[1]), f"{users.n}; {benchmarks.n}")
+
+
+def beyond_resampling(one: Divergence, null: Float[np.ndarray, " resamples"]) -> dict[str, Any]:
+    """Give the bits by which a divergence is above what resampling alone reaches in 97.5 % of cases, with interval."""
+    top = float(np.quantile(null, 0.975))
+    return {"estimate": one.value - top, "ci": tuple(end - top for end in one.ci)}
+
 
 def as_groups(population: Population, groups: Mapping[str, str]) -> Population:
     """Sum the shares of labels that belong to one group."""
@@ -174,33 +288,66 @@ def sides_of(shares: pd.DataFrame) -> pd.DataFrame:
 
 
 def divergence_table(
-    divergences: Mapping[str, Divergence], nulls: Mapping[str, Float[np.ndarray, " resamples"]]
+    versions: Mapping[str, Divergence],
+    nulls: Mapping[str, Float[np.ndarray, " resamples"]],
+    others: Mapping[str, Divergence],
 ) -> pd.DataFrame:
-    """Lay out divergences with their intervals beside what resampling alone reaches (97.5 %), where it is known."""
+    """Lay out divergences with their intervals: versions of users' shares against benchmarks, then other pairs.
+
+    A version stands beside what resampling alone reaches of it (97.5 %); the first is the one that is reported.
+    """
     rows = []
-    for name, one in divergences.items():
+    for place, (name, one) in enumerate({**versions, **others}.items()):
+        called = name if name in others else f"users, {name}" if place else "users against benchmarks"
         null = float(np.quantile(nulls[name], 0.975)) if name in nulls else np.nan
-        rows.append({"comparison": name, "bits": one.value, "low": one.ci[0], "high": one.ci[1], "null": null})
+        rows.append({"comparison": called, "bits": one.value, "low": one.ci[0], "high": one.ci[1], "null": null})
     return pd.DataFrame(rows)
+
+
+def nearest_cosine(
+    requests: Float[np.ndarray, "requests dim"], prompts: Float[np.ndarray, "prompts dim"], *, chunk: int = 1024
+) -> Float[np.ndarray, "requests"]:
+    """Give each request's cosine with the nearest benchmark prompt: how well the benchmarks cover it [requests]."""
+    parts = [(requests[i : i + chunk] @ prompts.T).max(axis=1) for i in range(0, len(requests), chunk)]
+    return np.concatenate(parts)
 
 
 def coverage_table(
     near: Float[np.ndarray, " requests"],
     probabilities: Float[np.ndarray, "requests labels"],
-    names: Sequence[str],
-    groups: Sequence[str],
-    *,
-    seed: int,
+    correction: Correction,
+    names: Mapping[str, str],
 ) -> pd.DataFrame:
-    """Average requests' cosines by task type, weighted by its probability, with intervals over groups."""
-    weights, rows = bootstrap_weights(groups, seed=seed), []
-    for name, p in zip(names, probabilities.T, strict=True):
+    """Average requests' cosines by task type, weighted by its probability, with intervals over the requests' threads.
+
+    `names` are those of the labels, by code. A type that fewer than two labelled conversations have is left out, since
+    nothing taught its probability.
+    """
+    weights, rows = bootstrap_weights(correction.groups, seed=correction.seed), []
+    known = indicator(correction.gold, list(names), "tasks").sum(axis=0) >= 2
+    for name, p in zip(np.array(list(names.values()))[known], probabilities.T[known], strict=True):
         low, high = percentiles((weights @ (near * p)) / (weights @ p))
-        rows.append({"task": name, "cosine": float((near * p).sum() / p.sum()), "low": low, "high": high})
+        rows.append({"task": str(name), "cosine": float((near * p).sum() / p.sum()), "low": low, "high": high})
     return pd.DataFrame(rows).sort_values("cosine", ascending=False)
 
 
+def topic_table(found: Topics, places: Float[np.ndarray, "texts 2"]) -> pd.DataFrame:
+    """Lay out topics, the largest first: conversations, branch, and the middle of their places on the map."""
+    rows = [
+        (c.name, c.size, found.branches[c.branch], *np.median(places[found.member == c.number], axis=0))
+        for c in found.clusters
+    ]
+    table = pd.DataFrame(rows, columns=["cluster", "conversations", "branch", "x", "y"])
+    return table.sort_values("conversations", ascending=False)
+
+
 # --- chat models ---------------------------------------------------------------------------------------------------
+
+
+def clients(url: str, models: Sequence[str]) -> list[ChatClient]:
+    """Give a client of an endpoint for each model: requests are masked, and asked at the temperature of the script."""
+    decoding = Decoding(temperature=0.4, top_p=1, max_tokens=800)
+    return [ChatClient(model=name, url=url, decoding=decoding, clean=mask, tries=6, pause=2) for name in models]
 
 
 def failed(model: ChatModel, judge: ChatModel, requests: Sequence[str]) -> list[bool | None]:
@@ -228,6 +375,15 @@ def failures(models: Mapping[str, ChatModel], judge: ChatModel, requests: Mappin
     return frame.dropna().astype(float).reset_index()
 
 
+def largest_gap(judged: pd.DataFrame, *, seed: int) -> Estimate:
+    """Estimate the largest of the groups' failure rates of the stronger model less those of the weaker."""
+    gaps = [
+        paired_difference(own["stronger"].to_numpy(), own["weaker"].to_numpy(), seed=seed)
+        for _, own in judged.groupby("group")
+    ]
+    return max(gaps, key=lambda gap: gap.value)
+
+
 def _verdict(reply: Any) -> bool | None:
     if isinstance(reply, ChatFailed):
         return None
@@ -236,6 +392,14 @@ def _verdict(reply: Any) -> bool | None:
 
 
 # --- merging -------------------------------------------------------------------------------------------------------
+
+
+def purity(names: Mapping[str, str], labels: Sequence[str], truth: Sequence[str]) -> float:
+    """Give the share of items whose own label is the commonest one of their cluster (1: no cluster mixes kinds)."""
+    by_cluster: dict[str, Counter[str]] = {}
+    for label, own in zip(labels, truth, strict=True):
+        by_cluster.setdefault(names[label], Counter())[own] += 1
+    return sum(max(counter.values()) for counter in by_cluster.values()) / len(labels)
 
 
 class Merging:

@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
+
 from lib import TenfoldError, zoo
 from lib.usergpt.conversations import shorten
 
@@ -87,6 +89,13 @@ def evals_families(rows: Iterable[dict[str, Any]] | None = None) -> list[Family]
         if len(kept) < PROMPTS:
             kept.append(f"{shorten(row['instruction'], 240)}\n{shorten(row['input'], 240)}")
     return [Family(f"evals/{task}", counts[task], tuple(kept)) for task, kept in sorted(prompts.items())]
+
+
+def summary(families: Iterable[Family]) -> pd.DataFrame:
+    """Count families, tasks (files of the harness, rows of the registry) and prompts of each collection."""
+    rows = [(f.collection, f.id, f.files, len(f.prompts)) for f in families]
+    table = pd.DataFrame(rows, columns=["collection", "families", "tasks", "prompts"])
+    return table.groupby("collection").agg({"families": "count", "tasks": "sum", "prompts": "sum"}).reset_index()
 
 
 CATEGORIES = {

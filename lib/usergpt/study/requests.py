@@ -6,6 +6,9 @@ phrase. A programming language is told by name where the name can mean nothing e
 """
 
 import re
+from collections.abc import Iterable
+
+import pandas as pd
 
 from lib.usergpt.topics import VERBS
 
@@ -57,3 +60,9 @@ def task_phrase(request: str) -> str:
 def languages_asked(text: str) -> tuple[str, ...]:
     """List the programming languages that a request names or uses, in alphabetical order."""
     return tuple(sorted(name for name, pattern in LANGUAGES.items() if pattern.search(text)))
+
+
+def language_table(texts: Iterable[str]) -> pd.DataFrame:
+    """Tell which languages texts ask for: a column of zeros and ones for each language, a row for each text."""
+    asked = [languages_asked(text) for text in texts]
+    return pd.DataFrame({language: [float(language in own) for own in asked] for language in LANGUAGES})
