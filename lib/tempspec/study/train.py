@@ -34,8 +34,8 @@ class Sizes:
     questions: int = 4_000  # in equal shares at the temperatures
     temperatures: tuple[float, ...] = (0.0, 0.7, 1.0, 1.15)
     answer_tokens: int = 96
-    text_epochs: int = 3
-    answer_epochs: int = 8
+    text_epochs: int = 1
+    answer_epochs: int = 2
     learning_rate: float = 1e-3
 
 
