@@ -9,7 +9,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from lib.core.statistics import bootstrap, paired_difference
+from lib.core.statistics import Estimate, bootstrap, paired_difference
+from lib.preference.sampling import Response
 from lib.proxy_reward.evaluators import Imbalance, fit_bradley_terry, imbalance, pair_agreement
 from lib.proxy_reward.generative import expected_grade
 from lib.proxy_reward.study.recipes import by_prompt, comparisons
@@ -23,9 +24,18 @@ def graded(scores: Float[Tensor, "*items"] | Float[np.ndarray, "*items"]) -> Imb
     return imbalance(torch.as_tensor(scores).flatten(), low=LOW, high=HIGH)
 
 
-def entropy_gap(own: Float[np.ndarray, "questions k"], existing: Float[np.ndarray, "questions others"]) -> float:
-    """Return the entropy of the grades of own responses minus of existing answers, each over its maximum."""
-    return graded(own).entropy - graded(existing).entropy
+def entropy_gap(
+    own: Float[Tensor, "questions k"], existing: Float[Tensor, "questions others"], *, seed: int = 0
+) -> Estimate:
+    """Return the entropy of the grades of own responses minus of existing answers, each over its maximum.
+
+    The interval is over questions, which both answer.
+    """
+
+    def gap(some: Float[np.ndarray, "questions k"], others: Float[np.ndarray, "questions others"]) -> float:
+        return graded(some).entropy - graded(others).entropy
+
+    return bootstrap(own.numpy(), existing.numpy(), statistic=gap, seed=seed, unit="questions")
 
 
 def grade_shares(sources: Mapping[str, Float[Tensor, "*items"]]) -> pd.DataFrame:
@@ -44,6 +54,17 @@ def agreements(curves: pd.DataFrame) -> dict[tuple[str, int], Float[np.ndarray, 
     for key, part in curves.groupby(["strategy", "calls"], sort=False):
         found[key] = part.pivot(index="seed", columns="question", values="agreement").to_numpy()
     return found
+
+
+def agreement_gap(
+    agreement: Mapping[tuple[str, int], Float[np.ndarray, "seeds questions"]], first: str, second: str, *, skip: int = 0
+) -> Float[np.ndarray, "seeds questions"]:
+    """Return how much more one strategy agrees with the expert than another, mean over the budgets that both have.
+
+    `skip` leaves out so many of the smallest, at which strategies share their labels.
+    """
+    shared = [calls for name, calls in agreement if name == first and (second, calls) in agreement]
+    return np.mean([agreement[first, calls] - agreement[second, calls] for calls in shared[skip:]], axis=0)
 
 
 def evaluators(
@@ -102,15 +123,16 @@ def paths(policies: pd.DataFrame, before: Float[Tensor, " questions"], *, steps:
 
 
 def cooled(
-    log_probs: Float[np.ndarray, "questions k"], scores: Float[Tensor, "questions k"], powers: Sequence[float]
+    drawn: Sequence[Sequence[Response]], scores: Float[Tensor, "questions k"], powers: Sequence[float]
 ) -> pd.DataFrame:
     """Return what sharpening alone gains: the law of drawn responses raised to each power, against the uniform one.
 
     Columns are `gain`, of the mean score, and `nats`, the divergence from the uniform law; one row a power.
     """
+    log_probs = torch.tensor([[response.log_prob for response in group] for group in drawn], dtype=torch.float64)
     rows = []
     for power in powers:
-        law = torch.softmax(power * torch.tensor(log_probs), -1)
+        law = torch.softmax(power * log_probs, -1)
         nats = (law * (law * law.shape[1]).log()).sum(1).mean()
         rows.append({"gain": float(((law * scores).sum(1) - scores.mean(1)).mean()), "nats": float(nats)})
     return pd.DataFrame(rows)
