@@ -113,6 +113,7 @@ def test_a_recording_is_for_its_own_tools_and_questions(recorded, tools):
     fewer = Toolset.from_records([record for record in tools.records() if record["name"] not in shown])
     assert not replies.recorded("recorded", fewer, questions)
     assert replies.recorded("", fewer, questions)  # nobody to ask: nothing is missing
+    assert replies.recorded("smollm2-135m-instruct", fewer, questions)  # it writes here
     with pytest.raises(TenfoldError, match="holds no reply"):
         replies.plans_by(chat, ["Another question?"])
 

@@ -194,7 +194,8 @@ def prompt(tools: Toolset, question: Question, names: Sequence[str]) -> str:
 
 def recorded(name: str, tools: Toolset, questions: Sequence[Question]) -> bool:
     """Tell whether a writer has programs for all questions: a live one has, a recording knows its own toolset only."""
-    chat, settings = chat_of(name), Decoding(temperature=0.0, max_tokens=LONGEST)
+    chat = None if name in LANGUAGE_MODELS else chat_of(name)
+    settings = Decoding(temperature=0.0, max_tokens=LONGEST)
     if not isinstance(chat, Replayer):
         return True
     shown = [row for rows in showings(tools, questions).values() for row in zip(questions, rows, strict=True)]
