@@ -5,12 +5,14 @@ from contextlib import nullcontext
 from types import SimpleNamespace
 
 import pytest
+import torch
 
 from lib import TenfoldError
 from lib.core.chat import ChatFailed, Decoding, Recorder, Replayer, Reply, write_replies
 from lib.core.store import Journal
 from lib.sciagent import Toolset
-from lib.sciagent.study import evaluation, free_questions, replies, retrieval
+from lib.sciagent.retriever import Index
+from lib.sciagent.study import evaluation, free_questions, replies, results, retrieval
 
 
 class Writer:
@@ -95,9 +97,11 @@ def test_what_tunes_a_retriever_holds_worded_questions_beside_those_of_the_docum
 
 
 def test_ranks_are_by_retriever_and_way_to_ask():
-    class Fixed:
-        def search(self, queries, k):
-            return [["a", "b", "c"] if query == "x" else ["c", "b", "a"] for query in queries]
+    class Fixed(Index):
+        names = ["a", "b", "c"]
+
+        def scores(self, queries):
+            return torch.tensor([[3.0, 2, 1] if query == "x" else [1.0, 2, 3] for query in queries])
 
     found = retrieval.ranks_of({"one": [Fixed(), Fixed()]}, {"question": ["x", "y"]}, [["a"], ["a"]])
     assert found["one", "question"].tolist() == [[1, 3], [1, 3]]
@@ -125,3 +129,20 @@ def test_a_local_model_replies_to_questions_and_dialogues():
     assert both[0] == chat.complete("Who?", settings)
     assert both[0].text != both[1].text
     assert chat.model == "smollm2-135m-instruct"
+
+
+def test_science_tasks_are_counted_by_condition(monkeypatch):
+    monkeypatch.setattr(results, "solved", lambda task, value: value == task["answer"])
+    tasks = [{"task": name, "function": "f", "answer": 1} for name in ("beams", "beams", "acids")]
+    got = [
+        {"value": value, "functions": functions, "program": ""} for value, functions in ((1, ["f"]), (2, []), (1, []))
+    ]
+    found = results.science(tasks, {"retrieved": got, "none": got[::-1]})
+    table = results.science_table(found).set_index("task")
+    assert table.loc["beams"].to_dict() == {"retrieved": 0.5, "none": 0.5, "function among three": 0.5}
+    assert table.loc["acids"].to_dict() == {"retrieved": 1.0, "none": 1.0, "function among three": 0.0}
+
+
+def test_a_way_to_ask_is_the_question_or_the_question_and_a_plan():
+    asking = retrieval.with_plans(["a?", "b?"], {"plan": ["A", "B"]})
+    assert asking == {"question": ["a?", "b?"], "question + plan": ["a? A", "b? B"]}

@@ -53,3 +53,11 @@ def ranks_of(
 def hit_table(rank: Ranks) -> pd.DataFrame:
     """Return hit@k and MRR of each retriever and way to ask, mean over seeds."""
     return pd.DataFrame([{"retriever": kind, "query": asks} | retrieval_row(of) for (kind, asks), of in rank.items()])
+
+
+def with_plans(questions: Sequence[str], plans: Mapping[str, Sequence[str]]) -> dict[str, list[str]]:
+    """Return the ways to ask: the questions alone, and each followed by its plan by every planner."""
+    asking = {"question": list(questions)}
+    for planner, written in plans.items():
+        asking[f"question + {planner}"] = [f"{q} {p}" for q, p in zip(questions, written, strict=True)]
+    return asking
