@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import pandas as pd
-from jaxtyping import Float
+from jaxtyping import Num
 
 from lib.sciagent.retriever import Index
 from lib.sciagent.study.corpus import Search, retrieval_examples
@@ -13,7 +13,7 @@ from lib.sciagent.study.questions import Question
 from lib.sciagent.tools import Toolset
 
 DEPTH = 100  # functions searched; one below has no rank
-Ranks = Mapping[tuple[str, str], Float[np.ndarray, "seeds queries"]]
+Ranks = Mapping[tuple[str, str], Num[np.ndarray, "seeds queries"]]
 Names = Sequence[Sequence[str]]
 
 
@@ -37,8 +37,8 @@ def ranks_of(
     indices: Mapping[str, Sequence[Index]],
     asking: Mapping[str, Sequence[str]],
     functions: Names,
-    rank: Callable[[Names, Names], Float[np.ndarray, " queries"]] = ranks,
-) -> dict[tuple[str, str], Float[np.ndarray, "seeds queries"]]:
+    rank: Callable[[Names, Names], Num[np.ndarray, " queries"]] = ranks,
+) -> dict[tuple[str, str], Num[np.ndarray, "seeds queries"]]:
     """Return the rank of each query's functions by retriever (its seeds first) and way to ask; infinity if not found.
 
     `rank` is `evaluation.ranks` (all of a query's functions are needed) or `evaluation.any_rank` (one serves).
