@@ -8,7 +8,7 @@ import pandas as pd
 from lib.sciagent.study.science_tasks import solved
 
 
-def science(tasks: Sequence[Mapping[str, Any]], outcomes: Mapping[str, Sequence[Mapping[str, Any]]]) -> pd.DataFrame:
+def science(tasks: Sequence[dict[str, Any]], outcomes: Mapping[str, Sequence[Mapping[str, Any]]]) -> pd.DataFrame:
     """Return a row for each task and condition (which functions were shown).
 
     Columns are `task`, `functions`, `right` (as exactly as the task states), `hit` (its function was shown) and
