@@ -98,6 +98,7 @@ def _evals_table() -> Path:
     if not path.exists():
         refuse_unwritable(path.parent, "TENFOLD_CACHE")
         frame = pd.DataFrame([row for rows in _tasks(require("evals")).values() for row in rows])
+        path.parent.mkdir(parents=True, exist_ok=True)
         temporary = path.with_name(f".{path.name}")
         frame.to_parquet(temporary, compression="zstd")
         temporary.rename(path)

@@ -1,6 +1,7 @@
 import json
 import zipfile
 
+import pandas as pd
 import pytest
 
 from lib import TenfoldError
@@ -40,6 +41,15 @@ def test_evals_rows_share_their_tasks_instruction():
     assert rows["task"].nunique() > 250
     assert rows["instruction"].str.strip().ne("").all()
     assert rows["ideals"].map(len).ge(1).mean() > 0.99
+
+
+def test_the_table_of_evals_is_made_where_nothing_was_made_yet(monkeypatch, tmp_path):
+    monkeypatch.setattr(datasets, "made_once", lambda name: tmp_path / "not" / "there" / name)
+    rows = [{"task": "t", "instruction": "Do it.", "input": "x", "ideals": ["a"]}]
+    monkeypatch.setattr(datasets, "_tasks", lambda wheel: {"t": rows})
+    path = datasets._evals_table()
+    assert pd.read_parquet(path)["input"].tolist() == ["x"]
+    assert [file.name for file in path.parent.iterdir()] == [path.name]
 
 
 def test_odd_rows_of_evals_drop_the_row_or_the_task(tmp_path):
