@@ -285,6 +285,15 @@ def crossed(values, *, seed: int = 0, unit: str = "seeds x items") -> Estimate:
     return Estimate(float(mean), float(mean - half), float(mean + half), f"{seeds} x {items} {unit}")
 
 
+def over_runs(values, *, runs: str = "seeds", items: str = "items", seed: int = 0) -> Estimate:
+    """Mean of values [runs, items]: `crossed` from three runs on, else over items alone, the runs taken as fixed."""
+    array = np.asarray(values, dtype=np.float64)
+    if len(array) >= 3:
+        return crossed(array, unit=f"{runs} x {items}")
+    fixed = f", {runs} fixed at {len(array)}" if len(array) > 1 else ""
+    return bootstrap(array.mean(0), seed=seed, unit=f"{items}{fixed}")
+
+
 def jackknife(left_out: Sequence[float] | np.ndarray, whole: float) -> tuple[float, float]:
     """95 % interval of `whole` from the statistic's values with one group of items left out at a time.
 

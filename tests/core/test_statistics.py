@@ -50,6 +50,14 @@ def test_crossed_covers_whatever_varies_most(seeds, source):
         assert half < 1.2 * 1.96 * error  # the seeds hardly differ: nearly as if all were known
 
 
+def test_over_runs_is_over_both_from_three_runs_on_and_over_items_below():
+    values = np.random.default_rng(0).normal(size=(3, 40))
+    assert statistics.over_runs(values, items="questions") == statistics.crossed(values, unit="seeds x questions")
+    for count, said in ((1, "40 questions"), (2, "40 questions, adapters fixed at 2")):
+        few = statistics.over_runs(values[:count], runs="adapters", items="questions", seed=1)
+        assert few == statistics.bootstrap(values[:count].mean(0), seed=1, unit=said.removeprefix("40 "))
+
+
 def test_crossed_adds_the_squares_of_both_intervals_less_what_is_counted_twice():
     rng = np.random.default_rng(0)
     for _ in range(200):

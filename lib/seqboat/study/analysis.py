@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from lib.core.statistics import Estimate, bootstrap, crossed, ratio_of_pairs
+from lib.core.statistics import Estimate, over_runs, ratio_of_pairs
 from lib.seqboat.study import probe
 from lib.seqboat.study.corpus import Examples
 
@@ -56,10 +56,7 @@ class HeldOut:
 
     def estimate(self, task: str, kind: str, *, seed: int = 0) -> Estimate:
         """Return its mean with an interval over seeds and rows from three seeds on, else over rows alone."""
-        measured = self.by_seed(task, kind)
-        if len(measured) >= 3:
-            return crossed(measured, unit="seeds x rows")
-        return bootstrap(measured.mean(0), seed=seed, unit="rows")
+        return over_runs(self.by_seed(task, kind), items="rows", seed=seed)
 
     def by_length(self, task: str, lengths: Int[np.ndarray, " rows"]) -> pd.DataFrame:
         """Return the share of `right` answers of each `kind` on rows of each `length` in tokens, by `seed`."""
