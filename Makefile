@@ -29,7 +29,7 @@ SELECT := --profile="$(PROFILE)" --papers="$(PAPERS)"
 OPTIONS := $(SELECT) $(if $(SEED),--seed="$(SEED)") $(if $(filter-out 0,$(DRY_RUN)),--dry-run)
 PAPER_NAMES := $(patsubst lib/%/paper.toml,%,$(wildcard lib/*/paper.toml))
 
-.PHONY: help env lab assets reproduce $(addprefix reproduce-,$(PAPER_NAMES)) claims doctor record mutants rehearse serve train replies bench sweep new docs test lint format clean clean-cache
+.PHONY: help env lab assets reproduce $(addprefix reproduce-,$(PAPER_NAMES)) claims doctor record mutants rehearse serve train replies bench sweep replicate new docs test lint format clean clean-cache
 
 help: ## list the targets and variables
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | awk -F'\t' '{printf "  make %-18s %s\n", $$1, $$2}'
@@ -90,6 +90,9 @@ bench: $(STAMP) ## measure the methods against their peers, in turn
 
 sweep: $(STAMP) ## papers x SEEDS="0 1 2" on WORKERS=2 local processes, or on the Dask SCHEDULER=address
 	@$(RUN) sweep $(SELECT) --seeds="$(SEEDS)" --workers="$(WORKERS)" --scheduler="$(SCHEDULER)"
+
+replicate: $(STAMP) ## judge the claims (or those of PAPERS="…") again: SEED=1, INSTRUCTIONS=avx512, avx2 or native
+	@$(RUN) replicate $(SELECT) $(if $(SEED),--seed="$(SEED)") $(if $(INSTRUCTIONS),--instructions="$(INSTRUCTIONS)")
 
 new: $(STAMP) ## write the first files of a new paper: PAPER=name
 	@$(RUN) new "$(PAPER)"

@@ -92,6 +92,9 @@ def _parser() -> Parser:
     command.add_argument(
         "--scheduler", default="", help="address of a running Dask scheduler (default: a local cluster)"
     )
+    command = add("replicate", replicate, "judge the claims again, at another seed", profile=True)
+    command.add_argument("--seed", type=_seed, default=1, help="seed of every run, other than the published one")
+    command.add_argument("--instructions", default="avx512", help="avx2, avx512 (without bfloat16) or native")
     command = add("assets", assets, "bring models and data", anywhere=True)
     command.add_argument("names", nargs="*", help="short names (default: those of the default runs)")
     command = add("serve", serve, "an OpenAI-compatible server of a model, on this machine only", anywhere=True)
@@ -166,6 +169,22 @@ def sweep(options) -> int:
         )
     report.print_sweep(sweeps.merge(options.profile, options.papers.split()))
     return int(failed > 0)
+
+
+def replicate(options) -> int:
+    """Run papers at another seed and print which verdicts held; exit status 1 where any run failed."""
+    from lib.lab import replicate as replicates
+    from lib.lab import report
+
+    jobs = replicates.jobs(options.profile, options.papers.split(), options.seed)
+    _refuse_unwritable()
+    _fetch_what_they_need(jobs)
+    outcomes = list(replicates.replicate(jobs, options.instructions))
+    report.print_replicates(options.profile, [job.paper for job in jobs])
+    report.print_outcomes(outcomes)
+    if options.profile == "cpu":
+        report.update_pages()
+    return int(any(outcome.state == "failed" for outcome in outcomes))
 
 
 def _refuse_unwritable() -> None:

@@ -265,6 +265,12 @@ def judged_again(content: Mapping[str, Any], paper: PaperRecord) -> dict[str, An
     return dict(content) | {"claims": judged, "finding": fill(paper.finding, content["metrics"], outcomes)}
 
 
+def reads_otherwise(record: Mapping[str, Any], paper: PaperRecord) -> bool:
+    """Whether results are of an earlier experiment: the claims, their rules or their gates now read otherwise."""
+    judged = {(c["id"], c["measured"], c["rule"], tuple(c.get("gates", ()))) for c in record["claims"]}
+    return judged != {(claim.id, claim.estimate, rule_in_words(claim), claim.gates) for claim in paper.claims}
+
+
 def _as_tuples(record: Mapping[str, Any]) -> dict[str, Any]:
     return {name: tuple(value) if isinstance(value, list) else value for name, value in record.items()}
 

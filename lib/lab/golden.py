@@ -12,7 +12,7 @@ import platform
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from multiprocessing import get_context
 from pathlib import Path
@@ -41,6 +41,11 @@ INSTRUCTIONS: dict[str, dict[str, str]] = {
 VARIABLES = tuple(INSTRUCTIONS["avx2"])
 
 
+def imitated(instructions: str) -> dict[str, str | None]:
+    """Variables by which processes that begin under them take an instruction set of `INSTRUCTIONS`."""
+    return {name: INSTRUCTIONS[instructions].get(name) for name in VARIABLES}
+
+
 @dataclass(frozen=True)
 class Setting:
     """How one recorded run computes: threads, and the instruction set by its name in `INSTRUCTIONS`."""
@@ -48,22 +53,13 @@ class Setting:
     threads: int
     instructions: str
 
-    @contextmanager
-    def in_force(self) -> Iterator[None]:
+    def in_force(self) -> AbstractContextManager[None]:
         """Set the variables for processes that begin inside the block; a process that has loaded torch ignores them.
 
         Threads that wait give way: where something else runs beside two that spin, they stand still.
         """
-        names = ("OMP_NUM_THREADS", "OMP_WAIT_POLICY", *VARIABLES)
-        before = {name: os.environ.pop(name, None) for name in names}
-        told = {"OMP_NUM_THREADS": str(self.threads), "OMP_WAIT_POLICY": "PASSIVE"}
-        os.environ.update(told | INSTRUCTIONS[self.instructions])
-        try:
-            yield
-        finally:
-            for name in names:
-                os.environ.pop(name, None)
-            os.environ.update({name: value for name, value in before.items() if value is not None})
+        threads = {"OMP_NUM_THREADS": str(self.threads), "OMP_WAIT_POLICY": "PASSIVE"}
+        return runner.environment(threads | imitated(self.instructions))
 
 
 # Threads and instructions each vary beside a common run: what they do together is less than what they do apart.

@@ -31,6 +31,11 @@ def sweep_dir(profile: str) -> Path:
     return figures_dir() / profile / "sweep"
 
 
+def replicate_dir(profile: str) -> Path:
+    """Folder of runs at another seed than the published ones: one a paper and seed."""
+    return figures_dir() / profile / "replicate"
+
+
 def cache_dir() -> Path:
     """Folder of everything computed that may be thrown away; `TENFOLD_CACHE` moves it."""
     return lib.cache_dir()

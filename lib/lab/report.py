@@ -21,10 +21,11 @@ from lib.lab.claims import (
     judged_again,
     passed_in_words,
     read,
-    rule_in_words,
+    reads_otherwise,
     verdict_in_words,
 )
 from lib.lab.figures import figure_style
+from lib.lab.replicate import held, with_replicates
 from lib.lab.run import RESULTS, relative
 
 BEGIN, END = "<!-- {}:begin (made by `make claims`; do not edit) -->", "<!-- {}:end -->"
@@ -38,8 +39,13 @@ SHOWN = {
     NEEDS_GPU: ("·", "dim", "0.88"),
     NEEDS_CPU: ("·", "dim", "0.88"),
 }
+UNSTEADY = "overturned at another seed"
 # Verdicts that are said otherwise where they are counted.
-COUNTED = {NOT_TESTABLE: "not testable", NEEDS_GPU: "left to a GPU", NEEDS_CPU: "left to the cpu profile"}
+COUNTED = {
+    NOT_TESTABLE: "not testable", NEEDS_GPU: "left to a GPU", NEEDS_CPU: "left to the cpu profile",
+    UNSTEADY: "overturned",
+}  # fmt: skip
+OVERTURNED = {"hatch": "////", "edgecolor": "0.55", "lw": 0.0}  # how such a verdict's square is filled
 WORDS = 2.6  # squares that a column of words takes in the picture
 
 
@@ -55,13 +61,25 @@ def results(profile: str, only: Sequence[str] | None = None) -> list[dict[str, A
 
 
 def as_today(record: dict[str, Any]) -> dict[str, Any]:
-    """Judge results by today's rules; those of an earlier experiment stay as they were told."""
-    return record if earlier(record) else judged_again(record, papers.load(record["paper"]))
+    """Judge results by today's rules, beside those at other seeds; an earlier experiment's stay as they were told."""
+    if earlier(record):
+        return record
+    paper = papers.load(record["paper"])
+    return with_replicates(judged_again(record, paper), paper)
+
+
+def earlier(record: dict[str, Any]) -> bool:
+    """Whether results are of an earlier experiment than today's `paper.toml` describes."""
+    return reads_otherwise(record, papers.load(record["paper"]))
 
 
 def marked(claim: dict[str, Any]) -> str:
-    """Say a claim's verdict in words, with its mark before them."""
-    return f"{SHOWN[claim['verdict']][0]} {verdict_in_words(claim)}"
+    """Say a claim's verdict in words, with its mark before them and whether it held at other seeds behind them."""
+    said = f"{SHOWN[claim['verdict']][0]} {verdict_in_words(claim)}"
+    if held(claim) is None:
+        return said
+    others = "; ".join(f"{SHOWN[c['verdict']][0]} {c['verdict']}, {interval(c)}" for c in claim["again"])
+    return f"{said}; {'held again' if held(claim) else 'at another seed'}: {others}"
 
 
 def tally(measured: Sequence[dict[str, Any]]) -> str:
@@ -151,6 +169,20 @@ def print_sweep(rows: list[dict[str, Any]]) -> None:
     console().print(over if over.row_count else "No run of this sweep has finished.")
 
 
+def print_replicates(profile: str, only: Sequence[str]) -> None:
+    """Print each verdict beside those of runs at other seeds."""
+    from rich.markup import escape
+
+    twice = table("verdicts, and those at another seed", "paper", "claim", "published", "at another seed", "held")
+    claims = [(record["paper"], claim) for record in results(profile, only) for claim in record["claims"]]
+    for paper, claim in claims:
+        if held(claim) is not None:
+            told = [escape(f"{c['verdict']}, {interval(c)}") for c in (claim, *claim["again"])]
+            twice.add_row(paper, claim["id"], told[0], "\n".join(told[1:]), "yes" if held(claim) else "[red]no[/]")
+    console().print(twice if twice.row_count else "Nothing to compare: run `make reproduce` too.")
+    print(_again(claim for _, claim in claims))
+
+
 def print_outcomes(outcomes) -> None:
     """Print papers × verdicts × minutes at the end of `make reproduce`."""
     ended = table("papers", "paper", "run", "minutes", "verdicts", "results")
@@ -173,9 +205,9 @@ def line(*cells: str) -> str:
 
 
 def counted(claims: Iterable[dict[str, Any]]) -> str:
-    """Count claims by verdict, such as `3 reproduced, 1 contradicted`."""
-    counts = Counter(claim["verdict"] for claim in claims)
-    return ", ".join(f"{counts[verdict]} {COUNTED.get(verdict, verdict)}" for verdict in VERDICTS if counts[verdict])
+    """Count claims by verdict, such as `3 reproduced, 1 contradicted`; apart those that another seed overturned."""
+    counts = Counter(UNSTEADY if held(claim) is False else claim["verdict"] for claim in claims)
+    return ", ".join(f"{counts[name]} {COUNTED.get(name, name)}" for name in (*VERDICTS, UNSTEADY) if counts[name])
 
 
 def papers_table(profile: str) -> str:
@@ -192,8 +224,14 @@ def papers_table(profile: str) -> str:
         lines.append(line(*cells, f"[lib.{name}](docs/{name}.md)" if guide else f"`lib.{name}`"))
     if found:
         claims = [claim for record in found.values() for claim in record["claims"]]
-        lines += ["", f"All {len(claims)} claims: {counted(claims)}. {_taken(list(found.values()))}"]
+        told = [f"All {len(claims)} claims: {counted(claims)}.", _again(claims), _taken(list(found.values()))]
+        lines += ["", " ".join(part for part in told if part)]
     return "\n".join(lines)
+
+
+def _again(claims: Iterable[dict[str, Any]]) -> str:
+    answers = [answer for answer in map(held, claims) if answer is not None]
+    return f"{sum(answers)} of the {len(answers)} verdicts tried at another seed held." if answers else ""
 
 
 def _taken(records: list[dict[str, Any]]) -> str:
@@ -215,16 +253,10 @@ def claims_page(profile: str) -> str:
         f"`paper.toml`, in the `{profile}` profile. Checks are identities and bounds of our own code, and say nothing "
         "about a paper. A gate is a measured precondition: where one fails, the claims that name it are not testable "
         "here. Estimates of finished runs are judged by today's rules; an executed notebook shows those of its "
-        "commit.\n"
+        "commit. Behind a verdict stands what the same claim came to at another seed (`make replicate`), where it was "
+        "tried; counts leave out verdicts that such a run overturned.\n"
     )
     return "\n".join([intro, *(_claims_of(record) for record in records)]) if records else f"{intro}\nNo run yet.\n"
-
-
-def earlier(record: dict[str, Any]) -> bool:
-    """Whether results are of an earlier experiment: the claims, their rules or their gates now read otherwise."""
-    judged = {(c["id"], c["measured"], c["rule"], tuple(c.get("gates", ()))) for c in record["claims"]}
-    today = papers.load(record["paper"]).claims
-    return judged != {(claim.id, claim.estimate, rule_in_words(claim), claim.gates) for claim in today}
 
 
 def _claims_of(record: dict[str, Any]) -> str:
@@ -309,6 +341,9 @@ def draw(records: list[dict[str, Any]], path: Path) -> None:
         named = [verdict for verdict in VERDICTS if verdict != NEEDS_CPU or verdict in drawn]
         handles = [plt.Rectangle((0, 0), 1, 1, color=SHOWN[verdict][2]) for verdict in named]
         labels = [f"{SHOWN[verdict][0]} {verdict}" for verdict in named]
+        if any(held(claim) is False for record in records for claim in record["claims"]):
+            handles.append(plt.Rectangle((0, 0), 1, 1, **OVERTURNED, facecolor="white"))
+            labels.append(UNSTEADY)
         fig.legend(handles, labels, loc="outside lower center", ncols=len(named), fontsize=8)
         path.parent.mkdir(parents=True, exist_ok=True)
         fig.savefig(path, metadata={"Software": None})
@@ -319,13 +354,14 @@ def draw(records: list[dict[str, Any]], path: Path) -> None:
 def _draw_row(axis, row: int, record: dict[str, Any], widest: int, kinds: list[str]) -> None:
     import matplotlib.pyplot as plt
 
-    verdicts = sorted((claim["verdict"] for claim in record["claims"]), key=VERDICTS.index)
-    for column, verdict in enumerate(verdicts):
-        mark, _, fill = SHOWN[verdict]
-        axis.add_patch(plt.Rectangle((column, row), 0.9, 0.8, color=fill, lw=0))
+    by_verdict = sorted(record["claims"], key=lambda claim: (VERDICTS.index(claim["verdict"]), held(claim) is False))
+    for column, claim in enumerate(by_verdict):
+        mark, _, fill = SHOWN[claim["verdict"]]
+        shown = OVERTURNED | {"facecolor": fill} if held(claim) is False else {"color": fill, "lw": 0}
+        axis.add_patch(plt.Rectangle((column, row), 0.9, 0.8, **shown))
         axis.text(column + 0.45, row + 0.42, mark, ha="center", va="center", fontsize=9)
-    held = sum(verdict == REPRODUCED for verdict in verdicts)
-    axis.text(widest + 0.3, row + 0.42, f"{held} of {len(verdicts)} hold", va="center", fontsize=9)
+    hold = sum(claim["verdict"] == REPRODUCED and held(claim) is not False for claim in by_verdict)
+    axis.text(widest + 0.3, row + 0.42, f"{hold} of {len(by_verdict)} hold", va="center", fontsize=9)
     for column, kind in enumerate(kinds, start=1):
         if record[kind]:
             missed = any(measured["passed"] is False for measured in record[kind])

@@ -28,20 +28,18 @@ class Job:
     profile: str
     parameters: dict[str, Any]
     cost: dict[str, Any]
-    sweep: bool = False
     requires: dict[str, Any] = field(default_factory=dict)
+    beside: Path | None = None  # folder of runs at other seeds than the published one, such as those of a sweep
 
     @property
     def results(self) -> Path:
-        """Folder of the finished run; a run of a sweep has one a seed."""
-        if self.sweep:
-            return paths.sweep_dir(self.profile) / self.name
-        return paths.results_dir(self.profile, self.paper)
+        """Folder of the finished run; beside the published runs there is one a seed."""
+        return self.beside / self.name if self.beside else paths.results_dir(self.profile, self.paper)
 
     @property
     def name(self) -> str:
-        """Short name of the run: its paper, and in a sweep its seed."""
-        return f"{self.paper}-seed-{self.parameters['seed']}" if self.sweep else self.paper
+        """Short name of the run: its paper, and beside the published runs its seed."""
+        return f"{self.paper}-seed-{self.parameters['seed']}" if self.beside else self.paper
 
     def models_and_data(self) -> list[str]:
         """Names of the models and data sets among the parameters: short names, and `owner/name` of the hub.
@@ -81,7 +79,8 @@ class Job:
 
     def stamp(self) -> Path:
         """Where this machine remembers its last finished run; git knows nothing of it, so a fresh clone runs."""
-        return paths.cache_dir() / "runs" / self.profile / f"{self.name}.json"
+        folder = paths.cache_dir() / "runs" / self.profile / (self.beside.name if self.beside else "")
+        return folder / f"{self.name}.json"
 
     def up_to_date(self) -> bool:
         """Whether the results that lie there came from exactly these inputs on this machine."""

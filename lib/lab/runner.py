@@ -12,6 +12,7 @@ import shutil
 import sys
 import tempfile
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -78,11 +79,11 @@ def run_notebook(
     position, began = Position(), time.monotonic()
     with _staging(results) as staging:
         executed = staging / notebook.name
-        environment = {
+        told = {
             "TENFOLD_PROFILE": profile, "TENFOLD_OUTPUT": str(staging), "TENFOLD_NOTEBOOK": str(notebook.resolve()),
         } | QUIET  # fmt: skip
         try:
-            with _environment(environment), full_disk_refused(results.parent):
+            with environment(told), full_disk_refused(results.parent):
                 _execute(source, executed, overrides, cell_timeout, _follower(name, position, began, echo), echo)
             _refuse_half_a_run(executed, staging if needs_results else None)
         except BaseException as error:
@@ -216,14 +217,19 @@ def _keep_failed(executed: Path, failed: Path) -> str:
 
 
 @contextlib.contextmanager
-def _environment(values: dict[str, str]):
+def environment(values: Mapping[str, str | None]):
+    """Set variables of the environment (None: unset) inside the block, also for processes that begin there."""
     before = {name: os.environ.get(name) for name in values}
-    os.environ.update(values)
+    _set(values)
     try:
         yield
     finally:
-        for name, value in before.items():
-            os.environ.pop(name, None) if value is None else os.environ.__setitem__(name, value)
+        _set(before)
+
+
+def _set(values: Mapping[str, str | None]) -> None:
+    for name, value in values.items():
+        os.environ.pop(name, None) if value is None else os.environ.__setitem__(name, value)
 
 
 def write_clean(source: Path, target: Path, stamp: dict[str, Any]) -> None:

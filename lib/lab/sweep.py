@@ -26,7 +26,8 @@ def jobs(profile: str, names: list[str], seeds: list[int]) -> list[Job]:
     if not seeds or len(set(seeds)) != len(seeds):
         raise TenfoldError(f'a sweep needs different seeds, not {seeds}: write for example SEEDS="0 1 2".')
     names = names or list(paths.paper_notebooks())
-    return [dataclasses.replace(job, sweep=True) for seed in seeds for job in plan(profile, names, seed)]
+    folder = paths.sweep_dir(profile)
+    return [dataclasses.replace(job, beside=folder) for seed in seeds for job in plan(profile, names, seed)]
 
 
 def sweep(todo: list[Job], *, workers: int = 2, scheduler: str = "") -> Iterator[Outcome]:

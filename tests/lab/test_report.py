@@ -6,7 +6,7 @@ import pytest
 
 from lib import TenfoldError
 from lib.__main__ import main
-from lib.lab import claims, papers, paths, report
+from lib.lab import claims, papers, paths, replicate, report
 from lib.lab.papers import CheckRecord, ClaimRecord, GateRecord
 from lib.lab.run import write_json
 from lib.lab.site import pages
@@ -16,7 +16,14 @@ FINDING = "The method | holds: 0.9."
 
 
 def result(paper, **options):
-    frame = {"paper": paper, "minutes_cold": 1.25, "peak_memory_gib": 3.5, "claims": [], "figures": {}}
+    frame = {
+        "paper": paper,
+        "profile": "cpu",
+        "minutes_cold": 1.25,
+        "peak_memory_gib": 3.5,
+        "claims": [],
+        "figures": {},
+    }
     frame |= {"machine": {"cores": 2, "processor": "an engine"}, "commit": "0123456789abcdef"}
     write_json(paths.results_dir("cpu", paper) / "results.json", frame | options)
 
@@ -87,6 +94,31 @@ def test_the_readme_has_a_row_a_paper_and_counts_its_verdicts():
         "All 4 claims: 1 reproduced, 1 contradicted, 1 not testable, 1 left to a GPU. "
         "The runs took 2 minutes in all and 3.5 GiB at most, on 2 cores of an engine."
     )
+
+
+@pytest.mark.usefixtures("finished")
+def test_a_verdict_that_another_seed_overturns_is_shown_beside_it_and_counted_apart(tmp_path, monkeypatch, capsys):
+    published = paths.results_dir("cpu", "lorc") / "results.json"
+    monkeypatch.setattr(replicate, "judged_again", lambda run, _paper: run)
+    monkeypatch.setattr(replicate, "reads_otherwise", lambda run, _paper: run.get("old", False))
+    record = claims.read(published)
+    again = paths.replicate_dir("cpu") / "lorc-seed-1" / "results.json"
+    write_json(again, record)
+    assert "| ✔ reproduced; held again: ✔ reproduced, 0.9 [0.8, 1] | free |" in report.claims_page("cpu")
+    assert "1 reproduced, 1 contradicted, 1 not testable, 1 left to a GPU. 2 of the 2 verdicts tried at another" in (
+        report.papers_table("cpu")
+    )
+    record["claims"][0] |= {"verdict": claims.INCONCLUSIVE, "estimate": 0.5, "ci": [0.3, 0.7]}
+    write_json(again, record)
+    assert "| ✔ reproduced; at another seed: ~ inconclusive, 0.5 [0.3, 0.7] | free |" in report.claims_page("cpu")
+    assert "All 4 claims: 1 contradicted, 1 not testable, 1 left to a GPU, 1 overturned. 1 of the 2" in (
+        report.papers_table("cpu")
+    )
+    report.print_replicates("cpu", ["lorc"])
+    assert "1 of the 2 verdicts tried at another seed held." in capsys.readouterr().out
+    report.draw(report.results("cpu"), tmp_path / "verdicts.png")
+    write_json(again, record | {"old": True})
+    assert "another seed" not in report.papers_table("cpu"), "a run of an earlier experiment says nothing"
 
 
 def test_results_are_of_an_earlier_experiment_where_the_claims_read_otherwise():

@@ -1,11 +1,12 @@
 import json
+import os
 import shutil
 
 import nbformat
 import pytest
 
 from lib.__main__ import main
-from lib.lab import keys, mutants, paths, report, reproduce
+from lib.lab import keys, mutants, paths, replicate, report, reproduce
 
 FINISH = (
     "import os, pathlib, json\n"
@@ -79,6 +80,37 @@ def test_results_that_came_with_git_are_not_taken_for_a_run(house):
 def test_overrides_reach_the_notebook(house):
     assert main(["reproduce", "--profile", "smoke", "--papers", "one", "--set", "value=5"]) == 0
     assert json.loads((house / "figures/smoke/one/results.json").read_text())["value"] == 5
+
+
+@pytest.mark.usefixtures("papers")
+def test_a_replicate_runs_at_another_seed_as_on_another_processor_beside_the_published_run(write_notebook, house):
+    told = FINISH.replace("'value': value", "'value': [seed, os.environ.get('ATEN_CPU_CAPABILITY')]")
+    write_notebook("seed = 0  # s", told, name="01_one.ipynb")
+    assert states("one") == ["ran"]
+    assert main(["replicate", "--profile", "smoke", "--papers", "one", "--instructions", "avx2"]) == 0
+    found = house / "figures/smoke/replicate/one-seed-1/results.json"
+    assert json.loads(found.read_text())["value"] == [1, "avx2"]
+    assert json.loads((house / "figures/smoke/one/results.json").read_text())["value"] == [
+        0,
+        os.environ.get("ATEN_CPU_CAPABILITY"),
+    ]
+    (job,) = replicate.jobs("smoke", ["one"], 1)
+    assert [outcome.state for outcome in replicate.replicate([job], "avx2")] == ["unchanged"]
+    assert states("one") == ["unchanged"]
+
+
+@pytest.mark.usefixtures("papers")
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--seed=0"], "seed 0 is that of the published run of one: give another, such as SEED=1."),
+        (["--instructions=mmx"], "no instruction set is called 'mmx': take avx2, avx512, native."),
+    ],
+)
+def test_a_replicate_that_could_show_nothing_is_refused(house, capsys, arguments, message):
+    assert main(["replicate", "--profile=smoke", "--papers=one", *arguments]) == 2
+    assert message in capsys.readouterr().err
+    assert list((house / "figures").iterdir()) == []
 
 
 @pytest.mark.usefixtures("papers")

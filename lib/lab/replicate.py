@@ -1,0 +1,62 @@
+"""`make replicate`: judge the claims once more, at another seed and under another processor's instructions.
+
+A verdict that a second run overturns was luck of a seed or of rounding, and headlines do not count it. Of such a run
+only results.json is kept in git, beside the published one.
+"""
+
+import dataclasses
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from lib import TenfoldError
+from lib.lab import paths, runner
+from lib.lab.claims import NEEDS_CPU, NEEDS_GPU, judged_again, read, reads_otherwise
+from lib.lab.golden import INSTRUCTIONS, imitated
+from lib.lab.papers import PaperRecord
+from lib.lab.reproduce import Job, Outcome, plan, run_job
+from lib.lab.run import RESULTS
+
+UNJUDGED = (NEEDS_CPU, NEEDS_GPU)
+
+
+def jobs(profile: str, names: list[str], seed: int) -> list[Job]:
+    """One job a paper, at another seed than the published one; raises TenfoldError where it is the same."""
+    published = plan(profile, names or list(paths.paper_notebooks()))
+    if same := [job.paper for job in published if job.parameters["seed"] == seed]:
+        raise TenfoldError(
+            f"seed {seed} is that of the published run of {same[0]}: give another, such as SEED={seed + 1}."
+        )
+    folder = paths.replicate_dir(profile)
+    return [dataclasses.replace(job, beside=folder) for job in plan(profile, [job.paper for job in published], seed)]
+
+
+def replicate(todo: list[Job], instructions: str) -> Iterator[Outcome]:
+    """Run the jobs that are not up to date under an instruction set of `golden.INSTRUCTIONS`; yield each outcome.
+
+    Raises TenfoldError for an instruction set that is not known.
+    """
+    if instructions not in INSTRUCTIONS:
+        raise TenfoldError(f"no instruction set is called {instructions!r}: take {', '.join(INSTRUCTIONS)}.")
+    with runner.environment(imitated(instructions)):
+        for job in todo:
+            yield Outcome(job, "unchanged", 0.0) if job.up_to_date() else run_job(job)
+
+
+def with_replicates(record: Mapping[str, Any], paper: PaperRecord) -> dict[str, Any]:
+    """Add to each claim of a published run `again`: the same claim as the finished runs at other seeds judge it.
+
+    Runs of an earlier experiment, whose claims read otherwise, say nothing.
+    """
+    files = sorted(paths.replicate_dir(record["profile"]).glob(f"{record['paper']}-seed-*/{RESULTS}"))
+    runs = [judged_again(run, paper) for run in map(read, files) if not reads_otherwise(run, paper)]
+    again = [{claim["id"]: claim for claim in run["claims"]} for run in runs]
+    claims = [claim | {"again": [run[claim["id"]] for run in again]} for claim in record["claims"]]
+    return dict(record) | {"claims": claims}
+
+
+def held(claim: Mapping[str, Any]) -> bool | None:
+    """Whether the verdict of a claim was the same in every other run; None where there is none, or nothing to judge."""
+    again = claim.get("again", ())
+    if not again or claim["verdict"] in UNJUDGED:
+        return None
+    return all(other["verdict"] == claim["verdict"] for other in again)
