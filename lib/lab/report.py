@@ -45,7 +45,7 @@ COUNTED = {
     NOT_TESTABLE: "not testable", NEEDS_GPU: "left to a GPU", NEEDS_CPU: "left to the cpu profile",
     UNSTEADY: "overturned",
 }  # fmt: skip
-OVERTURNED = {"hatch": "////", "edgecolor": "0.55", "lw": 0.0}  # how such a verdict's square is filled
+OVERTURNED: dict[str, Any] = {"hatch": "////", "edgecolor": "0.55", "lw": 0.0}  # such a verdict's square
 WORDS = 2.6  # squares that a column of words takes in the picture
 
 
@@ -357,8 +357,8 @@ def _draw_row(axis, row: int, record: dict[str, Any], widest: int, kinds: list[s
     by_verdict = sorted(record["claims"], key=lambda claim: (VERDICTS.index(claim["verdict"]), held(claim) is False))
     for column, claim in enumerate(by_verdict):
         mark, _, fill = SHOWN[claim["verdict"]]
-        shown = OVERTURNED | {"facecolor": fill} if held(claim) is False else {"color": fill, "lw": 0}
-        axis.add_patch(plt.Rectangle((column, row), 0.9, 0.8, **shown))
+        style = OVERTURNED if held(claim) is False else {"lw": 0}
+        axis.add_patch(plt.Rectangle((column, row), 0.9, 0.8, facecolor=fill, **style))
         axis.text(column + 0.45, row + 0.42, mark, ha="center", va="center", fontsize=9)
     hold = sum(claim["verdict"] == REPRODUCED and held(claim) is not False for claim in by_verdict)
     axis.text(widest + 0.3, row + 0.42, f"{hold} of {len(by_verdict)} hold", va="center", fontsize=9)
