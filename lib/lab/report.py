@@ -357,8 +357,8 @@ def _draw_row(axis, row: int, record: dict[str, Any], widest: int, kinds: list[s
     by_verdict = sorted(record["claims"], key=lambda claim: (VERDICTS.index(claim["verdict"]), held(claim) is False))
     for column, claim in enumerate(by_verdict):
         mark, _, fill = SHOWN[claim["verdict"]]
-        style = OVERTURNED if held(claim) is False else {"lw": 0}
-        axis.add_patch(plt.Rectangle((column, row), 0.9, 0.8, facecolor=fill, **style))
+        filled: dict[str, Any] = OVERTURNED if held(claim) is False else {"lw": 0}
+        axis.add_patch(plt.Rectangle((column, row), 0.9, 0.8, facecolor=fill, **filled))
         axis.text(column + 0.45, row + 0.42, mark, ha="center", va="center", fontsize=9)
     hold = sum(claim["verdict"] == REPRODUCED and held(claim) is not False for claim in by_verdict)
     axis.text(widest + 0.3, row + 0.42, f"{hold} of {len(by_verdict)} hold", va="center", fontsize=9)

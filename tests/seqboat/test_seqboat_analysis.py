@@ -157,8 +157,6 @@ def test_suite_refuses_what_cannot_be_compared():
         suite.check(["recall", "language"])
     with pytest.raises(ValueError, match=r"task_steps = \[1\] must hold a number for each of 3"):
         suite.check(["recall", "digits", "language"], task_steps=[1])
-    with pytest.raises(ValueError, match=r"windows = \[4, 4\] must rise"):
-        suite.check_rising(biases=[0.0, 1.0], windows=[4, 4])
     with pytest.raises(ValueError, match="no task is named 'songs'"):
         suite.train_and_test("songs")
 

@@ -21,13 +21,6 @@ def check(tasks: Sequence[str], **counts: Sequence[int]) -> None:
             raise ValueError(f"{name} = {numbers} must hold a number for each of {len(tasks)} tasks")
 
 
-def check_rising(**lists: Sequence[int] | Sequence[float]) -> None:
-    """Raise ValueError for a list whose numbers do not rise."""
-    for name, numbers in lists.items():
-        if list(numbers) != sorted(set(numbers)):
-            raise ValueError(f"{name} = {numbers} must rise")
-
-
 def train_and_test(task: str, *, seed: int = 0, **options: Any) -> Sequence[Examples]:
     """Return a task's rows to train on and to score; `options` are those of its maker in this module.
 
