@@ -10,7 +10,7 @@ from lib.core.chat import ChatFailed, Reply
 from lib.usergpt import Conversation, GoldLabel, labelled, share_table
 from lib.usergpt.compare import divergence
 from lib.usergpt.similarity import LabelSpace
-from lib.usergpt.study import comparison, replies
+from lib.usergpt.study import annotators, comparison, replies
 from lib.usergpt.topics import HIDDEN, Cluster, Topics
 
 CODES = ("QAN", "SUM", "OTH")
@@ -35,26 +35,26 @@ TRUTH = {
 
 
 def test_the_best_cuts_label_as_the_person_does():
-    cuts = comparison.best_cuts(TRUTH, SPACES, SCORES, list(TRUTH))
-    found = comparison.zero_shot_labels(SPACES, SCORES, list(TRUTH), cuts)
+    cuts = annotators.best_cuts(TRUTH, SPACES, SCORES, list(TRUTH))
+    found = annotators.zero_shot_labels(SPACES, SCORES, list(TRUTH), cuts)
     assert [label.tasks for label in found.values()] == [("QAN",), ("SUM",), ("OTH",), ("QAN",)]
-    assert comparison.right(TRUTH, found, "domains") == [1.0] * 4
-    quality = comparison.quality_table(TRUTH, {"cut": found, "one": {"a": TRUTH["a"], "b": TRUTH["a"]}}, seed=0)
+    assert annotators.right(TRUTH, found, "domains") == [1.0] * 4
+    quality = annotators.quality_table(TRUTH, {"cut": found, "one": {"a": TRUTH["a"], "b": TRUTH["a"]}}, seed=0)
     assert quality["accuracy"].tolist() == [1.0, 1.0, 0.5, 0.5]
     assert quality["kappa"].tolist()[:2] == [1.0, 1.0]
 
 
 def test_an_annotator_is_held_against_the_commonest_label():
     codes = {"tasks": CODES, "domains": ("TEC", "LAW", "OTH")}
-    always = comparison.always_commonest(TRUTH, list(TRUTH), codes)
+    always = annotators.always_commonest(TRUTH, list(TRUTH), codes)
     assert always["b"] == GoldLabel("b", "TEC", ("QAN",))
     probable = {"tasks": np.eye(3)[[0, 1, 2]], "domains": np.eye(3)[[0, 1, 2]]}
-    labels = comparison.most_probable(list("abc"), probable, codes)
+    labels = annotators.most_probable(list("abc"), probable, codes)
     assert labels == {i: GoldLabel(i, TRUTH[i].domain, TRUTH[i].tasks) for i in "abc"}
-    lead = comparison.lead(TRUTH, labels, always, seed=0)
+    lead = annotators.lead(TRUTH, labels, always, seed=0)
     assert (lead.value, lead.n) == (pytest.approx(2 / 3), "3 conversations")  # "a" is of the commonest type
-    assert comparison.frequencies(list(TRUTH.values()), "tasks", (*CODES, "DBG")).tolist() == [0.5, 0.5, 0.25, 0.125]
-    table = comparison.confusion_table(TRUTH, always, "tasks", {code: code.lower() for code in (*CODES, "DBG")})
+    assert annotators.frequencies(list(TRUTH.values()), "tasks", (*CODES, "DBG")).tolist() == [0.5, 0.5, 0.25, 0.125]
+    table = annotators.confusion_table(TRUTH, always, "tasks", {code: code.lower() for code in (*CODES, "DBG")})
     assert table["qan"].to_dict() == {"qan": 2, "sum": 1, "oth": 1}  # no row for a type that nobody has
     assert table.to_numpy().sum() == 4
 
@@ -63,9 +63,9 @@ def test_what_a_model_told_of_some_is_weighed_by_one_prior_or_by_one_of_each():
     told = np.log([[0.6, 0.4], [0.8, 0.2]])
     frame = pd.DataFrame({"id": ["a", "b"], "told_tasks": list(told), "told_domains": list(told)})
     codes = {"tasks": ("QAN", "SUM"), "domains": ("TEC", "LAW")}
-    even = comparison.with_prior(frame, dict.fromkeys(codes, np.array([0.5, 0.5])), codes)
+    even = annotators.with_prior(frame, dict.fromkeys(codes, np.array([0.5, 0.5])), codes)
     assert {i: label.tasks for i, label in even.items()} == {"a": ("SUM",), "b": ("QAN",)}
-    sure = comparison.with_prior(frame, dict.fromkeys(codes, np.array([[0.9, 0.1], [0.1, 0.9], [0.9, 0.1]])), codes)
+    sure = annotators.with_prior(frame, dict.fromkeys(codes, np.array([[0.9, 0.1], [0.1, 0.9], [0.9, 0.1]])), codes)
     assert {i: label.domain for i, label in sure.items()} == {"a": "TEC", "b": "LAW"}
 
 
@@ -199,18 +199,18 @@ class Namer:
 def test_a_guide_is_asked_and_its_prior_is_taken_out():
     people = [Conversation(str(i), "t", (f"request {i}",)) for i in range(24)]
     frame = replies.ask_guide(Namer(), people)
-    labels = comparison.guide_labels(frame)
+    labels = annotators.guide_labels(frame)
     assert labels["3"] == GoldLabel("3", "TEC", ("ADV",))
     assert np.stack(frame["told_tasks"]).shape == (24, 23)
     assert np.stack(frame["told_domains"]).argmax(1).tolist() == [0] * 24
     told = np.log([[0.6, 0.4], [0.8, 0.2]])  # the first label is likely of both, and likelier of the second
-    found = comparison.reweighed(told, np.array([0.5, 0.5]), trust=1.0)
+    found = annotators.reweighed(told, np.array([0.5, 0.5]), trust=1.0)
     assert found == pytest.approx(np.array([[0.6 / 0.7, 0.4 / 0.3], [0.8 / 0.7, 0.2 / 0.3]])
                                   / np.array([[0.6 / 0.7 + 0.4 / 0.3], [0.8 / 0.7 + 0.2 / 0.3]]))  # fmt: skip
     assert found.argmax(1).tolist() == [1, 0]
-    own = comparison.reweighed(told, np.array([[0.9, 0.1], [0.1, 0.9]]))
+    own = annotators.reweighed(told, np.array([[0.9, 0.1], [0.1, 0.9]]))
     assert own.argmax(1).tolist() == [0, 1]
-    assert comparison.reweighed(np.zeros((2, 2)), np.array([0.3, 0.7])) == pytest.approx(np.array([[0.3, 0.7]] * 2))
+    assert annotators.reweighed(np.zeros((2, 2)), np.array([0.3, 0.7])) == pytest.approx(np.array([[0.3, 0.7]] * 2))
 
 
 class Judge:

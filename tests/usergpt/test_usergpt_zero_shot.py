@@ -14,7 +14,7 @@ from lib.usergpt import (
     load_taxonomy,
 )
 from lib.usergpt.similarity import LabelSpace, choose
-from lib.usergpt.study.comparison import confusion_table
+from lib.usergpt.study.annotators import confusion_table
 from lib.usergpt.study.peers import WordEncoder
 from lib.usergpt.taxonomy import SALT, GoldLabel, agreement, as_gold
 
