@@ -176,7 +176,7 @@ def replicate(options) -> int:
     from lib.lab import replicate as replicates
     from lib.lab import report
 
-    jobs = replicates.jobs(options.profile, options.papers.split(), options.seed)
+    jobs = replicates.jobs(options.profile, options.papers.split(), options.seed, options.instructions)
     _refuse_unwritable()
     _fetch_what_they_need(jobs)
     outcomes = list(replicates.replicate(jobs, options.instructions))

@@ -19,8 +19,13 @@ from lib.lab.run import RESULTS
 UNJUDGED = (NEEDS_CPU, NEEDS_GPU)
 
 
-def jobs(profile: str, names: list[str], seed: int) -> list[Job]:
-    """One job a paper, at another seed than the published one; raises TenfoldError where it is the same."""
+def jobs(profile: str, names: list[str], seed: int, instructions: str) -> list[Job]:
+    """One job a paper, at another seed than the published one.
+
+    Raises TenfoldError where it is the same, or for an instruction set that is none of `golden.INSTRUCTIONS`.
+    """
+    if instructions not in INSTRUCTIONS:
+        raise TenfoldError(f"no instruction set is called {instructions!r}: take {', '.join(INSTRUCTIONS)}.")
     published = plan(profile, names or list(paths.paper_notebooks()))
     if same := [job.paper for job in published if job.parameters["seed"] == seed]:
         raise TenfoldError(
@@ -31,12 +36,7 @@ def jobs(profile: str, names: list[str], seed: int) -> list[Job]:
 
 
 def replicate(todo: list[Job], instructions: str) -> Iterator[Outcome]:
-    """Run the jobs that are not up to date under an instruction set of `golden.INSTRUCTIONS`; yield each outcome.
-
-    Raises TenfoldError for an instruction set that is not known.
-    """
-    if instructions not in INSTRUCTIONS:
-        raise TenfoldError(f"no instruction set is called {instructions!r}: take {', '.join(INSTRUCTIONS)}.")
+    """Run the jobs that are not up to date as on a processor with these instructions; yield each outcome."""
     with runner.environment(imitated(instructions)):
         for job in todo:
             yield Outcome(job, "unchanged", 0.0) if job.up_to_date() else run_job(job)

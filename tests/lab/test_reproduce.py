@@ -94,7 +94,7 @@ def test_a_replicate_runs_at_another_seed_as_on_another_processor_beside_the_pub
         0,
         os.environ.get("ATEN_CPU_CAPABILITY"),
     ]
-    (job,) = replicate.jobs("smoke", ["one"], 1)
+    (job,) = replicate.jobs("smoke", ["one"], 1, "avx2")
     assert [outcome.state for outcome in replicate.replicate([job], "avx2")] == ["unchanged"]
     assert states("one") == ["unchanged"]
 
