@@ -275,7 +275,7 @@ def _whiskers(part, value: str) -> np.ndarray:
 def _name_ticks(axis, which: str, places, names) -> None:
     """Name the places of an axis so that names do not overlap: smaller where there are many, slanted where long."""
     words = [f"{name:g}" if isinstance(name, float) else str(name) for name in names]
-    figure_width, figure_height = axis.figure.get_size_inches()
+    figure_width, figure_height = axis.get_figure(root=True).get_size_inches()
     spec = axis.get_subplotspec()
     if which == "y":
         room = 72 * figure_height / (spec.get_gridspec().nrows if spec else 1) * 0.75 / max(1, len(words))

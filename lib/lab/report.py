@@ -1,4 +1,4 @@
-"""What is told of finished runs, from their results.json files: in the terminal, on generated pages, in one picture."""
+"""What is told of finished runs, from their results.json files: in the terminal, on generated pages."""
 
 import re
 from collections import Counter
@@ -19,12 +19,10 @@ from lib.lab.claims import (
     VERDICTS,
     interval,
     judged_again,
-    passed_in_words,
     read,
     reads_otherwise,
     verdict_in_words,
 )
-from lib.lab.figures import figure_style
 from lib.lab.replicate import held, with_replicates
 from lib.lab.run import RESULTS, relative
 
@@ -45,8 +43,6 @@ COUNTED = {
     NOT_TESTABLE: "not testable", NEEDS_GPU: "left to a GPU", NEEDS_CPU: "left to the cpu profile",
     UNSTEADY: "overturned",
 }  # fmt: skip
-OVERTURNED: dict[str, Any] = {"hatch": "////", "edgecolor": "0.55", "lw": 0.0}  # such a verdict's square
-WORDS = 2.6  # squares that a column of words takes in the picture
 
 
 def results(profile: str, only: Sequence[str] | None = None) -> list[dict[str, Any]]:
@@ -297,6 +293,8 @@ def update_pages() -> list[str]:
 
     Results that lie elsewhere (`TENFOLD_FIGURES`) are somebody's own, and stay out of them.
     """
+    from lib.lab import picture
+
     if paths.figures_dir() != root() / "figures":
         return []
     changed = []
@@ -306,75 +304,6 @@ def update_pages() -> list[str]:
             path.write_text(text, encoding="utf8")
             changed.append(path)
     records = results("cpu")
-    if records and (changed or not picture("cpu").exists()):
-        draw(records, picture("cpu"))
+    if records and (changed or not picture.file_of("cpu").exists()):
+        picture.draw(records, picture.file_of("cpu"))
     return [relative(path) for path in changed]
-
-
-# --- the picture: a row a paper, a square a claim, checks and gates counted apart from them ---------------------------
-
-
-def picture(profile: str) -> Path:
-    """Name the file of a profile's picture."""
-    return paths.figures_dir() / profile / "guides" / "verdicts.png"
-
-
-def draw(records: list[dict[str, Any]], path: Path) -> None:
-    """Draw the verdicts of finished runs, given as their results, into a png with its csv beside it."""
-    import matplotlib.pyplot as plt
-    import pandas as pd
-
-    with figure_style():
-        widest = max(len(record["claims"]) for record in records)
-        kinds = [kind for kind in ("checks", "gates") if any(record[kind] for record in records)]
-        width = widest + WORDS * (1 + len(kinds)) + 0.6
-        fig, axis = plt.subplots(figsize=(1.3 + 0.36 * width, 0.9 + 0.36 * len(records)))
-        for row, record in enumerate(records):
-            _draw_row(axis, row, record, widest, kinds)
-        axis.set(xlim=(-0.1, width), ylim=(len(records), -0.2), xticks=[], title="claims, by verdict of a run")
-        names = [record["paper"] + ("\n(earlier)" if earlier(record) else "") for record in records]
-        axis.set_yticks([row + 0.4 for row in range(len(records))], names)
-        axis.grid(False)
-        axis.tick_params(length=0)
-        axis.spines[:].set_visible(False)
-        drawn = {claim["verdict"] for record in records for claim in record["claims"]}
-        named = [verdict for verdict in VERDICTS if verdict != NEEDS_CPU or verdict in drawn]
-        handles = [plt.Rectangle((0, 0), 1, 1, color=SHOWN[verdict][2]) for verdict in named]
-        labels = [f"{SHOWN[verdict][0]} {verdict}" for verdict in named]
-        if any(held(claim) is False for record in records for claim in record["claims"]):
-            handles.append(plt.Rectangle((0, 0), 1, 1, **OVERTURNED, facecolor="white"))
-            labels.append(UNSTEADY)
-        fig.legend(handles, labels, loc="outside lower center", ncols=len(named), fontsize=8)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        fig.savefig(path, metadata={"Software": None})
-        pd.DataFrame(_rows(records)).to_csv(path.with_suffix(".csv"), index=False)
-        plt.close(fig)
-
-
-def _draw_row(axis, row: int, record: dict[str, Any], widest: int, kinds: list[str]) -> None:
-    import matplotlib.pyplot as plt
-
-    by_verdict = sorted(record["claims"], key=lambda claim: (VERDICTS.index(claim["verdict"]), held(claim) is False))
-    for column, claim in enumerate(by_verdict):
-        mark, _, fill = SHOWN[claim["verdict"]]
-        filled: dict[str, Any] = OVERTURNED if held(claim) is False else {"lw": 0}
-        axis.add_patch(plt.Rectangle((column, row), 0.9, 0.8, facecolor=fill, **filled))
-        axis.text(column + 0.45, row + 0.42, mark, ha="center", va="center", fontsize=9)
-    hold = sum(claim["verdict"] == REPRODUCED and held(claim) is not False for claim in by_verdict)
-    axis.text(widest + 0.3, row + 0.42, f"{hold} of {len(by_verdict)} hold", va="center", fontsize=9)
-    for column, kind in enumerate(kinds, start=1):
-        if record[kind]:
-            missed = any(measured["passed"] is False for measured in record[kind])
-            style = {"color": "C3", "fontweight": "bold"} if missed else {"color": "0.35"}
-            said = f"{kind} {tally(record[kind])}"
-            axis.text(widest + 0.6 + WORDS * column, row + 0.42, said, va="center", fontsize=8, **style)
-
-
-def _rows(records: Iterable[dict[str, Any]]) -> list[dict[str, str]]:
-    return [
-        {
-            "paper": record["paper"], "kind": kind[:-1], "id": one["id"],
-            "verdict": one["verdict"] if kind == "claims" else passed_in_words(one["passed"]),
-        }
-        for record in records for kind in ("claims", "checks", "gates") for one in record[kind]
-    ]  # fmt: skip

@@ -8,12 +8,13 @@ from lib.tempspec.feature import FeatureDrafter, FeatureModel, load_feature_mode
 from lib.tempspec.lookup import FirstOf, PromptLookupDrafter, UniversalDrafter
 from lib.tempspec.metrics import DecodingStats
 from lib.tempspec.modeling import ReducedHead, frequent_tokens, load_drafter, save_drafter, truncate
-from lib.tempspec.shape import AutoGamma, DynamicTree, Shape, StaticTree
+from lib.tempspec.shape import AutoGamma, AutoTree, DynamicTree, Shape, StaticTree
 from lib.tempspec.trainer import distill, teach
 from lib.tempspec.verify import Verification, verify, verify_greedy
 
 __all__ = [
     "AutoGamma",
+    "AutoTree",
     "DecodingStats",
     "Drafter",
     "DynamicTree",

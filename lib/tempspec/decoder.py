@@ -21,7 +21,7 @@ from lib.core.scoring import padded
 from lib.tempspec.drafters import Drafter, Prefix, Proposal
 from lib.tempspec.metrics import DecodingStats
 from lib.tempspec.processors import along_paths, check_limits, check_prompts, processors_of, special_tokens
-from lib.tempspec.shape import AutoGamma, Shape
+from lib.tempspec.shape import AutoGamma, Shape, depths
 from lib.tempspec.trees import TreeContext
 from lib.tempspec.verify import Verification, chain, verify, verify_greedy
 
@@ -202,15 +202,15 @@ class _Decoding:
             self.context.rollback((valid & ~path).sum(1))
         else:
             self.context.settle(torch.cat([self.running[:, None], path], dim=1))
-        depths = _depths(parents, valid)
+        above = depths(parents, valid)
         if step.features is not None:
             kept = torch.cat([self.running[:, None], path], dim=1)
-            places = self.prefix.lengths[:, None] + torch.nn.functional.pad(depths, (1, 0), value=-1)
+            places = self.prefix.lengths[:, None] + torch.nn.functional.pad(above, (1, 0), value=-1)
             self._keep_features(step, places, kept)
         ended = time.perf_counter()
         self.stats.draft_seconds += drafted - began
         self.stats.target_seconds += ended - drafted
-        self._learn(proposal, depths, parents, replace(verification, path=path))
+        self._learn(proposal, above, parents, replace(verification, path=path))
         self._append(proposal.tokens, replace(verification, path=path))
 
     def _propose(self) -> Proposal:
@@ -235,13 +235,14 @@ class _Decoding:
         options: dict[str, Any] = {"parents": parents, "valid": valid, "certain": proposal.certain}
         return verify(tokens, proposal.laws, self.warping.probs(logits), generator=self.generator, **options)
 
-    def _learn(self, proposal: Proposal, depths: Tensor, parents: Tensor, verification: Verification) -> None:
+    def _learn(self, proposal: Proposal, above: Tensor, parents: Tensor, verification: Verification) -> None:
         """Tell the statistics and the shape what became of a block."""
         accepted, running = verification.accepted, self.running
         tried = ((parents == verification.end[:, None]) & proposal.valid).any(1)  # something came after the path
-        self.stats.record(depths[running], accepted[running], (accepted + tried)[running])
-        if proposal.parents is None:
-            self.shape.observe(proposal.confidence[running], proposal.valid[running].sum(1), accepted[running])
+        self.stats.record(above[running], accepted[running], (accepted + tried)[running])
+        self.shape.observe(
+            *(part[running] for part in (proposal.confidence, parents, proposal.valid, verification.path))
+        )
 
     def _keep_features(self, step: Step, places: Tensor, valid: Tensor) -> None:
         """Write features of the tokens fed at their places in the prefix."""
@@ -282,11 +283,3 @@ class _Decoding:
         tokens = self.prefix.tokens.gather(1, places.clamp(max=self.prefix.tokens.shape[1] - 1))
         tokens = torch.where(places < self.prefix.lengths[:, None], tokens, self.pad)
         return torch.cat([input_ids, tokens], dim=1)
-
-
-def _depths(parents: Tensor, valid: Tensor) -> Tensor:
-    """Depth of every drafted token, from 0; -1 where there is none."""
-    depths = torch.full((len(parents), parents.shape[1] + 1), -1, device=parents.device)  # of the slots; the root's -1
-    for node in range(parents.shape[1]):
-        depths[:, node + 1] = depths.gather(1, parents[:, node : node + 1])[:, 0] + 1
-    return torch.where(valid, depths[:, 1:], -1)

@@ -146,7 +146,8 @@ class AutoregressiveDrafter:
             q = warping.probs(logits)
             guess = logits.float().softmax(-1) if warping.greedy else q
             likely = guess.topk(min(shape.width, guess.shape[-1]), dim=-1).values  # [batch, nodes, ranks]
-            counts = shape.branch(level, reach, likely).clamp(max=likely.shape[-1])
+            chances = shape.chances(likely)
+            counts = shape.branch(level, reach, chances).clamp(max=likely.shape[-1])
             if not bool(counts.any()):
                 break
             node, rank, valid = places(counts)
@@ -154,12 +155,12 @@ class AutoregressiveDrafter:
             rows = torch.arange(len(node), device=node.device)[:, None]
             tokens = ranked[rows, node, rank]
             alive = valid & alive[rows, node] & possible[rows, node, rank]
+            before, reach = reach, reach[rows, node] * chances[rows, node, rank] * alive
             confidence = likely[rows, node, rank]
-            reach = reach[rows, node] * confidence * alive
             parts.append((tokens if token_ids is None else token_ids[tokens], first + node, alive, confidence))
             if not warping.greedy:
                 laws.append(widen(q, token_ids, self._vocab))
-            means.append(float(confidence[:, 0].mean()))
+            means.append(float(reach.sum() / before.sum()) if self._tree else float(confidence[:, 0].mean()))
             if level + 1 == depth or not shape.keep_going(means):
                 break
             new, first = parts[-1], first + hidden.shape[1]

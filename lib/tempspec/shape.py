@@ -6,12 +6,13 @@ out), which keeps the law exact, and from counted costs, not from the clock, whi
 Symbols: c = cost of a drafted token, v = cost of one token more in the target's pass, both over a plain step.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
 from jaxtyping import Bool, Float, Int
-from torch import Tensor
+from torch import Tensor, nn
 
 BINS = 10
 PRIOR = 4.0  # a bin starts as if it had seen this many tokens accepted as often as the drafter is confident
@@ -42,19 +43,24 @@ class Shape:
         """Say whether to draft a token after tokens of this confidence (the mean over rows)."""
         return True
 
+    def chances(self, likely: Float[Tensor, "batch nodes width"]) -> Float[Tensor, "batch nodes width"]:
+        """Return the chance of a node's first, second, … child to be accepted, of its likeliest draft probabilities."""
+        return likely
+
     def branch(
-        self, depth: int, reach: Float[Tensor, "batch nodes"], likely: Float[Tensor, "batch nodes width"]
+        self, depth: int, reach: Float[Tensor, "batch nodes"], chances: Float[Tensor, "batch nodes width"]
     ) -> Int[Tensor, "batch nodes"]:
-        """Return how many children each newest node has, of its chance to be accepted and its likeliest children's."""
+        """Return how many children each newest node has, of its chance to be accepted and its children's after it."""
         return torch.ones_like(reach, dtype=torch.long)
 
     def observe(
         self,
         confidence: Float[Tensor, "batch drafted"],
-        lengths: Int[Tensor, " batch"],
-        accepted: Int[Tensor, " batch"],
+        parents: Int[Tensor, "batch drafted"],
+        valid: Bool[Tensor, "batch drafted"],
+        path: Bool[Tensor, "batch drafted"],
     ) -> None:
-        """Learn from one block."""
+        """Learn from one block which of its tokens were accepted: those on the path."""
 
 
 @dataclass
@@ -100,19 +106,39 @@ class AutoGamma(Shape):
     def _pays(self, chance: float) -> bool:
         return chance * self.spent / self.gained > (self.draft_cost or 0.0) + self.token_cost
 
-    def observe(self, confidence: Tensor, lengths: Tensor, accepted: Tensor) -> None:
+    def observe(self, confidence: Tensor, parents: Tensor, valid: Tensor, path: Tensor) -> None:
         """Learn from one block."""
-        drafted = confidence.shape[1]
-        depth = torch.arange(drafted, device=confidence.device)
-        tested = depth < torch.minimum(accepted + 1, lengths)[:, None]
-        hits = depth < accepted[:, None]
-        bins = (confidence * BINS).long().clamp(max=BINS - 1)
-        self.tested = self.tested + torch.bincount(bins[tested], minlength=BINS).cpu()
-        self.accepted = self.accepted + torch.bincount(bins[hits], minlength=BINS).cpu()
-        if bool(tested.any()):
-            self.recent = _mean(self.recent, float(hits.sum()) / float(tested.sum()))
-        self.gained = _mean(self.gained, float(accepted.float().mean()) + 1)
-        self.spent = _mean(self.spent, 1 + drafted * ((self.draft_cost or 0.0) + self.token_cost))
+        tested = could_follow(parents, valid, path)
+        bins = self._bins(confidence, parents)
+        self.tested = self.tested + torch.bincount(bins[tested], minlength=len(self.tested)).cpu()
+        self.accepted = self.accepted + torch.bincount(bins[path], minlength=len(self.accepted)).cpu()
+        above = depths(parents, valid)
+        levels = int(above.max()) + 1 if above.shape[1] else 0
+        reached = sum(int((tested & (above == level)).any(1).sum()) for level in range(levels))
+        if reached:
+            self.recent = _mean(self.recent, float(path.sum()) / reached)
+        self.gained = _mean(self.gained, float(path.sum(1).float().mean()) + 1)
+        spent = levels * (self.draft_cost or 0.0) + confidence.shape[1] * self.token_cost
+        self.spent = _mean(self.spent, 1 + spent)
+
+    def _bins(self, confidence: Tensor, parents: Tensor) -> Tensor:
+        """Return the bin in which each drafted token is counted."""
+        return (confidence * BINS).long().clamp(max=BINS - 1)
+
+
+def depths(parents: Int[Tensor, "batch drafted"], valid: Bool[Tensor, "batch drafted"]) -> Int[Tensor, "batch drafted"]:
+    """Return the depth of every drafted token, from 0; -1 where there is none."""
+    slots = torch.full((len(parents), parents.shape[1] + 1), -1, device=parents.device)  # the root's is -1
+    for node in range(parents.shape[1]):
+        slots[:, node + 1] = slots.gather(1, parents[:, node : node + 1])[:, 0] + 1
+    return torch.where(valid, slots[:, 1:], -1)
+
+
+def could_follow(
+    parents: Int[Tensor, "batch drafted"], valid: Bool[Tensor, "batch drafted"], path: Bool[Tensor, "batch drafted"]
+) -> Bool[Tensor, "batch drafted"]:
+    """Return which drafted tokens follow the text or an accepted token: one of those, or none, is accepted next."""
+    return valid & nn.functional.pad(path, (1, 0), value=True).gather(1, parents)
 
 
 def _mean(old: float, new: float) -> float:
@@ -139,7 +165,7 @@ class StaticTree(Shape):
         super().__init__(max(map(len, self.paths), default=0))
         self.width = 1 + max((rank for path in self.paths for rank in path), default=0)
 
-    def branch(self, depth: int, reach: Tensor, likely: Tensor) -> Tensor:
+    def branch(self, depth: int, reach: Tensor, chances: Tensor) -> Tensor:
         """Return the number of children of each node of this depth, in the order of their paths."""
         nodes = sorted(path for path in self.paths if len(path) == depth) if depth else [()]
         counts = [sum(path[:-1] == node for path in self.paths if len(path) == depth + 1) for node in nodes]
@@ -161,12 +187,66 @@ class DynamicTree(Shape):
         super().__init__(depth)
         self.width, self.floor = width, floor
 
-    def branch(self, depth: int, reach: Tensor, likely: Tensor) -> Tensor:
+    def branch(self, depth: int, reach: Tensor, chances: Tensor) -> Tensor:
         """Return the number of each node's children among the likeliest places."""
-        chances = (reach[..., None] * likely).flatten(1)  # [batch, places]
-        best = chances.topk(min(self.width, chances.shape[1]), dim=1)
-        chosen = torch.zeros_like(chances, dtype=torch.bool).scatter_(1, best.indices, best.values >= self.floor)
-        return chosen.unflatten(1, likely.shape[1:]).sum(2)
+        return _best(reach[..., None] * chances, self.width, self.floor)
+
+
+@dataclass
+class AutoTree(AutoGamma):
+    """A tree of as many tokens as pay for themselves, decided level by level: `AutoGamma` for trees.
+
+    A place gets a token where its chance to be accepted, times what a token costs at present, exceeds v; a further
+    level is drafted where the chance to get there and one step on, times the same, exceeds c + v. A place's chance is
+    calibrated by its rank among its siblings and its draft probability: above T = 0 tokens are drawn, and the first of
+    them is accepted far more often than it was likely.
+    """
+
+    gamma: int = 6  # the deepest level
+    width: int = 4  # children of one token at most
+    most: int = 16  # tokens of one level at most
+    accepted: Tensor = field(default_factory=lambda: torch.empty(0))
+    tested: Tensor = field(default_factory=lambda: torch.empty(0))
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.width < 1 or self.most < 1:
+            raise ValueError(f"a tree of width {self.width} with {self.most} tokens a level: give at least 1")
+        if not len(self.tested):
+            likely = ((torch.arange(BINS) + 0.5) / BINS).square()
+            self.tested = torch.full((self.width * BINS,), PRIOR)
+            self.accepted = PRIOR * likely.repeat(self.width)
+
+    def chances(self, likely: Tensor) -> Tensor:
+        """Return the share of tokens of this rank and about this draft probability that were accepted."""
+        ranks = torch.arange(likely.shape[-1], device=likely.device)
+        return (self.accepted / self.tested).to(likely.device, likely.dtype)[_unlike(likely) + ranks * BINS]
+
+    def branch(self, depth: int, reach: Tensor, chances: Tensor) -> Tensor:
+        """Return the number of each node's children that pay for their place in the target's pass."""
+        price = self.spent / self.gained if self.gained else 1.0
+        return _best(reach[..., None] * chances, self.most, self.token_cost / price)
+
+    def keep_going(self, confidence: list[float]) -> bool:
+        """Say whether the next level is worth drafting after levels of these chances."""
+        return self._pays(math.prod(confidence) * self.recent) if self.gained else len(confidence) < FIRST
+
+    def _bins(self, confidence: Tensor, parents: Tensor) -> Tensor:
+        same = (parents[:, :, None] == parents[:, None]).tril(-1)  # elder siblings
+        return _unlike(confidence) + same.sum(2).clamp(max=self.width - 1) * BINS
+
+
+def _best(chances: Tensor, most: int, least: float) -> Int[Tensor, "batch nodes"]:
+    """Return how many children of each node are among the `most` likeliest places of all, and as likely as `least`."""
+    all_places = chances.flatten(1)
+    best = all_places.topk(min(most, all_places.shape[1]), dim=1)
+    chosen = torch.zeros_like(all_places, dtype=torch.bool).scatter_(1, best.indices, best.values >= least)
+    return chosen.unflatten(1, chances.shape[1:]).sum(2)
+
+
+def _unlike(likely: Tensor) -> Tensor:
+    """Return bins of probabilities that are finer where these are small."""
+    return (likely.sqrt() * BINS).long().clamp(max=BINS - 1)
 
 
 def places(

@@ -6,7 +6,7 @@ import pytest
 
 from lib import TenfoldError
 from lib.__main__ import main
-from lib.lab import claims, papers, paths, replicate, report
+from lib.lab import claims, papers, paths, picture, replicate, report
 from lib.lab.papers import CheckRecord, ClaimRecord, GateRecord
 from lib.lab.run import write_json
 from lib.lab.site import pages
@@ -116,7 +116,7 @@ def test_a_verdict_that_another_seed_overturns_is_shown_beside_it_and_counted_ap
     )
     report.print_replicates("cpu", ["lorc"])
     assert "1 of the 2 verdicts tried at another seed held." in capsys.readouterr().out
-    report.draw(report.results("cpu"), tmp_path / "verdicts.png")
+    picture.draw(report.results("cpu"), tmp_path / "verdicts.png")
     write_json(again, record | {"old": True})
     assert "another seed" not in report.papers_table("cpu"), "a run of an earlier experiment says nothing"
 
@@ -163,7 +163,7 @@ def test_the_picture_draws_squares_for_claims_and_words_for_the_rest(tmp_path, m
     text, patch = matplotlib.axes.Axes.text, matplotlib.axes.Axes.add_patch
     monkeypatch.setattr(matplotlib.axes.Axes, "text", lambda *a, **k: (said.append(a[3]), text(*a, **k))[1])
     monkeypatch.setattr(matplotlib.axes.Axes, "add_patch", lambda *a, **k: (squares.append(a[1]), patch(*a, **k))[1])
-    report.draw(report.results("cpu"), tmp_path / "verdicts.png")
+    picture.draw(report.results("cpu"), tmp_path / "verdicts.png")
     assert len(squares) == 4, "one a claim"
     assert said == ["✔", "⊘", "·", "1 of 3 hold", "checks 1/2", "gates 1/2", "✘", "0 of 1 hold"]
     with (tmp_path / "verdicts.csv").open(encoding="utf8") as file:

@@ -16,7 +16,7 @@ from transformers import (
     SequenceBiasLogitsProcessor,
 )
 
-from lib.tempspec import DynamicTree, ModelDrafter, SpeculativeDecoder, UniversalDrafter, Warping
+from lib.tempspec import AutoTree, DynamicTree, ModelDrafter, SpeculativeDecoder, UniversalDrafter, Warping
 from tests.tempspec.conftest import VOCAB, llama
 
 PROMPT = torch.tensor([[1, 4, 2, 1, 4]])
@@ -134,10 +134,10 @@ def test_streams_the_tokens_it_returns(target, drafters):
     assert len(streamer.pieces) > 2
 
 
-SHAPES = [3, "auto", DynamicTree(width=3, depth=3, floor=0.0)]
+SHAPES = [3, "auto", DynamicTree(width=3, depth=3, floor=0.0), AutoTree(draft_cost=0.0, token_cost=0.0, most=4)]
 
 
-@pytest.mark.parametrize("shape", SHAPES, ids=["chain", "auto", "tree"])
+@pytest.mark.parametrize("shape", SHAPES, ids=["chain", "auto", "tree", "auto tree"])
 @pytest.mark.parametrize(
     "penalties",
     [
@@ -162,7 +162,7 @@ def test_penalties_of_the_generation_config_are_generates(shape, penalties, draf
     assert plain.tolist() != held.tolist()
 
 
-@pytest.mark.parametrize("shape", SHAPES, ids=["chain", "auto", "tree"])
+@pytest.mark.parametrize("shape", SHAPES, ids=["chain", "auto", "tree", "auto tree"])
 def test_the_law_holds_under_a_penalty(shape, drafters):
     target = llama(0)
     target.generation_config.repetition_penalty = 1.7

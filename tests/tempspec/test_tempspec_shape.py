@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from lib.tempspec import AutoGamma, DynamicTree, StaticTree
-from lib.tempspec.shape import places
+from lib.tempspec import AutoGamma, AutoTree, DynamicTree, StaticTree
+from lib.tempspec.shape import could_follow, depths, places
 
 
 def sure_gamma(**known):
@@ -15,7 +15,8 @@ def sure_gamma(**known):
 
 
 def observe(rule, accepted, *, confidence=(0.95, 0.95)):
-    rule.observe(torch.tensor([confidence]), torch.tensor([len(confidence)]), torch.tensor([accepted]))
+    parents, path = torch.arange(len(confidence))[None], torch.arange(len(confidence))[None] < accepted
+    rule.observe(torch.tensor([confidence]), parents, torch.ones_like(path), path)
 
 
 def test_the_next_token_is_drafted_where_its_chance_times_a_tokens_worth_exceeds_its_cost():
@@ -84,3 +85,37 @@ def test_places_are_laid_out_node_after_node():
     assert rank[0].tolist() == [0, 1, 0]
     assert valid.tolist() == [[True] * 3, [True, False, False]]
     assert (int(node[1, 0]), int(rank[1, 0])) == (1, 0)
+
+
+# A tree of five: two children of the text (slots 1, 2), two of the first (3, 4), one of the last (5).
+PARENTS, PATH = torch.tensor([[0, 0, 1, 1, 4]]), torch.tensor([[True, False, False, True, False]])
+
+
+def test_depths_and_what_could_be_accepted_follow_the_parents():
+    assert depths(PARENTS, torch.ones_like(PATH)).tolist() == [[0, 0, 1, 1, 2]]
+    assert depths(PARENTS, PARENTS != 4).tolist() == [[0, 0, 1, 1, -1]]
+    assert could_follow(PARENTS, torch.ones_like(PATH), PATH).tolist() == [[True] * 5]
+    refused = torch.tensor([[False, True, False, False, False]])
+    assert could_follow(PARENTS, torch.ones_like(PATH), refused).tolist() == [[True, True, False, False, False]]
+
+
+def test_an_auto_tree_counts_what_was_accepted_by_rank_and_draft_probability():
+    tree = AutoTree(width=2, draft_cost=0.1, token_cost=0.02)
+    tree.observe(torch.tensor([[0.5, 0.3, 0.5, 0.3, 0.5]]), PARENTS, torch.ones_like(PATH), PATH)
+    # Bins are of the root: .5 is in the eighth (middle .5625), .3 in the sixth (.3025).
+    first, second = tree.chances(torch.tensor([[[0.5, 0.3]]]))[0, 0].tolist()
+    assert first == pytest.approx((4 * 0.5625 + 1) / (4 + 3))
+    assert second == pytest.approx((4 * 0.3025 + 1) / (4 + 2))
+    assert tree.gained == 3
+    assert tree.spent == pytest.approx(1 + 3 * 0.1 + 5 * 0.02)
+    assert tree.recent == pytest.approx(0.95 * 0.5 + 0.05 * 2 / 3)
+
+
+def test_an_auto_tree_drafts_the_places_and_levels_that_pay():
+    tree = AutoTree(width=3, draft_cost=0.2, token_cost=0.1, spent=1.5, gained=1.5, recent=0.5)  # a token is worth 1
+    reach, chances = torch.tensor([[0.8, 0.1]]), torch.tensor([[[0.5, 0.2, 0.1], [0.9, 0.5, 0.1]]])
+    assert tree.branch(1, reach, chances).tolist() == [[2, 0]]  # .4, .16, .08 and .09 against .1
+    assert tree.keep_going([0.7])  # .7 x .5 against .3
+    assert not tree.keep_going([0.7, 0.8])
+    with pytest.raises(ValueError, match="give at least 1"):
+        AutoTree(width=0)

@@ -10,6 +10,7 @@ from transformers import LogitsProcessorList, TemperatureLogitsWarper, TopKLogit
 
 from lib import TenfoldError
 from lib.tempspec import (
+    AutoTree,
     DynamicTree,
     FeatureDrafter,
     FeatureModel,
@@ -69,10 +70,11 @@ def test_the_law_of_trees_is_transformers_own(family):
     target = families.tiny(family, vocab_size=WORDS)
     drafter = ModelDrafter(near(family, target))
     shapes = [DynamicTree(width=4, depth=2, floor=0.0), StaticTree([(0,), (1,), (2,), (0, 0), (0, 1), (1, 0)])]
+    shapes.append(AutoTree(width=3, draft_cost=0.01, token_cost=0.01))
     accepted = 0
     for number, (options, warpers) in enumerate(WARPINGS.values()):
         law = warped_law(target, warpers)
-        decoder = SpeculativeDecoder(target, drafter, gamma=shapes[number % 2], **options)
+        decoder = SpeculativeDecoder(target, drafter, gamma=shapes[number], **options)
         noise = torch.Generator().manual_seed(number)
         made = decoder.generate(PROMPT.expand(ROWS, -1), None, NEW + 1, noise, eos_token_id=[])
         accepted += sum(made.stats.accepted)
@@ -87,7 +89,9 @@ def test_greedy_trees_give_the_tokens_of_whole_passes(family):
     tokens, mask = families.prompts()
     wanted = families.rows_alone(target, tokens, mask, new=14)
     drafter = ModelDrafter(near(family, target))
-    for shape, way in ((DynamicTree(width=4, depth=3), drafter), (StaticTree(), PromptLookupDrafter(shortest=1))):
+    free = AutoTree(gamma=3, draft_cost=0.0, token_cost=0.0, most=6)
+    ways = ((DynamicTree(width=4, depth=3), drafter), (free, drafter), (StaticTree(), PromptLookupDrafter(shortest=1)))
+    for shape, way in ways:
         made = SpeculativeDecoder(target, way, gamma=shape, temperature=0.0).generate(tokens, mask, 14)
         for row, want in zip(made.sequences[:, tokens.shape[1] :].tolist(), wanted, strict=True):
             assert row[: len(want)] == want

@@ -8,7 +8,7 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 from lib import TenfoldError, root
-from lib.lab import paths, report
+from lib.lab import paths, picture
 from lib.lab.site import pages
 
 STYLE = """\
@@ -58,11 +58,11 @@ def write_sources(source: Path) -> None:
         shutil.copy(executed, source / "notebooks")
     for executed in pages.on_several():
         shutil.copy(executed, source / "notebooks")
-    shutil.copy(report.picture(pages.PROFILE), source / "figures")
+    shutil.copy(picture.file_of(pages.PROFILE), source / "figures")
     for name in (*pages.finished(), "benchmarks"):
         (source / "figures" / name).mkdir()
-        for picture in pages.figure_files(name):
-            shutil.copy(picture, source / "figures" / name)
+        for drawn in pages.figure_files(name):
+            shutil.copy(drawn, source / "figures" / name)
     for name, text in texts.items():
         (source / f"{name}.md").write_text(text, encoding="utf8")
 

@@ -9,7 +9,7 @@ from typing import Any
 import nbformat
 
 from lib import root
-from lib.lab import bench, guides, papers, paths, report
+from lib.lab import bench, guides, papers, paths, picture, report
 from lib.lab.claims import interval, passed_in_words, read
 from lib.lab.run import RESULTS
 
@@ -30,8 +30,8 @@ def index() -> str:
     """First page: what Tenfold is, a card a paper with its telling figure, where to go."""
     readme = (root() / "README.md").read_text(encoding="utf8")
     lead = readme.split("\n## ", 1)[0].split("\n", 1)[1].strip()
-    picture = report.picture(PROFILE)
-    lead = lead.replace(f"figures/{PROFILE}/guides/{picture.name}", f"figures/{picture.name}")
+    drawn = picture.file_of(PROFILE).name
+    lead = lead.replace(f"figures/{PROFILE}/guides/{drawn}", f"figures/{drawn}")
     shown = [f"notebooks/{path.stem}" for path in on_several()]
     whole = ["claims", "running", "benchmarks", "families", "shared"]
     contents = "\n".join([*(f"papers/{paper}" for paper in finished()), *whole, *shown])
@@ -243,8 +243,8 @@ def benchmarks() -> str:
     for name, part in rows.groupby("paper", sort=False):
         parts.append(f"## {papers.load(str(name)).short}\n\nOn {part['machine'].iloc[0]}.\n")
         parts.append(_bench_table(part))
-    for picture in figure_files("benchmarks"):
-        parts.append(f"```{{figure}} figures/benchmarks/{picture.name}\n:alt: {picture.stem}\n```\n")
+    for drawn in figure_files("benchmarks"):
+        parts.append(f"```{{figure}} figures/benchmarks/{drawn.name}\n:alt: {drawn.stem}\n```\n")
     return "\n".join(parts)
 
 
