@@ -205,6 +205,7 @@ class AutoTree(AutoGamma):
     gamma: int = 6  # the deepest level
     width: int = 4  # children of one token at most
     most: int = 16  # tokens of one level at most
+    token_cost: float = 0.03  # v
     accepted: Tensor = field(default_factory=lambda: torch.empty(0))
     tested: Tensor = field(default_factory=lambda: torch.empty(0))
 

@@ -18,7 +18,7 @@ from lib.tempspec.feature import FeatureDrafter, load_feature_model
 from lib.tempspec.lookup import FirstOf, PromptLookupDrafter
 from lib.tempspec.metrics import DecodingStats
 from lib.tempspec.modeling import truncate
-from lib.tempspec.shape import DynamicTree
+from lib.tempspec.shape import AutoTree, DynamicTree
 from lib.tempspec.study import corpus, peers
 from lib.tempspec.study.costs import measure_costs
 from lib.zoo import shipped
@@ -34,7 +34,7 @@ LOOKUP = 0.9  # over transformers' prompt lookup
 ASSISTED = 0.75  # over transformers' assisted generation
 KEPT = (*range(18), *range(21, 30))  # the target's layers that make its assistant
 MODELLED = 1.1  # the clock over the cost model
-BOTH: dict[float, Any] = {0.0: DynamicTree(width=4, depth=5), 1.0: "auto"}  # after look-up, by training prompts
+LEVEL = 0.13  # of a plain step: what a level of feature drafts takes on two cores, timed on training prompts
 
 
 def cases(*, quick: bool = False) -> Iterator[dict[str, Any]]:
@@ -105,7 +105,7 @@ def _measured(name: str, temperature: float, *, quick: bool) -> dict[str, list[f
         ways["features"] = ours("features", features)
         ways["tree of features"] = ours("tree of features", features, DynamicTree())
         both = FirstOf(PromptLookupDrafter(), features)
-        ways["look-up, then features"] = ours("look-up, then features", both, BOTH[temperature])
+        ways["look-up, then features"] = ours("look-up, then features", both, AutoTree(draft_cost=LEVEL))
         assistant = truncate(target, KEPT, token_ids=features.model.head.token_ids)
         ways["assisted"] = peers.assisted_generate(target, assistant, temperature, tokens)
     table = {way: [1e3 * each for each in seconds] for way, seconds in peers.seconds_per_token(ways, prompts).items()}
