@@ -10,7 +10,7 @@ from lib.lab.figures import figure_style
 from lib.lab.replicate import held
 from lib.lab.report import SHOWN, UNSTEADY, tally
 
-OVERTURNED: dict[str, Any] = {"hatch": "////", "edgecolor": "0.55", "lw": 0.0}  # such a verdict's square
+UNSTEADY_SQUARE: dict[str, Any] = {"hatch": "////", "edgecolor": "0.55", "lw": 0.0}  # such a verdict's square
 WORDS = 2.6  # squares that a column of words takes
 
 
@@ -42,7 +42,7 @@ def draw(records: list[dict[str, Any]], path: Path) -> None:
         handles = [plt.Rectangle((0, 0), 1, 1, color=SHOWN[verdict][2]) for verdict in named]
         labels = [f"{SHOWN[verdict][0]} {verdict}" for verdict in named]
         if any(held(claim) is False for record in records for claim in record["claims"]):
-            handles.append(plt.Rectangle((0, 0), 1, 1, **OVERTURNED, facecolor="white"))
+            handles.append(plt.Rectangle((0, 0), 1, 1, **UNSTEADY_SQUARE, facecolor="white"))
             labels.append(UNSTEADY)
         fig.legend(handles, labels, loc="outside lower center", ncols=len(named), fontsize=8)
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -57,7 +57,7 @@ def _draw_row(axis, row: int, record: dict[str, Any], widest: int, kinds: list[s
     by_verdict = sorted(record["claims"], key=lambda claim: (VERDICTS.index(claim["verdict"]), held(claim) is False))
     for column, claim in enumerate(by_verdict):
         mark, _, fill = SHOWN[claim["verdict"]]
-        filled: dict[str, Any] = OVERTURNED if held(claim) is False else {"lw": 0}
+        filled: dict[str, Any] = UNSTEADY_SQUARE if held(claim) is False else {"lw": 0}
         axis.add_patch(plt.Rectangle((column, row), 0.9, 0.8, facecolor=fill, **filled))
         axis.text(column + 0.45, row + 0.42, mark, ha="center", va="center", fontsize=9)
     hold = sum(claim["verdict"] == REPRODUCED and held(claim) is not False for claim in by_verdict)

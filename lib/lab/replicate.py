@@ -1,6 +1,6 @@
 """`make replicate`: judge the claims once more, at another seed and under another processor's instructions.
 
-A verdict that a second run overturns was luck of a seed or of rounding, and headlines do not count it. Of such a run
+A verdict that does not hold there was luck of a seed or of rounding, and headlines do not count it. Of such a run
 only results.json is kept in git, beside the published one.
 """
 

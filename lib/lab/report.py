@@ -37,11 +37,11 @@ SHOWN = {
     NEEDS_GPU: ("·", "dim", "0.88"),
     NEEDS_CPU: ("·", "dim", "0.88"),
 }
-UNSTEADY = "overturned at another seed"
+UNSTEADY = "did not hold at another seed"
 # Verdicts that are said otherwise where they are counted.
 COUNTED = {
     NOT_TESTABLE: "not testable", NEEDS_GPU: "left to a GPU", NEEDS_CPU: "left to the cpu profile",
-    UNSTEADY: "overturned",
+    UNSTEADY: "not held again",
 }  # fmt: skip
 
 
@@ -201,7 +201,7 @@ def line(*cells: str) -> str:
 
 
 def counted(claims: Iterable[dict[str, Any]]) -> str:
-    """Count claims by verdict, such as `3 reproduced, 1 contradicted`; apart those that another seed overturned."""
+    """Count claims by verdict, such as `3 reproduced, 1 contradicted`; apart those that did not hold at another seed."""
     counts = Counter(UNSTEADY if held(claim) is False else claim["verdict"] for claim in claims)
     return ", ".join(f"{counts[name]} {COUNTED.get(name, name)}" for name in (*VERDICTS, UNSTEADY) if counts[name])
 
@@ -250,7 +250,7 @@ def claims_page(profile: str) -> str:
         "about a paper. A gate is a measured precondition: where one fails, the claims that name it are not testable "
         "here. Estimates of finished runs are judged by today's rules; an executed notebook shows those of its "
         "commit. Behind a verdict stands what the same claim came to at another seed (`make replicate`), where it was "
-        "tried; counts leave out verdicts that such a run overturned.\n"
+        "tried; counts leave out verdicts that did not hold there.\n"
     )
     return "\n".join([intro, *(_claims_of(record) for record in records)]) if records else f"{intro}\nNo run yet.\n"
 

@@ -97,7 +97,9 @@ def test_the_readme_has_a_row_a_paper_and_counts_its_verdicts():
 
 
 @pytest.mark.usefixtures("finished")
-def test_a_verdict_that_another_seed_overturns_is_shown_beside_it_and_counted_apart(tmp_path, monkeypatch, capsys):
+def test_a_verdict_that_does_not_hold_at_another_seed_is_shown_beside_it_and_counted_apart(
+    tmp_path, monkeypatch, capsys
+):
     published = paths.results_dir("cpu", "lorc") / "results.json"
     monkeypatch.setattr(replicate, "judged_again", lambda run, _paper: run)
     monkeypatch.setattr(replicate, "reads_otherwise", lambda run, _paper: run.get("old", False))
@@ -111,7 +113,7 @@ def test_a_verdict_that_another_seed_overturns_is_shown_beside_it_and_counted_ap
     record["claims"][0] |= {"verdict": claims.INCONCLUSIVE, "estimate": 0.5, "ci": [0.3, 0.7]}
     write_json(again, record)
     assert "| ✔ reproduced; at another seed: ~ inconclusive, 0.5 [0.3, 0.7] | free |" in report.claims_page("cpu")
-    assert "All 4 claims: 1 contradicted, 1 not testable, 1 left to a GPU, 1 overturned. 1 of the 2" in (
+    assert "All 4 claims: 1 contradicted, 1 not testable, 1 left to a GPU, 1 not held again. 1 of the 2" in (
         report.papers_table("cpu")
     )
     report.print_replicates("cpu", ["lorc"])
