@@ -201,7 +201,7 @@ def line(*cells: str) -> str:
 
 
 def counted(claims: Iterable[dict[str, Any]]) -> str:
-    """Count claims by verdict, such as `3 reproduced, 1 contradicted`; apart those that did not hold at another seed."""
+    """Count claims by verdict, such as `3 reproduced, 1 contradicted`; apart those not held at another seed."""
     counts = Counter(UNSTEADY if held(claim) is False else claim["verdict"] for claim in claims)
     return ", ".join(f"{counts[name]} {COUNTED.get(name, name)}" for name in (*VERDICTS, UNSTEADY) if counts[name])
 
