@@ -38,8 +38,8 @@ help: ## list the targets and variables
 
 env: $(STAMP) ## make .venv with the pinned packages
 $(STAMP): pyproject.toml requirements.lock
-	@command -v $(PYTHON) >/dev/null || { echo "tenfold: $(PYTHON) is not here: install Python 3.11, or say which one to use: make env PYTHON=/path/to/python3.11" >&2; exit 2; }
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' || { echo "tenfold: $(PYTHON) is not Python 3.11, which the pinned packages need: make env PYTHON=/path/to/python3.11" >&2; exit 2; }
+	@command -v $(PYTHON) >/dev/null || { echo "tenfold: $(PYTHON) is not here: install Python 3.11 to 3.13, or say which one to use: make env PYTHON=/path/to/python3.12" >&2; exit 2; }
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' || { echo "tenfold: $(PYTHON) is not Python 3.11, 3.12 or 3.13, for which the packages are pinned: make env PYTHON=/path/to/python3.11" >&2; exit 2; }
 	@test -x $(PY) || $(PYTHON) -m venv $(VENV)
 	@echo "Installing the pinned packages into $(VENV) (about 1 GB to fetch, a minute or more) …"
 	@$(PY) -m pip install --quiet --disable-pip-version-check -c requirements.lock 'pip>=25.1'
