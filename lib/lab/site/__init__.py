@@ -4,6 +4,7 @@ Every warning of Sphinx is an error; dead links are refused, and so is whatever 
 """
 
 import shutil
+from html.parser import HTMLParser
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
@@ -77,18 +78,34 @@ def _sphinx(source: Path, target: Path) -> None:
         raise TenfoldError("Sphinx found something to mend: see its warnings above.")
 
 
+class _Page(HTMLParser):
+    """A page's places (ids) and what it links to or fetches, as (tag, address); no tree is built, which takes longer."""
+
+    ADDRESS = {"a": "href", "link": "href", "script": "src", "img": "src"}
+
+    def __init__(self, text: str):
+        super().__init__()
+        self.ids: set[str] = set()
+        self.links: dict[tuple[str, str], None] = {}  # each once, in the page's order
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        named = dict(attrs)
+        self.ids.add(named.get("id") or "")
+        address = named.get(self.ADDRESS.get(tag, ""))
+        if address is not None:
+            self.links[tag, address] = None
+
+
 def dead_links(target: Path) -> list[str]:
     """Links inside the site that lead nowhere, and scripts, styles or pictures that would be fetched from elsewhere."""
-    from bs4 import BeautifulSoup
-
-    parsed = {page: BeautifulSoup(page.read_text(encoding="utf8"), "html.parser") for page in target.rglob("*.html")}
-    anchors = {page: {str(tag["id"]) for tag in soup.find_all(id=True)} for page, soup in parsed.items()}
+    read = {page: _Page(page.read_text(encoding="utf8")) for page in target.rglob("*.html")}
+    anchors = {page: found.ids for page, found in read.items()}
     faults = []
-    for page, soup in parsed.items():
-        for tag, attribute in (("a", "href"), ("link", "href"), ("script", "src"), ("img", "src")):
-            for found in soup.find_all(tag, attrs={attribute: True}):
-                fault = _fault(page, str(found[attribute]), tag, anchors)
-                faults += [f"{page.relative_to(target)}: {fault}"] if fault else []
+    for page, found in read.items():
+        for tag, link in found.links:
+            fault = _fault(page, link, tag, anchors)
+            faults += [f"{page.relative_to(target)}: {fault}"] if fault else []
     return faults
 
 
