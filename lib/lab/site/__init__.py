@@ -79,7 +79,7 @@ def _sphinx(source: Path, target: Path) -> None:
 
 
 class _Page(HTMLParser):
-    """A page's places (ids) and what it links to or fetches, as (tag, address); no tree is built, which takes longer."""
+    """A page's places (ids) and what it links to or fetches, as (tag, address); no tree is built, which is slow."""
 
     ADDRESS = {"a": "href", "link": "href", "script": "src", "img": "src"}
 
