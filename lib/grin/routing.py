@@ -144,11 +144,14 @@ def gshard(
     jitter_eps: float,
     training: bool,
     generator: torch.Generator | None = None,
+    normalize: bool = False,
 ) -> Routing:
     """Route by conventional top-k gating, the paper's control: gates are a softmax over all experts, D a constant.
 
-    In training the scores are multiplied by U(1 - r, 1 + r). Source: the baseline in the authors' code (read there for
-    top-1). Raises ValueError as `sparsemixer`.
+    In training the scores are multiplied by U(1 - r, 1 + r). `normalize` divides a token's gates by their sum, as
+    GShard itself does (arXiv:2006.16668, Algorithm 1; from memory) and Mixtral; a single gate is then always 1, and
+    the router learns from the balance loss alone. Source: the baseline in the authors' code (read there for top-1,
+    without `normalize`). Raises ValueError as `sparsemixer`.
     """
     _check(scores, top_k, jitter_eps)
     noisy = scores
@@ -157,6 +160,8 @@ def gshard(
         noisy = scores * noise
     probs = noisy.softmax(dim=-1)
     weights, indices = probs.topk(top_k, dim=-1)
+    if normalize:
+        weights = weights / weights.sum(-1, keepdim=True)
     left = scores.shape[-1] - torch.arange(top_k, device=scores.device)
     return Routing(
         weights=weights, indices=indices, probs=probs.unsqueeze(1).expand(-1, top_k, -1),
@@ -169,6 +174,7 @@ ROUTES: dict[str, Route] = {
     "sparsemixer_v2_consistent": sparsemixer_v2_consistent,
     "sparsemixer_v1": sparsemixer_v1,
     "gshard": gshard,
+    "gshard_normalized": partial(gshard, normalize=True),
 }
 
 
@@ -178,7 +184,7 @@ def route_named(name: str, *, expert_gradient: str = "code") -> Route:
         raise ValueError(f"router must be one of {', '.join(ROUTES)}, got {name!r}")
     if expert_gradient not in ("code", "algorithm"):
         raise ValueError(f"expert_gradient must be 'code' or 'algorithm', got {expert_gradient!r}")
-    return ROUTES[name] if name == "gshard" else partial(ROUTES[name], expert_gradient=expert_gradient)
+    return ROUTES[name] if name.startswith("gshard") else partial(ROUTES[name], expert_gradient=expert_gradient)
 
 
 class Router(nn.Linear):

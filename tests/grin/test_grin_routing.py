@@ -114,12 +114,35 @@ def test_the_gradient_passes_gradcheck_once_the_draws_are_fixed(name):
 
 def test_evaluation_is_the_argmax_without_noise_for_every_route():
     z = scores()
-    for route in grin.ROUTES.values():
+    for name, route in grin.ROUTES.items():
         found = route(z, top_k=2, jitter_eps=0.1, training=False)
         assert torch.equal(found.indices, z.topk(2).indices)
         again = route(z, top_k=2, jitter_eps=0.1, training=False)
         assert torch.equal(found.weights, again.weights)
-        torch.testing.assert_close(found.weights, found.probs.gather(-1, found.indices.unsqueeze(-1)).squeeze(-1))
+        gates = found.probs.gather(-1, found.indices.unsqueeze(-1)).squeeze(-1)
+        whole = gates.sum(-1, keepdim=True) if name == "gshard_normalized" else 1
+        torch.testing.assert_close(found.weights, gates / whole)
+
+
+def test_normalized_gates_are_mixtrals():
+    """A softmax over the chosen alone, which Mixtral's router takes, is the softmax over all, divided by its sum."""
+    from transformers import MixtralConfig
+    from transformers.models.mixtral.modeling_mixtral import MixtralTopKRouter
+
+    theirs = MixtralTopKRouter(MixtralConfig(hidden_size=16, num_local_experts=8, num_experts_per_tok=2))
+    torch.nn.init.normal_(theirs.weight, generator=torch.Generator().manual_seed(1))
+    hidden = scores(experts=16)
+    with torch.no_grad():
+        _, weights, indices = theirs(hidden)
+    z = (hidden @ theirs.weight.T).detach().requires_grad_()
+    found = grin.ROUTES["gshard_normalized"](z, top_k=2, jitter_eps=0.0, training=True)
+    assert torch.equal(found.indices, indices)
+    torch.testing.assert_close(found.weights, weights)
+    upstream = scores(experts=2, seed=9)
+    found.weights.backward(upstream)
+    ours, z.grad = z.grad, None
+    z.gather(-1, indices).softmax(-1).backward(upstream)
+    torch.testing.assert_close(ours, z.grad)
 
 
 @settings(max_examples=30, deadline=None)
