@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from statistics import median
 from typing import Any
 
@@ -43,9 +44,11 @@ def measure_costs(
     repeats: int = 9,
     warping: Warping = Warping(1.0),  # noqa: B008 - frozen
 ) -> Costs:
-    """Time the parts after a prefix of real tokens: medians, the lengths taken in turn so that drift meets all alike.
+    """Time the parts after a prefix of real tokens: medians of repeats, each of them in an order of its own.
 
-    A drafted token's cost is that of the second and later ones of a block, plus its share of reading the prefix.
+    Drift then meets all parts alike, and none always follows the draft (in a fixed order, on a busy machine, a plain
+    step once seemed to take as long as two passes of four tokens). A drafted token's cost is that of the second and
+    later ones of a block, plus its share of reading the prefix.
     """
     context = Context(target, 1, layers=drafter.layers)
     step = context.read(tokens[None])
@@ -62,13 +65,16 @@ def measure_costs(
         warping.probs(context.logits(seen.hidden))
         context.rollback(torch.tensor([count], device=tokens.device))
 
-    times: dict[int, list[float]] = {count: [] for count in range(1, longest + 2)}
-    drafts = []
-    for _ in range(repeats):
-        for count, seconds in times.items():
-            seconds.append(_seconds(lambda count=count: passing(count)))
-        drafts.append(_seconds(lambda: drafter.propose(prefix, 4, shape=Shape(4), warping=warping)) / 4)
-    return Costs(median(drafts), {count: median(seconds) for count, seconds in times.items()})
+    def drafting() -> None:
+        drafter.propose(prefix, 4, shape=Shape(4), warping=warping)
+
+    parts: list[Callable[[], None]] = [drafting, *(partial(passing, count) for count in range(1, longest + 2))]
+    times: list[list[float]] = [[] for _ in parts]
+    for repeat in range(repeats):
+        for part in torch.randperm(len(parts), generator=torch.Generator().manual_seed(repeat)).tolist():
+            times[part].append(_seconds(parts[part]))
+    draft, *passes = map(median, times)
+    return Costs(draft / 4, dict(enumerate(passes, 1)))
 
 
 def _seconds(call: Callable[[], Any]) -> float:
