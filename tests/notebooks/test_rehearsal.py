@@ -8,7 +8,7 @@ from lib import TenfoldError
 from lib.lab import paths, provenance, rehearsal
 from lib.zoo import hub
 
-TURNS = 3  # of commits in a row, after which every notebook has been rehearsed; `make rehearse` rehearses all
+TURNS = 5  # of commits in a row, after which every notebook has been rehearsed; `make rehearse` rehearses all
 PAPERS = list(paths.paper_notebooks())
 
 
