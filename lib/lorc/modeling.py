@@ -10,6 +10,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig
+from transformers.utils.output_capturing import _CAN_RECORD_REGISTRY
 
 from lib.lorc.attention import KERNELS, PREFIX
 from lib.lorc.cache import LowRankCache
@@ -129,7 +130,7 @@ def install(model: nn.Module, shared: Shared, made: Projections) -> None:
     name = decoder.config._attn_implementation.removeprefix(PREFIX)
     decoder.config._attn_implementation_internal = PREFIX + name
     if not isinstance(decoder, LowRankDecoder):
-        decoder.__class__ = _DECODERS[type(decoder)]
+        _become(decoder, _DECODERS[type(decoder)])
 
 
 def become_compressed(model: nn.Module, spec: LowRankSpec, shared: Shared, made: Projections) -> nn.Module:
@@ -138,9 +139,15 @@ def become_compressed(model: nn.Module, spec: LowRankSpec, shared: Shared, made:
     config.__class__ = _CONFIGS[type(config)]
     config.__dict__.pop("model_type", None)  # a config read from a file carries its old type itself
     config.lorc = spec.as_dict()
-    model.__class__ = _MODELS[type(model)]
+    _become(model, _MODELS[type(model)])
     install(model, shared, made)
     return model
+
+
+def _become(model: Any, kind: type) -> None:
+    """Change a model's class in place; what its outputs can hold (hidden states) is said by class, at construction."""
+    model.__class__ = kind
+    _CAN_RECORD_REGISTRY[model] = model._can_record_outputs
 
 
 def from_pretrained(path: str, **options: Any) -> nn.Module:

@@ -93,7 +93,10 @@ def older(features: Float[Tensor, "batch length width"], lag: int) -> Float[Tens
 
 
 def _one_layer(target: Any) -> LlamaModel:
-    """Make a decoder of one layer without embeddings; it starts as a Llama target's last layer (others: at random)."""
+    """Make a decoder of one layer without embeddings; it starts as a Llama target's last layer (others: at random).
+
+    Weights that the target keeps in another form, as a compressed one its keys and values, start at random too.
+    """
     config = LlamaConfig(
         hidden_size=target.config.hidden_size,
         intermediate_size=getattr(target.config, "intermediate_size", 4 * target.config.hidden_size),
@@ -112,7 +115,9 @@ def _one_layer(target: Any) -> LlamaModel:
     del decoder.embed_tokens
     source = target.get_decoder()
     if isinstance(source.layers[-1], LlamaDecoderLayer):
-        decoder.layers[0].load_state_dict(source.layers[-1].state_dict())
+        own, last = decoder.layers[0].state_dict(), source.layers[-1].state_dict()
+        same = {name: weight for name, weight in last.items() if name in own and own[name].shape == weight.shape}
+        decoder.layers[0].load_state_dict(same, strict=False)
         decoder.norm.load_state_dict(source.norm.state_dict())
     return decoder
 

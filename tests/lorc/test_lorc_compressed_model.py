@@ -106,6 +106,18 @@ def test_left_padding_changes_nothing(make_model: Maker, kv_heads: int, granular
             torch.testing.assert_close(padded[row : row + 1, start:], alone, atol=1e-4, rtol=0)
 
 
+@pytest.mark.parametrize(("family", "heads"), FAMILIES)
+def test_hidden_states_can_be_asked_for(make_model: Maker, family: str, heads: int) -> None:
+    model = make_model(family, kv_heads=heads)
+    seen: list[torch.Tensor] = []
+    small = compress(model, keep=0.5)
+    for layer in small.get_decoder().layers:
+        layer.register_forward_hook(lambda module, given, made: seen.append(made))
+    states = small(input_ids=token_ids(2, 7), output_hidden_states=True).hidden_states
+    assert len(states) == len(seen) + 1
+    assert all(torch.equal(state, said) for state, said in zip(states[1:-1], seen[:-1], strict=True))
+
+
 @pytest.mark.parametrize("family", ["mistral", "qwen2"])
 def test_sliding_windows_are_masked_as_in_the_original(make_model: Maker, family: str) -> None:
     changes: dict[str, Any] = {"sliding_window": 5}

@@ -7,7 +7,15 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from lib import TenfoldError, lorc
-from lib.tempspec import ModelDrafter, PromptLookupDrafter, SpeculativeDecoder
+from lib.tempspec import (
+    FeatureDrafter,
+    FeatureModel,
+    ModelDrafter,
+    PromptLookupDrafter,
+    SpeculativeDecoder,
+    load_feature_model,
+    save_feature_model,
+)
 
 
 @pytest.fixture(scope="module")
@@ -22,15 +30,31 @@ def models():
     return whole, lorc.compress(copy.deepcopy(whole), keep=0.6)
 
 
-@pytest.mark.parametrize("drafter", ["lookup", "whole model"])
-def test_greedy_output_is_the_compressed_models_own(models, drafter):
+def features(whole, small, folder):
+    """A drafter made for the whole model, loaded for the compressed one, of which it then reads the hidden states."""
+    made = FeatureModel(whole, layers=(0, 1), token_ids=torch.arange(40))
+    save_feature_model(made, folder)
+    return FeatureDrafter(load_feature_model(folder, small))
+
+
+@pytest.mark.parametrize("drafter", ["lookup", "whole model", "features"])
+def test_greedy_output_is_the_compressed_models_own(models, drafter, tmp_path):
     whole, small = models
     prompt = torch.tensor([[3, 5, 7, 9, 3, 5, 7, 9, 3, 5]])
     wanted = small.generate(prompt, max_new_tokens=40, do_sample=False, pad_token_id=0)
-    drafts = PromptLookupDrafter() if drafter == "lookup" else ModelDrafter(whole)
+    made = {"lookup": PromptLookupDrafter, "whole model": lambda: ModelDrafter(whole)}
+    drafts = made.get(drafter, lambda: features(whole, small, tmp_path))()
     output = SpeculativeDecoder(small, drafts, gamma=4, temperature=0.0).generate(prompt, max_new_tokens=40)
     assert output.sequences.equal(wanted)
     assert output.stats.block_efficiency > 1
+
+
+def test_a_new_feature_drafter_of_a_compressed_target_starts_as_what_is_left_of_its_last_layer(models):
+    whole, small = models
+    made, same = FeatureModel(small, layers=(1,), token_ids=torch.arange(40)), whole.model.layers[-1]
+    layer = made.decoder.layers[0]
+    assert layer.mlp.up_proj.weight.equal(same.mlp.up_proj.weight.float())
+    assert layer.self_attn.k_proj.weight.shape == same.self_attn.k_proj.weight.shape
 
 
 def test_rows_that_advance_differently_are_refused(models):
