@@ -260,6 +260,7 @@ def write_json(path: Path, content: Any) -> None:
 
 
 def _show(thing, caption: str) -> None:
+    import pandas as pd
     from IPython.core.getipython import get_ipython
     from IPython.display import Markdown, display
 
@@ -270,7 +271,8 @@ def _show(thing, caption: str) -> None:
         from IPython.core.pylabtools import select_figure_formats
 
         select_figure_formats(shell, {"png"})
-    display(thing)
+    with pd.option_context("display.max_colwidth", None):  # a sentence in a cell is read whole
+        display(thing)
     if caption:
         display(Markdown(f"*{caption}*"))
 
