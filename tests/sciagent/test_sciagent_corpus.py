@@ -1,6 +1,8 @@
 """The corpus: answers are executed, splits keep families apart, and cross-retrieval never leaks."""
 
+import ast
 import random
+from dataclasses import replace
 
 import pytest
 
@@ -107,6 +109,16 @@ def test_own_function_samples_call_it_to_the_same_answer(built, warm):
     assert all(len(s.shown) == 1 for s in samples)
     wrong = [(s.program, o) for s, o in zip(samples, found, strict=True) if not right(o.value, s.question.answer)]
     assert wrong == []
+
+
+@pytest.mark.parametrize("text", ["", "[-]", "0.152"])
+def test_arguments_that_are_described_by_no_word_have_a_name_too(asked, tools, text):
+    question = asked[0]
+    tool = tools[question.functions[-1]]
+    wordless = replace(tool, parameters=tuple(replace(p, text=text) for p in tool.parameters))
+    own = corpus.own_function(question, type(tools)([wordless]), 0)
+    ast.parse(own.source)
+    assert all(p.name.isidentifier() for p in own.parameters)
 
 
 def test_function_free_questions_call_nothing_and_are_mixed_in(built):

@@ -139,7 +139,7 @@ def _example(question: Question, tool: Tool) -> dict[str, Any]:
 
 
 def _argument(parameter: Parameter, position: int) -> str:
-    words = re.findall(r"[a-z]+", first_clause(parameter.text, 40).lower())[:2]
+    words = re.findall(r"[a-z]+", first_clause(parameter.text, 40).lower())[:2] or ["value"]
     return "_".join([*words, str(position)])
 
 
