@@ -50,7 +50,8 @@ lm = LlamaForCausalLM(LlamaConfig(hidden_size=16, intermediate_size=16, num_hidd
 assert lm.device.type == "cuda"
 assert F.one_hot(torch.tensor([1], device="cuda"), 3).device.type == "cuda"
 assert nn.utils.rnn.pad_sequence([net(x)[0], net(x)[0, :1]], batch_first=True).device.type == "cuda"
-tokens = lm.generate(torch.tensor([[1, 2, 3]], device=lm.device), max_new_tokens=3, do_sample=True, pad_token_id=0)
+prompt = torch.tensor([[1, 2, 3]], device=lm.device)
+tokens = lm.generate(prompt, min_new_tokens=3, max_new_tokens=3, do_sample=True, pad_token_id=0)
 assert tokens.shape == (1, 6) and tokens.device.type == "cuda"
 """
 
