@@ -70,7 +70,7 @@ class Testbed:
     def __init__(self, name: str, setting: Setting) -> None:
         self.setting = setting
         self.lm, self.tokenizer = zoo.load_lm(name, dtype=setting.dtype, device=setting.device)
-        records: Any = zoo.load_dataset(setting.dataset, split="test", limit=40 * setting.documents)
+        records: Any = zoo.load_dataset(setting.dataset, split="test").shuffle(seed=setting.seed)
         self.documents = answer_documents(
             records, self.tokenizer, limit=setting.documents, max_tokens=setting.document_tokens
         )
