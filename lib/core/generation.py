@@ -18,6 +18,7 @@ from transformers import DynamicCache
 from lib import TenfoldError
 from lib.core.scoring import decoder_of, head_logits, padded
 
+PLACED_BY_SLOT = ("gpt_neo", "mpt")  # model types whose attention measures distance in slots of the cache
 WASTE = 64  # masked slots of the fullest row that are put up with before rows are packed
 BLOCK = 256  # tokens summed before one is looked for
 SPARE = 4  # rows that have ended leave the batch when they are at least one in so many
@@ -49,7 +50,7 @@ class Context:
         self.cache, self.ragged = _new_cache(self.decoder)
         self.mask = torch.zeros(rows, 0, dtype=torch.bool, device=device)
         self.lengths = torch.zeros(rows, dtype=torch.long, device=device)
-        self._windowed = has_window(self.decoder.config)
+        self._windowed, self._recording = has_window(self.decoder.config), False
         self._full = True  # no slot of any row is masked
 
     def read(
@@ -86,6 +87,11 @@ class Context:
             use_cache=True,
             output_hidden_states=bool(self.layers),
         )
+        if self._recording and any(_has_state(layer) for layer in self.cache.layers):
+            raise TenfoldError(
+                f"{self.decoder.config.model_type} carries a recurrent state, which cannot take back a refused token: "
+                "decode it without a drafter, and draft with another model."
+            )
         self.lengths = self.lengths + valid.sum(1)
         states = [output.last_hidden_state, *(output.hidden_states[i] for i in self.layers)]
         if rows < len(tokens):
@@ -108,6 +114,15 @@ class Context:
         states = [s if s is None else s.gather(1, back.expand_as(s)) for s in (step.hidden, step.features)]
         return Step(hidden=cast(Tensor, states[0]), features=states[1])
 
+    def keep_for_rollback(self) -> None:
+        """Have a cache that lets go of what left its window keep it until `rollback`.
+
+        From then on a read raises TenfoldError where the model carries a recurrent state, which cannot be taken back.
+        """
+        if not self.ragged:
+            self._recording = True
+            self.cache.activate_past_recording()
+
     def rollback(self, count: Int[Tensor, " rows"]) -> None:
         """Take back the last `count` tokens of each row.
 
@@ -121,7 +136,7 @@ class Context:
         self.lengths = lengths
         slots = self.mask.shape[1]
         used = int((self.mask * torch.arange(1, slots + 1, device=self.mask.device)).max()) if slots else 0
-        if used < slots:
+        if used < slots or self._recording:  # a cache that keeps the past lets go of what is settled when it is cropped
             self.cache.crop(used - slots)
             self.mask = self.mask[:, :used]
         self._full = bool(self.mask.all())
@@ -169,9 +184,18 @@ def _new_cache(decoder: Any) -> tuple[Any, bool]:
     return DynamicCache(), True  # without a config no layer drops what leaves its window: all of it can be taken back
 
 
+def _has_state(layer: Any) -> bool:
+    return any(getattr(layer, "is_recurrent_states_initialized", {}).values())
+
+
 def has_window(config: Any) -> bool:
-    """Whether some layer of a model attends to the newest tokens only, or in another way than to all before."""
+    """Whether some layer of a model attends to the newest tokens only, or in another way than to all before.
+
+    So does one that measures distance in slots of the cache: a gap between a row's tokens would count.
+    """
     config = config.get_text_config()
+    if config.model_type in PLACED_BY_SLOT:
+        return True
     if kinds := getattr(config, "layer_types", None):
         return set(kinds) != {"full_attention"}
     return getattr(config, "sliding_window", None) is not None and getattr(config, "use_sliding_window", True)

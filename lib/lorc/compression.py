@@ -28,7 +28,7 @@ from lib.lorc.configuration import (
     projection,
 )
 from lib.lorc.decomposition import Decomposition, check_plan, decompose_model
-from lib.lorc.modeling import Projections, become_compressed, projections
+from lib.lorc.modeling import Projections, become_compressed, is_compressible, projections
 from lib.lorc.perplexity import mean_loss
 from lib.lorc.step import Shared
 
@@ -117,6 +117,8 @@ def compress(
         raise ValueError(f"sink_tokens is a number of positions and cannot be negative, got {sink_tokens}")
     if bits not in (16, 8, 4):
         raise ValueError(f"bits must be 16, 8 or 4, got {bits}")
+    if decomposition is not None:
+        granularity = _granularity_of(model, decomposition)
     given = _plan_of_ranks(model, ranks, granularity) if ranks is not None else None
     text, held = _split(whiten, held_out)
     if max_loss is not None and not held:
@@ -195,6 +197,17 @@ def _swapped(model: nn.Module, made: Projections) -> Iterator[None]:
                 setattr(layer, name, each)
 
 
+def _granularity_of(model: nn.Module, decomposition: Decomposition) -> int:
+    """Return the number of heads that share a basis; raises ValueError for a decomposition of another model."""
+    sizes, basis = geometry(model), decomposition.k[0]
+    made = (len(decomposition.k), basis.singular_values.numel())
+    if made != (sizes.layers, sizes.width):
+        raise ValueError(
+            f"the decomposition is of {made[0]} layers of width {made[1]}, the model of {sizes.layers} of {sizes.width}"
+        )
+    return sizes.kv_heads // decomposition.groups
+
+
 def _plan_of_ranks(
     model: nn.Module, ranks: Plan | tuple[Sequence[int], Sequence[int]], granularity: Granularity
 ) -> Plan:
@@ -210,7 +223,12 @@ def _plan_of_ranks(
 
 
 def _require_supported(model: nn.Module) -> None:
-    """Raise ValueError where keys cannot be rotated later, or attention runs by another kernel than ours can wrap."""
+    """Raise ValueError for another kind of model, keys that cannot be rotated later, or another kernel of attention."""
+    if not is_compressible(model):
+        raise ValueError(
+            f"{type(model).__name__} is not a plain causal language model of transformers: load it with "
+            "AutoModelForCausalLM, and merge adapters before (merge_and_unload)"
+        )
     config = cast(Any, model).config
     _require_fixed_rope(config)
     if config._attn_implementation.removeprefix(PREFIX) not in KERNELS:

@@ -76,8 +76,17 @@ def attentions(model: nn.Module) -> list[Any]:
 
 
 def projection(attention: Any, matrix: Matrix) -> nn.Linear:
-    """Return the linear layer of W_k (`k`) or W_v (`v`) of an attention module; its weight is [width, hidden]."""
-    return cast(nn.Linear, attention.k_proj if matrix == "k" else attention.v_proj)
+    """Return the linear layer of W_k (`k`) or W_v (`v`) of an attention module; its weight is [width, hidden].
+
+    Raises ValueError for a layer that adds something to a linear one (an adapter) or stores its weight otherwise.
+    """
+    layer = attention.k_proj if matrix == "k" else attention.v_proj
+    if type(layer) is not nn.Linear:
+        raise ValueError(
+            f"{matrix}_proj is a {type(layer).__name__}, not a plain linear layer: merge adapters before "
+            "(merge_and_unload), and load without quantisation"
+        )
+    return layer
 
 
 def check_matrices(matrices: Sequence[str]) -> tuple[Matrix, ...]:

@@ -102,6 +102,11 @@ class LowRankCausalLM:
         return cast(Any, super())._prepare_cache_for_generation(generation_config, model_kwargs, *args)
 
 
+def is_compressible(model: nn.Module) -> bool:
+    """Say whether a model is of a class, of one of transformers' families, that has a compressed one."""
+    return type(model) in _MODELS
+
+
 def projections(model: nn.Module, spec: LowRankSpec, shared: Shared) -> Projections:
     """Return each layer's low-rank projections without their weights; a matrix at full rank and 16 bits has none."""
     made: Projections = []

@@ -171,11 +171,12 @@ class Shared:
         """Return cosines and sines of positions from 0: [length, dim] by token, [2, 1, dim / 2, length] by channel."""
         key = (kind, like.device, like.dtype)
         if key not in self._tables or self._tables[key][0][0].shape[0] < length:
-            positions = torch.arange(max(2 * length, 1024), device=like.device)[None]
-            cos, sin = (each[0] for each in self.rotary(like, positions, *([kind] if self.typed else [])))
-            half = cos.shape[-1] // 2
-            columns = torch.stack([each[:, :half].T for each in (cos, sin)])[:, None]
-            self._tables[key] = ((cos, sin), columns.contiguous())
+            with torch.inference_mode(False), torch.no_grad():  # a later pass may have gradients
+                positions = torch.arange(max(2 * length, 1024), device=like.device)[None]
+                cos, sin = (each[0] for each in self.rotary(like, positions, *([kind] if self.typed else [])))
+                half = cos.shape[-1] // 2
+                columns = torch.stack([each[:, :half].T for each in (cos, sin)])[:, None]
+                self._tables[key] = ((cos, sin), columns.contiguous())
         return self._tables[key]
 
     def scratch(self, name: str, shape: tuple[int, ...], like: Tensor) -> Tensor:
@@ -183,5 +184,6 @@ class Shared:
         key, size = (name, like.device, like.dtype), prod(shape)
         flat = self._flat.get(key)
         if flat is None or flat.numel() < size:
-            flat = self._flat[key] = torch.empty(size, dtype=like.dtype, device=like.device)
+            with torch.inference_mode(False):  # a later pass outside that mode writes to it
+                flat = self._flat[key] = torch.empty(size, dtype=like.dtype, device=like.device)
         return flat[:size].view(shape)

@@ -72,6 +72,7 @@ class SpeculativeDecoder:
         self.shape: Any = Shape(gamma) if isinstance(gamma, int) else AutoGamma() if gamma == "auto" else gamma
         if isinstance(self.shape, AutoGamma) and self.shape.draft_cost is None and drafter is not None:
             self.shape = replace(self.shape, draft_cost=drafter.cost(target))
+        self._fresh = copy.deepcopy(self.shape)
 
     @torch.inference_mode()
     def generate(
@@ -97,7 +98,7 @@ class SpeculativeDecoder:
         words = not isinstance(input_ids, Tensor)
         if not isinstance(input_ids, Tensor):
             input_ids, attention_mask = self._tokenized(input_ids)
-        shape = self.shape if generator is None else copy.deepcopy(self.shape)
+        shape = self.shape if generator is None else copy.deepcopy(self._fresh)
         decoding = _Decoding(self, shape, input_ids, attention_mask, max_new_tokens, generator, eos_token_id, streamer)
         while not decoding.done:
             decoding.block()
@@ -147,6 +148,8 @@ class _Decoding:
         self.context = TreeContext(
             self.target, len(input_ids), layers=self.drafter.layers if self.drafter is not None else ()
         )
+        if self.drafter is not None:
+            self.context.keep_for_rollback()
         if not self.context.ragged and len(input_ids) > 1:
             raise TenfoldError("this model's cache holds rows that advance alike: decode one prompt at a time.")
         self.running = torch.ones(len(input_ids), dtype=torch.bool, device=input_ids.device)
@@ -210,8 +213,9 @@ class _Decoding:
         ended = time.perf_counter()
         self.stats.draft_seconds += drafted - began
         self.stats.target_seconds += ended - drafted
-        self._learn(proposal, above, parents, replace(verification, path=path))
-        self._append(proposal.tokens, replace(verification, path=path))
+        running = self.running
+        gained = self._append(proposal.tokens, replace(verification, path=path))
+        self._learn(proposal, parents, replace(verification, path=path), running, gained)
 
     def _propose(self) -> Proposal:
         room = int((self.limit - self.prefix.lengths)[self.running].max()) - 1
@@ -235,14 +239,16 @@ class _Decoding:
         options: dict[str, Any] = {"parents": parents, "valid": valid, "certain": proposal.certain}
         return verify(tokens, proposal.laws, self.warping.probs(logits), generator=self.generator, **options)
 
-    def _learn(self, proposal: Proposal, above: Tensor, parents: Tensor, verification: Verification) -> None:
-        """Tell the statistics and the shape what became of a block."""
-        accepted, running = verification.accepted, self.running
-        tried = ((parents == verification.end[:, None]) & proposal.valid).any(1)  # something came after the path
-        self.stats.record(above[running], accepted[running], (accepted + tried)[running])
-        self.shape.observe(
-            *(part[running] for part in (proposal.confidence, parents, proposal.valid, verification.path))
-        )
+    def _learn(
+        self, proposal: Proposal, parents: Tensor, verification: Verification, running: Tensor, gained: Tensor
+    ) -> None:
+        """Tell the statistics and the shape what became of a block: of what was drafted past a row's end, nothing."""
+        above = depths(parents, proposal.valid)
+        past = (gained <= verification.accepted)[:, None] & (above >= gained[:, None])
+        valid, path = proposal.valid & ~past, verification.path & ~past
+        tried = ((parents == verification.end[:, None]) & valid).any(1)  # something came after the path
+        self.stats.record(*(part[running] for part in (above, path.sum(1), path.sum(1) + tried, gained)))
+        self.shape.observe(*(part[running] for part in (proposal.confidence, parents, valid, path)))
 
     def _keep_features(self, step: Step, places: Tensor, valid: Tensor) -> None:
         """Write features of the tokens fed at their places in the prefix."""
@@ -252,8 +258,8 @@ class _Decoding:
         rows, columns = (valid & (places < features.shape[1])).nonzero(as_tuple=True)
         features[rows, places[rows, columns]] = step.features[rows, columns]
 
-    def _append(self, tokens: Tensor, verification: Verification) -> None:
-        """Add the accepted tokens and the target's own after them, up to an end or the limit."""
+    def _append(self, tokens: Tensor, verification: Verification) -> Tensor:
+        """Add the accepted tokens and the target's own after them, up to an end or the limit; return how many a row."""
         accepted = verification.accepted
         order = (~verification.path).long().argsort(dim=1, stable=True)  # the path's tokens first
         tokens = torch.cat([tokens.gather(1, order), verification.next_token[:, None]], dim=1)
@@ -274,6 +280,7 @@ class _Decoding:
         self.running = self.running & ~ended
         if self.streamer is not None and self.done:
             self.streamer.end()
+        return gained
 
     def sequences(self, input_ids: Tensor) -> Tensor:
         """Prompts as given, then each row's new tokens, padded on the right."""

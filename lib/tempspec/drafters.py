@@ -216,6 +216,7 @@ class ModelDrafter(AutoregressiveDrafter):
                 "target's tokenizer, or a UniversalDrafter"
             )
         self._context = TreeContext(self.model, batch)
+        self._context.keep_for_rollback()
         self._verified = torch.zeros_like(self._context.lengths)  # prefix tokens in the cache at the last proposal
         self._fed: list[tuple[Tensor, Tensor, Tensor]] = []  # and the drafted tokens read after them
 

@@ -111,6 +111,7 @@ class UniversalDrafter:
         """Start with an empty cache."""
         self._vocab = target.config.get_text_config().vocab_size
         self._context, self._known = Context(self.model, batch), [[] for _ in range(batch)]
+        self._context.keep_for_rollback()
 
     def cost(self, target: Any) -> float:
         """Return the weights that a step of the drafter reads over those that a step of the target reads."""

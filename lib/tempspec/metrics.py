@@ -15,13 +15,15 @@ from torch import Tensor
 class DecodingStats:
     """Counts over all rows and blocks; `drafted[i]`, `tested[i]`, `accepted[i]` are those at depth i of a draft.
 
-    A depth is tested when the path before it was accepted and something was drafted there; the rest is drafted in vain.
+    A depth is tested when the path before it was accepted and something was drafted there; the rest, and what lies past
+    a row's end, is drafted in vain. `tokens` counts all new tokens, `gained` all but each row's first.
     Seconds are wall-clock; the target's first pass over the prompts is `prefill_seconds` and no block.
     """
 
     blocks: int = 0
     rounds: int = 0
     tokens: int = 0
+    gained: int = 0
     drafted: list[int] = field(default_factory=list)
     tested: list[int] = field(default_factory=list)
     accepted: list[int] = field(default_factory=list)
@@ -49,13 +51,21 @@ class DecodingStats:
     @property
     def block_efficiency(self) -> float:
         """Return tokens gained per block of a row, the target's own included: tau, or mean accepted tokens."""
-        return 1 + sum(self.accepted) / max(self.blocks, 1)
+        return self.gained / max(self.blocks, 1)
 
     def record(
-        self, depths: Int[Tensor, "rows drafted"], accepted: Int[Tensor, " rows"], tested: Int[Tensor, " rows"]
+        self,
+        depths: Int[Tensor, "rows drafted"],
+        accepted: Int[Tensor, " rows"],
+        tested: Int[Tensor, " rows"],
+        gained: Int[Tensor, " rows"],
     ) -> None:
-        """Count one round of rows still running: depths of the tokens drafted (-1: none), how deep it was tested."""
+        """Count one round of rows still running: depths of the tokens drafted (-1: none), how deep it was tested.
+
+        `gained` are the tokens that the rows have more now.
+        """
         self.rounds += 1
+        self.gained += int(gained.sum())
         self.blocks += len(depths)
         most = int((depths >= 0).sum(1).max())
         self.lengths[most] = self.lengths.get(most, 0) + 1

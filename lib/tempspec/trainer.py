@@ -191,6 +191,15 @@ class Student(nn.Module):
         super().__init__()
         self.drafter, self.loss = drafter, loss
 
+    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """Return the weights with tied ones written twice: a checkpoint of safetensors holds no shared memory."""
+        seen: set[int] = set()
+        weights = super().state_dict(*args, **kwargs)
+        for name, weight in weights.items():
+            weights[name] = weight.clone() if weight.data_ptr() in seen else weight
+            seen.add(weight.data_ptr())
+        return weights
+
     def forward(self, batch: TeachingBatch) -> dict[str, Tensor]:
         """Return the mean loss in nats over the scored positions of a batch."""
         lag = 1 + int(torch.randint(0, STALEST, ()))

@@ -11,7 +11,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from lib import TenfoldError
-from lib.core.generation import Context, Step
+from lib.core.generation import PLACED_BY_SLOT, Context, Step
 
 KINDS = {"full_attention", "sliding_attention"}
 ATTENTION = ("eager", "sdpa")
@@ -21,7 +21,7 @@ class TreeContext(Context):
     """A `Context` that also reads trees: `grow` them level by level (or at once), then `settle` on a path.
 
     Raises TenfoldError at the first tree where the model cannot read one exactly: a cache whose rows advance alike, an
-    attention kernel that takes no mask of its own, or layers that attend to chunks.
+    attention kernel that takes no mask of its own, layers that attend to chunks, or distances measured in slots.
     """
 
     _lines: Bool[Tensor, "rows grown grown"] | None = None  # whose ancestor (or self) each token of the tree is
@@ -85,6 +85,10 @@ class TreeContext(Context):
         kinds: list[str] = sorted(set(named))
         if not self.ragged:
             raise TenfoldError("this model's cache holds rows that advance alike: draft a chain (gamma=…), not a tree.")
+        if config.model_type in (*PLACED_BY_SLOT, "bloom") or getattr(config, "alibi", False):
+            raise TenfoldError(
+                f"{config.model_type} measures distance in slots of its cache: draft a chain (gamma=…), not a tree."
+            )
         if config._attn_implementation not in ATTENTION:
             raise TenfoldError(
                 f"trees need attn_implementation 'sdpa' or 'eager', not {config._attn_implementation!r}."

@@ -7,10 +7,11 @@ from typing import Any
 
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 from torch import nn
-from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel, LlamaConfig
+from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
-from lib.lorc import LowRankCache, Plan, calibrate, compress, from_pretrained, plan, singular_values
+from lib.lorc import LowRankCache, Plan, calibrate, compress, decompose_model, from_pretrained, plan, singular_values
 
 Maker = Callable[..., nn.Module]
 # Sizes of the paper's models: layers, hidden, query heads, KV heads.
@@ -183,3 +184,34 @@ def test_models_that_cannot_be_compressed_are_refused(make_model: Maker) -> None
         compress(small, 0.5)
     with pytest.raises(ValueError, match="already compressed"):
         singular_values(small)
+
+
+def test_a_decomposition_stands_for_the_granularity(make_model: Maker, tmp_path: Path) -> None:
+    model = make_model(kv_heads=2, layers=3)
+    bases = decompose_model(model, granularity="head")
+    small = compress(copy.deepcopy(model), 0.6, decomposition=bases)
+    ranks = small.config.lorc["plan"]
+    assert all(rank % 2 == 0 for rank in (*ranks["ranks_k"], *ranks["ranks_v"]))
+    small.save_pretrained(tmp_path)
+    assert torch.equal(logits(from_pretrained(str(tmp_path)), token_ids(1, 5)), logits(small, token_ids(1, 5)))
+    with pytest.raises(ValueError, match="rank 3 is not a multiple of 2"):
+        compress(copy.deepcopy(model), ranks=((3, 3, 3), (4, 4, 4)), decomposition=bases)
+    with pytest.raises(ValueError, match="of 3 layers .* the model of 4"):
+        compress(make_model(kv_heads=2, layers=4), 0.6, decomposition=bases)
+
+
+def test_adapters_and_other_classes_are_refused_and_the_model_is_untouched(make_model: Maker) -> None:
+    class Own(LlamaForCausalLM):
+        pass
+
+    model = make_model()
+    adapted = get_peft_model(copy.deepcopy(model), LoraConfig(r=2, target_modules=["v_proj"]))
+    with pytest.raises(ValueError, match="v_proj is a Linear.*merge adapters before"):
+        compress(adapted.get_base_model(), 0.5)
+    for other in (adapted, model.model, Own(model.config)):
+        config = other.config
+        with pytest.raises(ValueError, match="not a plain causal language model"):
+            compress(other, 0.5)
+        assert config.model_type == "llama"
+    merged = adapted.merge_and_unload()
+    assert compress(merged, 0.5).config.model_type == "lorc_llama"

@@ -16,7 +16,7 @@ from transformers import (
     SequenceBiasLogitsProcessor,
 )
 
-from lib.tempspec import AutoTree, DynamicTree, ModelDrafter, SpeculativeDecoder, UniversalDrafter, Warping
+from lib.tempspec import AutoTree, DynamicTree, ModelDrafter, SpeculativeDecoder, StaticTree, UniversalDrafter, Warping
 from tests.tempspec.conftest import VOCAB, llama
 
 PROMPT = torch.tensor([[1, 4, 2, 1, 4]])
@@ -104,8 +104,29 @@ def test_statistics_add_up(target, drafters):
     assert all(seen <= hits for seen, hits in zip(stats_.tested[1:], stats_.accepted[:-1], strict=True))
     assert sum(count * drafted for drafted, count in stats_.lengths.items()) * 8 >= sum(stats_.drafted)
     assert stats_.acceptance <= stats_.conditional_acceptance <= 1
-    assert stats_.tokens <= 8 + stats_.blocks * stats_.block_efficiency + 1e-6
+    assert stats_.tokens == 8 + stats_.gained
     assert stats_.seconds >= stats_.draft_seconds + stats_.target_seconds
+
+
+@pytest.mark.parametrize("gamma", [8, StaticTree([(0,), (0, 0), (0, 0, 0), (1,), (0, 1)])], ids=["chain", "tree"])
+def test_what_is_drafted_past_an_end_counts_for_nothing(target, gamma):
+    decoder = SpeculativeDecoder(target, ModelDrafter(target), gamma=gamma)
+    noise = torch.Generator().manual_seed(1)
+    output = decoder.generate(PROMPT.expand(20, -1), None, 50, noise, eos_token_id=[1, 2])
+    stats_ = output.stats
+    assert stats_.block_efficiency == (int(output.new_tokens.sum()) - 20) / stats_.blocks
+    assert sum(stats_.accepted) <= stats_.gained <= sum(stats_.accepted) + stats_.blocks
+    if gamma == 8:
+        assert stats_.by_position[0] == 1.0, "the drafter is the target"
+
+
+def test_a_seed_gives_the_same_tokens_whatever_was_decoded_before(target, drafters):
+    decoder = SpeculativeDecoder(target, drafters["model"])
+    drawn = []
+    for _ in range(2):
+        drawn.append(decoder.generate(PROMPT, None, 50, torch.Generator().manual_seed(5)).sequences)
+        decoder.generate(PROMPT.expand(8, -1), None, 50)  # without a generator it learns
+    assert torch.equal(*drawn)
 
 
 def test_modelled_seconds_are_those_of_the_rounds(target):

@@ -138,6 +138,16 @@ def test_teaching_continues_from_its_last_checkpoint(target, tmp_path):
         torch.testing.assert_close(ours, theirs)
 
 
+def test_a_drafter_with_tied_weights_leaves_checkpoints(target, tmp_path):
+    small = llama(6, layers=1)
+    small.lm_head.weight = small.model.embed_tokens.weight
+    examples = answer(target, PROMPTS, 1.0, max_new_tokens=8, progress=False)
+    for epochs in (1, 2):  # the second goes on from the first's checkpoint
+        teach(small, examples, epochs=epochs, output_dir=tmp_path, progress=False)
+    assert small.lm_head.weight is small.model.embed_tokens.weight
+    assert len(list(tmp_path.glob("checkpoint-*"))) == 1
+
+
 def _second(stop):
     from transformers.trainer_callback import CallbackHandler
 

@@ -1,12 +1,20 @@
 """Trees on every family: greedy tokens are those of whole passes, and the law is that of transformers' own warpers."""
 
+import copy
 import itertools
 
 import numpy as np
 import pytest
 import torch
 from scipy import stats
-from transformers import LogitsProcessorList, TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    LogitsProcessorList,
+    TemperatureLogitsWarper,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
+)
 
 from lib import TenfoldError
 from lib.tempspec import (
@@ -137,3 +145,38 @@ def test_a_tree_is_refused_where_it_cannot_be_read_exactly():
             setattr(target.config, name, value)
         with pytest.raises(TenfoldError, match=message):
             TreeContext(target, 1).grow(PROMPT, PROMPT * 0 - 1, PROMPT > 0)
+
+
+SLOTTED = {
+    "mpt": {"d_model": 32, "n_layers": 2, "n_heads": 4, "max_seq_len": 128},
+    "gpt_neo": {
+        "hidden_size": 32,
+        "num_layers": 2,
+        "num_heads": 4,
+        "attention_types": [[["global", "local"], 1]],
+        "window_size": 6,
+        "max_position_embeddings": 128,
+    },
+    "bloom": {"hidden_size": 32, "n_layer": 2, "n_head": 4},
+}
+
+
+@pytest.mark.parametrize("family", SLOTTED)
+def test_distances_in_slots_of_the_cache_are_exact_in_chains_and_refused_in_trees(family):
+    torch.manual_seed(0)
+    config = AutoConfig.for_model(family, vocab_size=40, eos_token_id=None, bos_token_id=None, **SLOTTED[family])
+    target = AutoModelForCausalLM.from_config(config).double().eval()
+    for weight in target.parameters():
+        if weight.ndim > 1:
+            weight.data.normal_(0, 0.5)
+    drafter = copy.deepcopy(target)
+    for weight in drafter.parameters():
+        weight.data.add_(torch.randn_like(weight), alpha=0.03)
+    prompts = torch.randint(1, 40, (6, 9))
+    options = {"do_sample": False, "max_new_tokens": 40, "pad_token_id": 0}
+    wanted = torch.cat([target.generate(prompt[None], **options) for prompt in prompts])
+    decoder = SpeculativeDecoder(target, ModelDrafter(drafter), gamma=3, temperature=0)
+    assert torch.equal(decoder.generate(prompts, max_new_tokens=40).sequences, wanted)
+    decoder = SpeculativeDecoder(target, ModelDrafter(drafter), gamma=DynamicTree(width=3, depth=3), temperature=0)
+    with pytest.raises(TenfoldError, match=f"{family} measures distance in slots"):
+        decoder.generate(prompts[:1], max_new_tokens=40)
