@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from jaxtyping import Float
+from jinja2 import TemplateError
 from torch import Tensor
 
 from lib.autoinstruct.tasks import Demonstration
@@ -22,13 +23,22 @@ from lib.core.scoring import log_probs, padded
 def prompt_ids(
     tokenizer: Any, instruction: str, example: str, *, demonstrations: Sequence[Demonstration] = ()
 ) -> list[int]:
-    """Encode a prompt up to where the model's answer begins; an empty instruction leaves the system turn empty."""
+    """Encode a prompt up to where the model's answer begins; an empty instruction leaves the system turn empty.
+
+    Raises ValueError where the chat template refuses a system turn.
+    """
     if getattr(tokenizer, "chat_template", None) is None:
         parts = [instruction] if instruction else []
         parts += [f"Input: {demo.input}\nOutput: {demo.output}" for demo in demonstrations]
         return tokenizer("\n\n".join([*parts, f"Input: {example}\nOutput:"])).input_ids
     messages = messages_of(instruction, example, demonstrations)
-    text = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+    try:
+        text = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+    except TemplateError as error:
+        raise ValueError(
+            f"the chat template refuses an instruction as the system turn ({error}): give the tokenizer one that takes "
+            "it"
+        ) from None
     return tokenizer(text, add_special_tokens=False).input_ids
 
 

@@ -21,6 +21,7 @@ from lib.autoinstruct.tasks import Demonstration, Task
 from lib.autoinstruct.trainer import LabelTable
 from lib.core.chat import Chat, Decoding, complete_all
 from lib.core.store import Journal, key_of
+from lib.core.training import bits_of
 
 METRICS = ("choice", "log_prob", "rouge_l", "exact_match")
 
@@ -70,15 +71,20 @@ def label(
 
     `model` is a causal language model, or a `Chat` (an endpoint; no tokenizer), of which only answers are seen.
     Prompts with one instruction and the same demonstrations share their beginning, which is encoded once. `store` is a
-    file of finished labels (a `core.store` journal) that this call continues. Raises ValueError for a pair
-    without an answer.
+    file of finished labels (a `core.store` journal) that this call continues; it knows the model by its weights, with
+    its adapters, and by the chat template. Raises ValueError for a pair without an answer, and for an endpoint with a
+    store.
     """
     for pair in pairs:
         if not pair.answers:
             raise ValueError(f"the example {pair.input[:40]!r} has no answer: labels need at least one")
     if isinstance(model, Chat):
+        if store is not None:
+            raise ValueError("an endpoint keeps its replies in its client's journal: leave out store")
         return _asked(model, pairs, max_new_tokens)
     settings = {"model": model.config.name_or_path, "dtype": str(model.dtype), "max_new_tokens": max_new_tokens}
+    if store is not None:
+        settings |= {"weights": _weights_key(model), "template": getattr(tokenizer, "chat_template", None)}
     keys = [key_of(asdict(pair), settings) for pair in pairs]
     with Journal(store) as journal:
         done = {
@@ -102,6 +108,13 @@ def label(
                 journal.put_many((key, asdict(done[key])) for key in names)
                 bar.update(len(names))
     return [done[key] for key in keys]
+
+
+def _weights_key(model: Any) -> str:
+    """Hash every parameter's bits and which adapters are at work."""
+    sums = bits_of((name, weight) for name, weight in model.named_parameters() if not weight.is_meta)
+    adapted = [module for module in model.modules() if hasattr(module, "_disable_adapters")]
+    return key_of(sums, sorted({str((module._disable_adapters, module.active_adapters)) for module in adapted}))
 
 
 def _asked(chat: Chat, pairs: Sequence[Pair], max_tokens: int) -> list[Label]:

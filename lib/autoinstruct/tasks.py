@@ -112,7 +112,8 @@ def read_jsonl(path: Path) -> list[dict[str, Any]]:
 def make_tasks(rows: Iterable[Mapping[str, Any]], rule: Rule | None = None) -> tuple[list[Task], dict[str, int]]:
     """Make the tasks that keep the rule, by name, and how many tasks were left out for each reason.
 
-    Rows have a task, an instruction, an input and answers (a text or a list), under any of the names in `COLUMNS`.
+    Rows have a task, an instruction, an input and answers (a text, a number or a list of them), under any of the names
+    in `COLUMNS`.
     A `category` is kept where rows have one. Raises TenfoldError for a row without one of the columns, or a task with
     several instructions.
     """
@@ -121,10 +122,11 @@ def make_tasks(rows: Iterable[Mapping[str, Any]], rule: Rule | None = None) -> t
     texts: dict[str, str] = {}
     members: dict[str, list[Example]] = {}
     for row in rows:
-        name, instruction, text, answers = (_column(row, column) for column in COLUMNS)
+        name, instruction, text = (str(_column(row, column)) for column in ("task", "instruction", "input"))
+        answers = _column(row, "answers")
         if texts.setdefault(name, instruction) != instruction:
             raise TenfoldError(f"task {name!r} has several instructions: give each instruction a task of its own.")
-        answers = (answers,) if isinstance(answers, str) else tuple(answers)
+        answers = tuple(answers) if isinstance(answers, Iterable) and not isinstance(answers, str) else (answers,)
         categories.setdefault(name, str(row.get("category", "")))
         members.setdefault(name, []).append(Example(text, tuple(str(a).strip() for a in answers if str(a).strip())))
     owners = Counter(" ".join(text.split()).rstrip(".").lower() for text in texts.values())
@@ -142,7 +144,7 @@ def make_tasks(rows: Iterable[Mapping[str, Any]], rule: Rule | None = None) -> t
 
 def _column(row: Mapping[str, Any], column: str) -> Any:
     for name in COLUMNS[column]:
-        if name in row:
+        if row.get(name) is not None:
             return row[name]
     raise TenfoldError(f"a row has {', '.join(row)} but no {column}: call it one of {', '.join(COLUMNS[column])}.")
 

@@ -104,3 +104,15 @@ def launched_accelerator(*, cpu: bool = False) -> Any:
     from accelerate import Accelerator
 
     return Accelerator(cpu=cpu, mixed_precision=os.environ.get("ACCELERATE_MIXED_PRECISION", "no"))
+
+
+def bits_of(weights: Iterable[tuple[str, Tensor]]) -> dict[str, int]:
+    """Return the sum of each weight's bits by name: what tells trained weights apart.
+
+    As integers, whose sum no order of summation and so no number of threads changes.
+    """
+    kinds = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+    return {
+        name: int(weight.detach().contiguous().view(kinds[weight.element_size()]).sum(dtype=torch.int64))
+        for name, weight in weights
+    }

@@ -10,6 +10,8 @@ from typing import Any
 import torch
 
 from lib import TenfoldError
+from lib.core.store import key_of
+from lib.core.training import bits_of
 
 PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
@@ -40,15 +42,32 @@ def _is_peft(policy: Any) -> bool:
 
 def weights(policy: Any) -> dict[str, torch.Tensor]:
     """Return the weights that training moves: the adapter's, or all of a plain model's (on the CPU, copied)."""
+    return {name: value.detach().cpu().clone().contiguous() for name, value in _moved(policy).items()}
+
+
+def _moved(policy: Any) -> dict[str, torch.Tensor]:
     if _is_peft(policy):
         from peft import get_peft_model_state_dict
 
-        moved = get_peft_model_state_dict(policy, adapter_name="default")
-    else:
-        moved = policy.state_dict()
-        if getattr(policy.config, "tie_word_embeddings", False):
-            moved.pop("lm_head.weight", None)
-    return {name: value.detach().cpu().clone().contiguous() for name, value in moved.items()}
+        return get_peft_model_state_dict(policy, adapter_name="default")
+    moved = policy.state_dict()
+    if getattr(policy.config, "tie_word_embeddings", False):
+        moved.pop("lm_head.weight", None)
+    return moved
+
+
+def policy_key(policy: Any) -> str:
+    """Hash the shapes of what `weights` returns, and of an adapter its strength and the weights that it stands on."""
+    shapes, below, strength = {name: list(value.shape) for name, value in _moved(policy).items()}, {}, None
+    if _is_peft(policy):
+        strength = getattr(policy.peft_config["default"], "lora_alpha", None)
+        adapters = tuple(f".{name}." for name in policy.peft_config)
+        below = bits_of(
+            (name, weight)
+            for name, weight in policy.named_parameters()
+            if not any(adapter in f"{name}." for adapter in adapters)
+        )
+    return key_of(shapes, below, strength)
 
 
 def set_weights(policy: Any, values: dict[str, torch.Tensor]) -> None:

@@ -91,25 +91,34 @@ def checked_scores(judge: Any, prompt: str, responses: Sequence[str]) -> list[fl
 
     A spent budget and a server that refuses for good pass as they are: the next prompt would fare no better.
     """
-    short = repr(prompt if len(prompt) <= 60 else prompt[:57] + "…")
     asked = judge if hasattr(judge, "score") else ByComparison(judge)
+    scores = _asked(judge, prompt, lambda: [float(score) for score in asked.score(prompt, responses)])
+    if len(scores) != len(responses) or not all(map(math.isfinite, scores)):
+        raise JudgeFailed(
+            f"{type(judge).__name__} gave {scores} for {len(responses)} responses to {_short(prompt)}: a judge gives "
+            "one finite number a response."
+        )
+    return scores
+
+
+def _asked(judge: Any, prompt: str, ask: Callable[[], Answer]) -> Answer:
+    """Ask about a prompt; raises JudgeFailed where the judge raises, but for what would meet the next prompt too."""
+    name, short = type(judge).__name__, _short(prompt)
     try:
-        scores = [float(score) for score in asked.score(prompt, responses)]
+        return ask()
     except TenfoldError as error:
         if isinstance(error, ChatFailed) and not error.final:
-            raise JudgeFailed(f"{type(judge).__name__} got no answer on the prompt {short}: {error}") from error
+            raise JudgeFailed(f"{name} got no answer on the prompt {short}: {error}") from error
         raise
     except Exception as error:
         raise JudgeFailed(
-            f"{type(judge).__name__} failed on the prompt {short} ({type(error).__name__}: {error}); scores given "
-            "before are kept: mend the judge and run again."
+            f"{name} failed on the prompt {short} ({type(error).__name__}: {error}); scores given before are kept: "
+            "mend the judge and run again."
         ) from error
-    if len(scores) != len(responses) or not all(map(math.isfinite, scores)):
-        raise JudgeFailed(
-            f"{type(judge).__name__} gave {scores} for {len(responses)} responses to {short}: a judge gives one finite "
-            "number a response."
-        )
-    return scores
+
+
+def _short(prompt: str) -> str:
+    return repr(prompt if len(prompt) <= 60 else prompt[:57] + "…")
 
 
 def ask_all(
@@ -173,9 +182,16 @@ def score_all(
 def win_rate(
     judge: Any, prompts: Sequence[str], ours: Sequence[str], theirs: Sequence[str], *, progress: bool = True
 ) -> Float[Tensor, " prompts"]:
-    """Prefer our response or theirs at each prompt, in [0, 1], a tie being 1/2: the mean is the win rate."""
-    rows = list(zip(prompts, ours, theirs, strict=True))
-    chances = ask_all(judge, rows, lambda row: judge.prefer(*row), label="compare", progress=progress)
+    """Prefer our response or theirs at each prompt, in [0, 1], a tie being 1/2: the mean is the win rate.
+
+    Raises JudgeFailed where prompts could not be judged, after all others were.
+    """
+    rows, asked = list(zip(prompts, ours, theirs, strict=True)), ByComparison(judge)
+
+    def compare(row: tuple[str, str, str]) -> float:
+        return _asked(judge, row[0], lambda: asked.prefer(*row))
+
+    chances = ask_all(judge, rows, compare, label="compare", progress=progress)
     refuse_failures(chances)
     return torch.tensor(chances, dtype=torch.float64)
 
@@ -273,7 +289,8 @@ def _reference_of(references: Mapping[str, str], prompt: str) -> str:
 class RewardModelJudge(Judge):
     """Any sequence-classification model with one output, on the conversation in its tokenizer's chat template.
 
-    Raises ValueError for a model with another number of outputs.
+    Nothing is cut off: a conversation of more than `max_length` tokens is refused. Raises ValueError for a model with
+    another number of outputs.
     """
 
     def __init__(self, model: Any, tokenizer: Any, *, max_length: int = 1024, identity: str = "reward model") -> None:
@@ -288,16 +305,19 @@ class RewardModelJudge(Judge):
 
     @torch.inference_mode()
     def score(self, prompt: str, responses: Sequence[str]) -> list[float]:
-        """Return the reward of each response."""
+        """Return the reward of each response; raises ValueError for an exchange longer than `max_length`."""
         chats = [
             [{"role": "user", "content": prompt}, {"role": "assistant", "content": response}] for response in responses
         ]
         texts = self.tokenizer.apply_chat_template(chats, tokenize=False)
-        inputs = self.tokenizer(
-            texts, padding=True, truncation=True, max_length=self.max_length, add_special_tokens=False,
-            return_tensors="pt",
-        ).to(self.model.device)  # fmt: skip
-        return self.model(**inputs).logits[:, 0].float().tolist()
+        inputs = self.tokenizer(texts, padding=True, add_special_tokens=False, return_tensors="pt")
+        longest = inputs["input_ids"].shape[1]
+        if longest > self.max_length:
+            raise ValueError(
+                f"the exchange has {longest} tokens and the reward model reads {self.max_length}: raise max_length, or "
+                "shorten the prompt"
+            )
+        return self.model(**inputs.to(self.model.device)).logits[:, 0].float().tolist()
 
     def prefer(self, prompt: str, a: str, b: str) -> float:
         """Prefer by Bradley-Terry: sigmoid of the difference of rewards."""

@@ -59,8 +59,9 @@ class Metered(Judge):
         return self._once("score", [prompt, *responses], ask, len(responses))["scores"]
 
     def prefer(self, prompt: str, a: str, b: str) -> float:
-        """Return the judge's preference, at what a comparison costs it."""
-        return self._once("prefer", [prompt, a, b], lambda: self.judge.prefer(prompt, a, b), self.calls_per_comparison)
+        """Return the judge's preference, at what a comparison costs it; raises ValueError where it is no chance."""
+        asked = ByComparison(self.judge)
+        return self._once("prefer", [prompt, a, b], lambda: asked.prefer(prompt, a, b), self.calls_per_comparison)
 
     def key(self, kind: str, texts: Sequence[str]) -> str:
         """Return the key of an answer in the ledger."""

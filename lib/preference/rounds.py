@@ -23,7 +23,7 @@ import torch.distributed as dist
 
 from lib import TenfoldError
 from lib.core.store import Journal, key_of
-from lib.preference.adapters import load_policy, save_policy
+from lib.preference.adapters import load_policy, policy_key, save_policy
 from lib.preference.judges import JudgeFailed, ask_all, checked_scores, refuse_failures
 from lib.preference.pairing import PairCounts, Scored, pairs
 from lib.preference.sampling import Question, Response, encoded, sample
@@ -113,8 +113,8 @@ def online(
     arXiv:2405.19332, which ranks {y, y_w, y_l}. The judge scores, or only compares (`ByComparison`).
 
     Raises ValueError for fewer prompts than rounds or a prompt with one candidate, TenfoldError for a folder that was
-    begun with other settings, and JudgeFailed where more than the share `unjudged` of a round's prompts could not be
-    judged; whatever fails, all that was done is kept, and the same call goes on from there.
+    begun with other settings or another policy, and JudgeFailed where more than the share `unjudged` of a round's
+    prompts could not be judged; whatever fails, all that was done is kept, and the same call goes on from there.
     """
     sampling, folder, world = sampling or Sampling(), Path(folder), Processes()
     asked = [q if isinstance(q, Question) else Question(q, "", tuple(encoded([q], tokenizer)[0])) for q in prompts]
@@ -251,10 +251,10 @@ class _Loop:
 
 def _begin(policy: Any, folder: Path, now: dict[str, Any]) -> None:
     """Put down the settings and the policy as it came, or refuse a folder that was begun with other settings."""
-    path = folder / "settings.json"
+    path, now = folder / "settings.json", now | {"policy": policy_key(policy)}
     if not path.exists():
         _write(path, now)
-    before = _read(path)
+    before = {"policy": now["policy"]} | _read(path)  # earlier versions did not write it
     changed = [name for name in now if before.get(name) != json.loads(json.dumps(now[name]))]
     if changed:
         raise TenfoldError(

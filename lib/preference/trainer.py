@@ -4,6 +4,7 @@ Text would be tokenised again, put into a template with an end token that a cut-
 off-policy by a few tokens. The DPO loss is Eq. (7) of arXiv:2305.18290.
 """
 
+import copy
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,6 +19,7 @@ from trl import DPOConfig, DPOTrainer
 from lib.preference.packing import SharedPrompts, check_packing
 
 IDS = ("prompt_ids", "chosen_ids", "rejected_ids")
+RESPONSES = ("chosen_ids", "rejected_ids", "response_ids")
 
 
 class TokenDPOTrainer(DPOTrainer):
@@ -52,11 +54,16 @@ class TokenDPOTrainer(DPOTrainer):
         super().__init__(model, ref_model=ref_model, args=args, **options)
 
     def _prepare_dataset(self, dataset, processing_class, args, dataset_name):  # type: ignore[override]
-        columns = dataset.column_names or []
-        if not set(IDS) <= set(columns):
-            return super()._prepare_dataset(dataset, processing_class, args, dataset_name)
-        limit = args.max_length
+        dataset, limit = self._with_ids(dataset, processing_class, args, dataset_name), args.max_length
         return dataset if limit is None else dataset.map(cut_prompt, fn_kwargs={"limit": limit})
+
+    def _with_ids(self, dataset, processing_class, args, dataset_name):
+        """Return token ids as they are, and text as trl tokenises it, with no row dropped for a long prompt."""
+        if set(IDS) <= set(dataset.column_names or []):
+            return dataset
+        unlimited = copy.copy(args)
+        unlimited.max_length = None
+        return super()._prepare_dataset(dataset, processing_class, unlimited, dataset_name)
 
     def compute_loss(self, *args: Any, **kwargs: Any) -> Any:
         """Return trl's loss, with the vocabulary projected at response positions only."""
@@ -99,7 +106,7 @@ def cut_prompt(row: Mapping[str, Any], limit: int) -> dict[str, list[int]]:
     """
     if limit < 2:
         raise ValueError(f"max_length = {limit} leaves no token of a response: raise it")
-    longest = max(len(ids) for name, ids in row.items() if name.endswith("_ids") and name != "prompt_ids")
+    longest = max(len(row[name]) for name in RESPONSES if name in row)
     return {"prompt_ids": row["prompt_ids"][-max(limit - longest, limit // 2) :]}
 
 

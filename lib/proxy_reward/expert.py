@@ -34,8 +34,14 @@ class Expert(Metered):
         """Return the expert's score of each (prompt, response), one call for each that the ledger does not hold.
 
         Raises BudgetExceeded before any call where the budget cannot pay for all, and JudgeFailed where the judge
-        raises or gives no finite number for some, after all others were asked; every call stays counted.
+        raises or gives no finite number for some, after all others were asked; every call stays counted. Raises
+        ValueError for an expert that only compares.
         """
+        if not hasattr(self.judge, "score"):
+            raise ValueError(
+                "an expert that only compares grades no single response: use prefer with select_pairs and "
+                "fit_bradley_terry"
+            )
         items = list(zip(prompts, responses, strict=True))
         unknown = [item for item in dict.fromkeys(items) if self.key("score", item) not in self.ledger]
         if len(unknown) > self.ledger.left:

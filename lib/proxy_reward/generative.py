@@ -88,6 +88,7 @@ class GenerativeJudge(Judge):
         self.model, self.tokenizer, self.criterion, self.batch_size = model, tokenizer, criterion, batch_size
         self.identity = "generative judge"
         self.grade_tokens = _grade_tokens(tokenizer)
+        self.padding = 0 if tokenizer.pad_token_id is None else tokenizer.pad_token_id  # any token: it is masked
 
     def fit(self, judgements: Sequence[Judgement], plan: GenerativePlan | None = None, *, folder: str) -> float:
         """Fine-tune the model's trainable weights (an adapter, say); return the last epoch's loss in nats.
@@ -124,7 +125,7 @@ class GenerativeJudge(Judge):
         return law
 
     def _padded(self, rows: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
-        return padded(rows, side="left", value=self.tokenizer.pad_token_id, device=self.model.device)
+        return padded(rows, side="left", value=self.padding, device=self.model.device)
 
     def score(self, prompt: str, responses: Sequence[str]) -> list[float]:
         """Return the expected grade of each response to one prompt."""
@@ -163,7 +164,7 @@ def _trainer(judge: GenerativeJudge, rows: list[dict[str, Any]], plan: Generativ
             return (loss, logits) if return_outputs else loss
 
     def collate(batch: list[dict[str, Any]]) -> dict[str, Tensor]:
-        ids, mask = padded([row["ids"] for row in batch], side="left", value=judge.tokenizer.pad_token_id)
+        ids, mask = padded([row["ids"] for row in batch], side="left", value=judge.padding)
         return {"input_ids": ids, "attention_mask": mask, "grades": torch.tensor([row["grade"] for row in batch])}
 
     arguments = TrainingArguments(

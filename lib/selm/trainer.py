@@ -7,13 +7,16 @@ import torch
 from datasets import Dataset
 from torch import Tensor
 from torch.utils.data import DataLoader
-from trl.data_utils import is_conversational
+from transformers import AutoProcessor
+from trl.data_utils import common_prefix_length, is_conversational
 
 from lib.preference.losses import dpo_loss
 from lib.preference.trainer import TokenDPOTrainer
 from lib.selm.collator import DataCollatorForTriples, joint_batch, split_third
 from lib.selm.configuration import SELMConfig
 from lib.selm.objective import optimism_term
+
+NO_THIRD = "the batch has no third response: pass processing_class, and no collator but DataCollatorForTriples"
 
 
 class SELMTrainer(TokenDPOTrainer):
@@ -38,8 +41,10 @@ class SELMTrainer(TokenDPOTrainer):
     def __init__(self, model: Any, ref_model: Any = None, args: Any = None, **options: Any) -> None:
         if not isinstance(args, SELMConfig):
             raise TypeError("SELMTrainer needs args of SELMConfig: it holds alpha and optimism")
-        tokenizer = options.get("processing_class")
-        if options.get("data_collator") is None and tokenizer is not None:
+        if options.get("processing_class") is None:
+            options["processing_class"] = _processing_of(model, args)
+        tokenizer = getattr(options["processing_class"], "tokenizer", options["processing_class"])
+        if options.get("data_collator") is None:
             options["data_collator"] = DataCollatorForTriples(
                 pad_token_id=tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id,
                 max_length=args.max_length,
@@ -54,8 +59,9 @@ class SELMTrainer(TokenDPOTrainer):
         assert self._signature_columns is not None
         self._signature_columns = list(dict.fromkeys([*self._signature_columns, "response_ids", "ref_response_logps"]))
 
-    def _prepare_dataset(self, dataset, processing_class, args, dataset_name):  # type: ignore[override]
-        prepared = super()._prepare_dataset(dataset, processing_class, args, dataset_name)
+    def _with_ids(self, dataset, processing_class, args, dataset_name):
+        given = dataset.column_names or []
+        prepared = super()._with_ids(dataset, processing_class, args, dataset_name)
         columns = prepared.column_names or []
         if "response_ids" in columns or (args.alpha == 0 and f"{args.optimism}_ids" not in columns):
             return prepared
@@ -66,17 +72,25 @@ class SELMTrainer(TokenDPOTrainer):
                 f"the {dataset_name} data has no third response for optimism={args.optimism!r}: add response_ids or "
                 f"{args.optimism}_ids (token ids), or a column response (text)"
             )
+        if "prompt" not in given:
+            raise ValueError(
+                "a text response needs a column prompt: split the prompt off chosen, rejected and response"
+            )
         return prepared.map(self._tokenize_response, fn_kwargs={"tokenizer": processing_class})
 
     def _tokenize_response(self, example: Mapping[str, Any], tokenizer: Any) -> dict[str, list[int]]:
-        start = len(example["prompt_ids"])
+        """Return ids of the third response and of the pair, which all begin where its tokens leave the prompt's."""
         if is_conversational({"prompt": example["prompt"]}):
             turns = example["prompt"] + example["response"]
             options = {"tools": example.get("tools"), **(example.get("chat_template_kwargs") or {})}
             ids = tokenizer.apply_chat_template(turns, tokenize=True, return_dict=True, **options)["input_ids"]
-            return {"response_ids": ids[start:]}
-        text = example["prompt"] + example["response"].removesuffix(tokenizer.eos_token) + tokenizer.eos_token
-        return {"response_ids": tokenizer(text).input_ids[start:]}  # trl ends chosen and rejected so, too
+        else:  # trl ends chosen and rejected so, too
+            text = example["prompt"] + example["response"].removesuffix(tokenizer.eos_token) + tokenizer.eos_token
+            ids = tokenizer(text).input_ids
+        start = common_prefix_length(example["prompt_ids"], ids)
+        moved = example["prompt_ids"][start:]
+        pair = {name: moved + example[name] for name in ("chosen_ids", "rejected_ids")}
+        return {"prompt_ids": ids[:start], **pair, "response_ids": ids[start:]}
 
     def compute_ref_log_probs(self, model, inputs):
         """Return reference log-probabilities of chosen and rejected, as in trl; third responses are left out."""
@@ -84,7 +98,7 @@ class SELMTrainer(TokenDPOTrainer):
 
     def _precompute_ref_logps(self, dataset: Dataset, name: str, batch_size: int) -> Dataset:
         dataset = super()._precompute_ref_logps(dataset, name, batch_size)
-        if "response_ids" not in dataset.column_names:
+        if "response_ids" not in dataset.column_names or not isinstance(self.data_collator, DataCollatorForTriples):
             return dataset
         columns = dataset.select_columns(["prompt_ids", "response_ids"])
         loader = DataLoader(columns, batch_size=batch_size, collate_fn=self.data_collator.responses)  # type: ignore[arg-type]
@@ -97,6 +111,8 @@ class SELMTrainer(TokenDPOTrainer):
 
     def _compute_loss(self, model, inputs, return_outputs):
         pair, third = split_third(inputs)
+        if self.args.alpha > 0 and self.model.training and "response_rows" not in third:
+            raise ValueError(NO_THIRD)
         smoothed = self.label_smoothing > 0 and "sigmoid" in self.loss_types
         wanted = bool(third) and (self.args.alpha > 0 or not self.model.training)
         if not (wanted or smoothed):
@@ -150,6 +166,17 @@ class SELMTrainer(TokenDPOTrainer):
         for name, value in logged.items():
             self._metrics[mode][name].append(value.item())
         return term
+
+
+def _processing_of(model: Any, args: SELMConfig) -> Any:
+    """Load a model's tokenizer by the model's name, as trl does; raises ValueError where none is to be had."""
+    by_name = isinstance(model, str)
+    name = model if by_name else model.config.name_or_path
+    revision = (args.model_init_kwargs or {}).get("revision") if by_name else None
+    try:
+        return AutoProcessor.from_pretrained(name, revision=revision, trust_remote_code=args.trust_remote_code)
+    except (OSError, ValueError):
+        raise ValueError(NO_THIRD) from None
 
 
 class JointForward:

@@ -1,14 +1,17 @@
 """Prefix-shared labelling: token for token what plain generation gives, the same log-probabilities, and resume."""
 
+import copy
 import dataclasses
 import math
 
 import pytest
 import torch
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from lib.autoinstruct.decoding import answer_groups, answer_ids, prompt_ids, stop_tokens
 from lib.autoinstruct.labelling import Pair, label
 from lib.autoinstruct.tasks import Demonstration
+from lib.core.store import Journal
 
 QUESTIONS = [
     ("Name the capital of France.", "Paris"),
@@ -123,6 +126,58 @@ def test_a_crash_loses_one_batch_and_a_second_call_goes_on(lm, tmp_path, monkeyp
     again = label(*lm, pairs(), store=store, **options)
     assert [one.log_prob for one in again] == [one.log_prob for one in labels]
     assert not counted
+
+
+def test_a_store_knows_a_model_by_its_weights_its_adapters_and_the_chat_template(lm, tmp_path):
+    from peft import LoraConfig, get_peft_model
+
+    torch.manual_seed(0)
+    small = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    model, tokenizer = LlamaForCausalLM(LlamaConfig(vocab_size=len(lm[1]), **small)).eval(), copy.deepcopy(lm[1])
+    adapted = get_peft_model(copy.deepcopy(model), LoraConfig(target_modules=["q_proj", "down_proj"])).eval()
+
+    def labelled(model):
+        store, options = tmp_path / "labels.sqlite", {"max_new_tokens": 0, "progress": False}
+        kept = label(model, tokenizer, pairs()[:1], store=store, **options)
+        with Journal(store) as journal:
+            counts.append(len(journal))
+        assert [one.log_prob for one in kept] == [
+            one.log_prob for one in label(model, tokenizer, pairs()[:1], **options)
+        ]
+
+    counts = []
+    labelled(model)
+    labelled(copy.deepcopy(model))
+    with torch.no_grad():
+        model.lm_head.weight[0, 0] += 0.5
+        labelled(model)
+        for name, weight in adapted.named_parameters():
+            if "lora_B" in name:
+                weight += 1
+    labelled(adapted)
+    with adapted.disable_adapter():
+        labelled(adapted)
+    tokenizer.chat_template = "{% for m in messages %}{{ m['content'] }}{% endfor %}"
+    labelled(adapted)
+    assert counts == [1, 1, 2, 3, 4, 5]
+
+
+def test_an_endpoint_takes_no_store(tmp_path):
+    class Writer:
+        model = "scripted"
+
+        def complete(self, messages, decoding=None, *, attempt=0):
+            raise AssertionError
+
+    with pytest.raises(ValueError, match="an endpoint keeps its replies in its client's journal: leave out store"):
+        label(Writer(), None, pairs(), store=tmp_path / "labels.sqlite")
+
+
+def test_a_template_that_refuses_a_system_turn_is_named(lm):
+    tokenizer = copy.deepcopy(lm[1])
+    tokenizer.chat_template = "{{ raise_exception('System role not supported') }}"
+    with pytest.raises(ValueError, match=r"refuses an instruction as the system turn \(System role not supported\)"):
+        label(lm[0], tokenizer, pairs()[:1], progress=False)
 
 
 def test_a_pair_without_an_answer_is_refused(lm):

@@ -25,7 +25,7 @@ from lib.autoinstruct import (
     predict,
     target_distribution,
 )
-from lib.autoinstruct.modeling import Prepared
+from lib.autoinstruct.modeling import Prepared, Scorer
 from lib.autoinstruct.objectives import z_scores
 from lib.autoinstruct.trainer import choose, per_example, per_task
 
@@ -144,6 +144,38 @@ def test_a_frozen_head_learns_which_instruction_is_good(encoder, objective):
         assert set(per_task(scores)) <= good
     assert TEXTS.index(choose(scorer, "x9", tables[0].candidates).text) in good
     assert TEXTS.index(choose(scorer, ["x8", "x9"], tables[0].candidates).text) in good
+
+
+class Widths(Scorer):
+    """Scores by one weight, and notes how many pairs it was asked about at once."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight, self.asked = torch.nn.Parameter(torch.ones(1)), []
+
+    def prepare(self, pairs, *, progress=False):
+        return [torch.arange(float(len(pairs)))]
+
+    def forward(self, prepared):
+        self.asked.append(len(prepared))
+        return self.weight * prepared
+
+
+def test_a_task_with_few_candidates_takes_none_from_the_others():
+    rng = np.random.default_rng(0)
+    wide, narrow = table(rng.random((6, 9)), "wide"), table(rng.random((3, 2)), "narrow")
+    scorer = Widths()
+    options = {"epochs": 2, "batch_rows": 4, "lowest_range": 0.0, "progress": False}
+    assert len(fit(scorer, [wide, narrow], **options)) == len(scorer.asked) == 6
+    for epoch in (scorer.asked[:3], scorer.asked[3:]):  # six rows of eight, three of two
+        assert sorted(epoch) == [3 * 2, 2 * 8, 4 * 8]
+
+
+def test_a_task_that_a_ranker_cannot_learn_from_is_named():
+    with pytest.raises(ValueError, match="there is no table to learn from"):
+        fit(Widths(), [])
+    with pytest.raises(ValueError, match="task 'poor' has fewer than two candidates"):
+        fit(Widths(), [table(np.eye(3)), table(np.ones((3, 1)), "poor")], lowest_range=0.0)
 
 
 def test_a_cross_encoder_is_the_encoder_below_and_trains_above(encoder):

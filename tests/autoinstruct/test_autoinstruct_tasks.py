@@ -67,9 +67,18 @@ def test_natural_instructions_columns_and_a_users_json_lines(tmp_path):
         read_jsonl(path)
 
 
+def test_numbers_are_taken_as_texts():
+    made = [{"task": 7, "instruction": "Double it.", "input": i, "answer": 2 * i} for i in range(9)]
+    (task,), _ = make_tasks(made, RULE)
+    assert task.name == "7"
+    assert all(example.answers == (str(2 * int(example.input)),) for example in task.examples)
+
+
 def test_bad_rows_are_named():
     with pytest.raises(TenfoldError, match="no answers"):
         make_tasks([{"task": "t", "instruction": "x", "input": "y"}])
+    with pytest.raises(TenfoldError, match="no input"):
+        make_tasks([{"task": "t", "instruction": "x", "input": None, "answer": "z"}])
     with pytest.raises(TenfoldError, match="several instructions"):
         make_tasks(rows() + rows(instruction="Subtract the numbers."))
 

@@ -297,6 +297,13 @@ def test_reward_models(tokenizer):
     )
     p = judge.prefer("q", "yes", "a much longer answer than that")
     assert p == pytest.approx(float(torch.sigmoid(torch.tensor(together[0] - together[1]))))
+    judge.max_length = 64
+    with pytest.raises(
+        ValueError, match=r"the exchange has \d+ tokens and the reward model reads 64: raise max_length"
+    ):
+        judge.score("word " * 100, ["good", "bad"])
+    with pytest.raises(JudgeFailed, match="reward model reads 64"):
+        score_all(judge, ["word " * 100], [["good", "bad"]], progress=False)
     config.num_labels = 2
     with pytest.raises(ValueError, match="one output"):
         RewardModelJudge(LlamaForSequenceClassification(config), tokenizer)
@@ -342,3 +349,21 @@ def test_win_rates_count_ties_as_half():
     rates = win_rate(Length(), ["q"] * 3, ["aa", "a", "a"], ["a", "aa", "b"], progress=False)
     assert rates.tolist() == [1, 0, 0.5]
     assert isinstance(Length(), Judge)
+
+
+def test_a_preference_that_is_no_chance_is_not_kept():
+    judge, ledger = Prefers(), Ledger(3)
+    metered, judge.prefer = Metered(judge, ledger), lambda *texts: 7.0
+    with pytest.raises(ValueError, match="a preference of 7.0 is no chance"):
+        metered.prefer("q", "a", "b")
+    judge.prefer = lambda *texts: 1
+    assert metered.prefer("q", "a", "b") == 1
+    assert ledger.spent == 2
+
+
+def test_win_rates_name_the_judge_that_fails_and_its_prompt():
+    judge = Prefers()
+    for prefer, message in ((lambda *texts: 2, "preference of 2.0 is no chance"), (lambda *texts: 1 / 0, "by zero")):
+        judge.prefer = prefer
+        with pytest.raises(JudgeFailed, match=f"Prefers failed on the prompt 'q'.*{message}"):
+            win_rate(judge, ["q"], ["a"], ["b"], progress=False)

@@ -151,3 +151,15 @@ def test_text_goes_trls_way(tiny_policy, tokenizer, tmp_path):
     ours = TokenDPOTrainer(copy.deepcopy(tiny_policy), ref_model=copy.deepcopy(tiny_policy), args=args, **options)
     theirs = DPOTrainer(copy.deepcopy(tiny_policy), ref_model=copy.deepcopy(tiny_policy), args=args, **options)
     assert ours.train_dataset[0]["chosen_ids"] == theirs.train_dataset[0]["chosen_ids"]
+
+
+def test_a_text_prompt_is_cut_before_its_responses_too(tiny_policy, tokenizer, tmp_path):
+    import datasets
+
+    rows = [{"prompt": "one two three four five six seven", "chosen": " yes, it is", "rejected": " no", "row_ids": 3}]
+    options = {"train_dataset": datasets.Dataset.from_list(rows * 2), "processing_class": tokenizer}
+    args = config(tmp_path, max_length=7)  # trl would drop these rows, whose prompt fills it
+    trainer = TokenDPOTrainer(tiny_policy, ref_model=copy.deepcopy(tiny_policy), args=args, **options)
+    assert args.max_length == 7
+    assert tokenizer.decode(trainer.train_dataset[0]["prompt_ids"]) == " five six seven"
+    assert tokenizer.decode(trainer.train_dataset[0]["chosen_ids"]) == " yes, it is<|im_end|>"

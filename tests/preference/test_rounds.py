@@ -52,7 +52,7 @@ def run(tiny_policy, tokenizer, tmp_path):
         args = config(folder, learning_rate=1e-2, per_device_train_batch_size=3, max_steps=2)
         return train(policy, tokenizer, data, args, progress=False)
 
-    def go(judge, rounds=2, sampling=SAMPLING, prompts=PROMPTS, folder="run", **options):
+    def go(judge, rounds=2, sampling=SAMPLING, prompts=PROMPTS, folder="run", policy=policy, **options):
         options = {"train": trainer, "progress": False, **options}
         return online(
             policy, tokenizer, prompts, rounds, judge=judge, folder=tmp_path / folder, sampling=sampling, **options
@@ -107,16 +107,13 @@ def test_a_judge_that_fails_keeps_what_it_had_said_and_the_finished_round(run):
 def test_a_training_that_broke_is_begun_again_from_where_the_round_began(run):
     def breaks(policy, data, number, folder):
         for p in policy.parameters():
-            p.data += 1
+            p.data += p.requires_grad
         raise KeyboardInterrupt
 
     whole = run(Commas(), rounds=1)
     load_policy(run.policy, run.folder / "round-0")
     with pytest.raises(KeyboardInterrupt):
         run(Commas(), rounds=1, folder="elsewhere", train=breaks)
-    for name, p in run.policy.named_parameters():
-        if "lora_" not in name:
-            p.data -= 1
     judge = Commas()
     again = run(judge, rounds=1, folder="elsewhere")
     assert judge.asked == []  # samples and scores were there
@@ -195,6 +192,29 @@ class Prefers:
     def prefer(self, prompt, a, b):
         self.asked.append((a, b))
         return 0.5 if len(a) == len(b) else float(len(a) > len(b))
+
+
+@pytest.mark.parametrize(
+    ("seed", "settings"), [(1, {}), (0, {"layers": 2}), (0, {"rank": 3}), (0, {"alpha": 8})], ids=str
+)
+def test_another_policy_does_not_go_on_where_one_began(run, tiny, tokenizer, seed, settings):
+    def other(seed, **settings):
+        model = tiny(len(tokenizer), seed=seed, scale=0.05)
+        model.generation_config.eos_token_id = tokenizer.eos_token_id
+        return with_lora(model, **({"layers": 1, "rank": 2} | settings))
+
+    first = run(Commas(), rounds=1)
+    with pytest.raises(TenfoldError, match=r"was begun with other settings \(policy\)"):
+        run(Commas(), rounds=1, policy=other(seed, **settings))
+    assert run(Commas(), rounds=1, policy=other(0)) == first  # the same one, loaded anew
+
+
+def test_a_folder_that_an_earlier_version_began_is_gone_on_with(run):
+    first, path = run(Commas(), rounds=1), run.folder / "settings.json"
+    settings = json.loads(path.read_text())
+    del settings["policy"]
+    path.write_text(json.dumps(settings))
+    assert run(Commas(), rounds=1) == first
 
 
 def test_bad_loops(run):

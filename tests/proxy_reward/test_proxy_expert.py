@@ -52,6 +52,20 @@ def test_a_request_beyond_the_budget_asks_nothing():
     assert judge.calls == ledger.spent == 0
 
 
+def test_an_expert_that_only_compares_says_what_it_is_for():
+    class Compares:
+        identity = "people"
+
+        def prefer(self, prompt, a, b):
+            return 0.75
+
+    expert = Expert(Compares(), Ledger(4))
+    with pytest.raises(ValueError, match="use prefer with select_pairs and fit_bradley_terry"):
+        expert.scores(PROMPTS[:1], ANSWERS[:1])
+    assert expert.prefer("q", "a", "b") == 0.75
+    assert expert.ledger.spent == 1
+
+
 @pytest.mark.parametrize("dies_at", [1, 3, 6])
 def test_the_budget_holds_over_a_crash_and_a_resume(tmp_path, dies_at):
     path, budget = tmp_path / "labels.sqlite", 6

@@ -1,5 +1,7 @@
 """Embeddings and the generative judge on a small Llama with a real tokenizer."""
 
+import copy
+
 import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
@@ -98,6 +100,17 @@ def test_a_generative_judge_learns_its_grades_and_batches_do_not_matter(model, t
         float(expected_grade(after)[0]), abs=1e-3
     )
     assert judge.prefer(EXCHANGES[0][0], "same", "same") == 0.5
+
+
+def test_a_judge_whose_tokenizer_has_no_padding_token_grades_and_learns_alike(model, tokenizer, tmp_path):
+    bare = copy.deepcopy(tokenizer)
+    bare.pad_token = None
+    prompts, responses = zip(*EXCHANGES, strict=True)
+    wanted = GenerativeJudge(model, tokenizer).law(prompts, responses)
+    judge = GenerativeJudge(model, bare)
+    torch.testing.assert_close(judge.law(prompts, responses), wanted)
+    data = [Judgement(p, r, CLOSENESS, 3) for p, r in EXCHANGES]
+    assert judge.fit(data, GenerativePlan(epochs=1, batch_size=3), folder=str(tmp_path)) > 0
 
 
 def test_generative_refusals(model, tokenizer, tmp_path):

@@ -6,6 +6,8 @@ import datasets
 import pytest
 import torch
 import torch.nn.functional as F
+from transformers import LlamaForCausalLM
+from trl.trainer.dpo_trainer import DataCollatorForPreference
 
 from lib.preference import Response, Scored, TokenDPOTrainer, config, with_lora
 from lib.selm import SELMConfig, SELMTrainer, third_response
@@ -235,6 +237,67 @@ def test_text_with_a_third_response(policy_and_reference, tokenizer, tmp_path, c
     assert tokenizer.decode(first["response_ids"]).startswith(" four, I think")
     assert second["response_ids"] == second["chosen_ids"]  # ended and templated as trl does it
     loss_and_gradients(trainer)
+
+
+def test_without_a_tokenizer_the_models_own_is_loaded(policy_and_reference, triples, tokenizer, tmp_path):
+    policy, reference = policy_and_reference
+    wanted = by_hand(policy, copy.deepcopy(reference), triples)
+    policy.save_pretrained(tmp_path / "model")
+    tokenizer.save_pretrained(tmp_path / "model")
+    loaded = LlamaForCausalLM.from_pretrained(tmp_path / "model")
+    for model in (loaded, str(tmp_path / "model")):
+        trainer = made(SELMTrainer, model, copy.deepcopy(reference), triples, None, tmp_path, alpha=ALPHA)
+        assert float(loss_and_gradients(trainer)[0]) == pytest.approx(wanted, abs=1e-5)
+
+
+@pytest.mark.parametrize("precomputed", [False, True])
+def test_a_batch_without_a_third_response_is_refused(policy_and_reference, triples, tokenizer, tmp_path, precomputed):
+    policy, reference = policy_and_reference
+    message = "the batch has no third response: pass processing_class, and no collator but DataCollatorForTriples"
+    with pytest.raises(ValueError, match=message):  # a model without a name has no tokenizer to be loaded
+        made(SELMTrainer, policy, reference, triples, None, tmp_path, alpha=ALPHA)
+    options = {"data_collator": DataCollatorForPreference(pad_token_id=2), "train_dataset": triples}
+    settings = {"per_device_train_batch_size": 6, "precompute_ref_log_probs": precomputed}
+    for alpha in (ALPHA, 0.0):
+        args = config(tmp_path, cls=SELMConfig, alpha=alpha, **settings)
+        trainer = SELMTrainer(policy, ref_model=reference, args=args, processing_class=tokenizer, **options)
+        if alpha:
+            with pytest.raises(ValueError, match=message):
+                loss_and_gradients(trainer)
+        else:
+            loss_and_gradients(trainer)
+
+
+def test_a_text_response_needs_a_prompt_of_its_own(policy_and_reference, tokenizer, tmp_path):
+    row = {"chosen": "What is red? A colour.", "rejected": "What is red? A fish.", "response": "What is red? A hue."}
+    data = datasets.Dataset.from_list([row])
+    with pytest.raises(ValueError, match="a text response needs a column prompt: split the prompt off"):
+        made(SELMTrainer, *policy_and_reference, data, tokenizer, tmp_path, alpha=1.0)
+    trainer = made(SELMTrainer, *policy_and_reference, data, tokenizer, tmp_path, alpha=0.0)
+    assert "response_ids" not in trainer.train_dataset.column_names  # DPO splits it off as trl does
+
+
+def test_a_word_that_goes_on_in_the_third_response_is_not_lost(policy_and_reference, tokenizer, tmp_path):
+    row = {"prompt": "The answer is un", "chosen": " so", "rejected": " no", "response": "known to us"}
+    trainer = made(
+        SELMTrainer, *policy_and_reference, datasets.Dataset.from_list([row]), tokenizer, tmp_path, alpha=1.0
+    )
+    (found,) = trainer.train_dataset
+    for name in ("chosen", "rejected", "response"):
+        ids = found["prompt_ids"] + found[f"{name}_ids"]
+        assert ids == tokenizer(row["prompt"] + row[name] + tokenizer.eos_token).input_ids
+
+
+def test_a_text_prompt_is_cut_before_its_third_response(policy_and_reference, tokenizer, tmp_path):
+    row = {"prompt": "one two three four five six seven", "chosen": " yes", "rejected": " no", "response": " well, no"}
+    trainer = made(
+        SELMTrainer, *policy_and_reference, datasets.Dataset.from_list([row]), tokenizer, tmp_path, alpha=1.0,
+        max_length=8,
+    )  # fmt: skip
+    (found,) = trainer.train_dataset
+    assert tokenizer.decode(found["prompt_ids"]) == " four five six seven"
+    batch = next(iter(trainer.get_train_dataloader()))
+    assert batch["response_completion_mask"].sum() == len(found["response_ids"]) == 4
 
 
 def test_bad_settings_and_data(policy_and_reference, triples, tokenizer, tmp_path):
