@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from lib.grin.experts import tokens_per_expert
@@ -18,10 +18,22 @@ from lib.grin.routing import Routing
 
 
 @torch.no_grad()
-def dispatch_counts(routing: Routing, *, mask: Bool[Tensor, "tokens"] | None = None) -> Int[Tensor, "experts"]:
-    """Return how many dispatches each expert gets from this worker, of the tokens in `mask` where one is given."""
-    indices = routing.indices if mask is None else routing.indices[mask]
-    return tokens_per_expert(indices, routing.scores.shape[-1])
+def dispatch_counts(routing: Routing, *, mask: Tensor | None = None) -> Int[Tensor, "experts"]:
+    """Return how many dispatches each expert gets from this worker, of the tokens in `mask` where one is given.
+
+    `mask` is 1 (or True) at the tokens that count, as an attention mask [batch, tokens] is. Raises ValueError for a
+    mask of another number of tokens.
+    """
+    return tokens_per_expert(routing.indices[_kept(routing, mask)], routing.scores.shape[-1])
+
+
+def _kept(routing: Routing, mask: Tensor | None) -> Any:
+    """Return which rows of a routing a mask keeps, as an index."""
+    if mask is None:
+        return slice(None)
+    if mask.numel() != len(routing.scores):
+        raise ValueError(f"a mask of {mask.numel()} tokens does not fit a routing of {len(routing.scores)} tokens")
+    return mask.flatten().bool()
 
 
 @torch.no_grad()
@@ -38,7 +50,7 @@ def balance_loss(
     routing: Routing,
     *,
     counts: Int[Tensor, "experts"] | None = None,
-    mask: Bool[Tensor, "tokens"] | None = None,
+    mask: Tensor | None = None,
     shards: int = 1,
     group: Any = None,
 ) -> Float[Tensor, ""]:
@@ -47,13 +59,13 @@ def balance_loss(
     f is counted over the whole data-parallel `group`; pass `counts`, already summed over workers and over all
     micro-batches of a step, to make it global over gradient accumulation too. The mean of the workers' values (what
     DDP's averaged gradients follow) is exactly the single-process loss. `shards` > 1 is the conventional local loss:
-    each of so many equal parts of the batch balances on its own. Raises ValueError for shards that do not divide it,
-    and for local shards of a masked batch or with given counts.
+    each of so many equal parts of the batch balances on its own. `mask` is 1 (or True) at the tokens that count, as an
+    attention mask [batch, tokens] is. Raises ValueError for shards that do not divide the batch, for local shards of a
+    masked batch or with given counts, and for a mask of another number of tokens.
     """
     if shards != 1:
         return _local_loss(routing, shards, mask, counts)
-    probs = routing.scores.float().softmax(dim=-1)
-    probs = probs if mask is None else probs[mask]
+    probs = routing.scores.float().softmax(dim=-1)[_kept(routing, mask)]
     given = dispatch_counts(routing, mask=mask) if counts is None else counts
     totals = given if counts is not None else over_workers(given, group=group)
     share = totals / totals.sum().clamp(min=1)

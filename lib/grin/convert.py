@@ -1,11 +1,13 @@
 """Into GRIN and back: dense models by upcycling, published PhiMoE weights by name, other mixtures by their routers."""
 
+from functools import cache
 from typing import Any, cast
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from transformers import AutoConfig
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from lib.grin.configuration import GrinConfig
 from lib.grin.modeling import GrinForCausalLM
@@ -119,6 +121,28 @@ class GrinGate:
         """Leave the last pass's routing, which holds its graph, out of copies and pickles."""
         return self.__dict__ | {"routing": None}
 
+    def __reduce__(self) -> Any:
+        """Copy and pickle by the class that was there before, since the mixed one is in no module."""
+        return _empty_gate, (type(self).__mro__[2],), self.__getstate__()
+
+
+@cache
+def _gate_class(base: type) -> Any:
+    return type(f"Grin{base.__name__}", (GrinGate, base), {})
+
+
+def _empty_gate(base: type) -> Any:
+    made = _gate_class(base)
+    return made.__new__(made)
+
+
+def _refuse_reentrant(layer: Any, _: Any) -> None:
+    """Raise ValueError where a decoder layer is about to train by reentrant checkpointing."""
+    if layer.training and layer.gradient_checkpointing and torch.is_grad_enabled():
+        options = getattr(layer._gradient_checkpointing_func, "keywords", {"use_reentrant": False})
+        if options.get("use_reentrant") is not False:  # torch's own default is reentrant
+            raise ValueError("reentrant checkpointing loses the balance loss's gradient: set use_reentrant=False")
+
 
 def route_by_grin(
     model: nn.Module, *, router: str = "sparsemixer_v2", jitter_eps: float = 0.1, total: float | None = None
@@ -131,8 +155,13 @@ def route_by_grin(
     constant (OLMoE) `total` must be given: their mean sum on text is what keeps the layer's size.
 
     The gates hold their last `routing`, so that `balance_loss` can be added globally; the family's own balance loss is
-    not. Raises ValueError for another family, without a `total` that is needed, or where GRIN routes already.
+    not. Reentrant checkpointing, in which that loss has no gradient, is refused with a ValueError in training. Raises
+    ValueError for another family, an unknown `router`, a negative `jitter_eps`, without a `total` that is needed, or
+    where GRIN routes already.
     """
+    route = route_named(router)
+    if not jitter_eps >= 0:
+        raise ValueError(f"jitter_eps must be at least 0, got {jitter_eps}")
     config: Any = model.config
     if config.model_type not in MIXTURES:
         raise ValueError(f"only {', '.join(MIXTURES)} models take GRIN's routing, got {config.model_type!r}")
@@ -151,15 +180,20 @@ def route_by_grin(
     if total is None:
         raise ValueError("this model's gates sum up to no constant: give their mean sum on your text as `total`")
     for gate in gates:
-        gate.__class__ = type(f"Grin{type(gate).__name__}", (GrinGate, type(gate)), {})
-        gate.route, gate.jitter_eps, gate.total, gate.routing = route_named(router), jitter_eps, total / top_k, None
+        gate.__class__ = _gate_class(type(gate))
+        gate.route, gate.jitter_eps, gate.total, gate.routing = route, jitter_eps, total / top_k, None
+    for layer in model.modules():
+        if isinstance(layer, GradientCheckpointingLayer):
+            layer.register_forward_pre_hook(_refuse_reentrant)
     return gates
 
 
 def route_as_before(model: nn.Module) -> None:
     """Give a model that `route_by_grin` changed its own routing again, with the weights as they are now, in place."""
-    for gate in model.modules():
-        if isinstance(gate, GrinGate):
-            gate.__class__ = type(gate).__mro__[2]
+    for module in model.modules():
+        for key in [key for key, hook in module._forward_pre_hooks.items() if hook is _refuse_reentrant]:
+            del module._forward_pre_hooks[key]
+        if isinstance(module, GrinGate):
+            module.__class__ = type(module).__mro__[2]
             for name in ("route", "jitter_eps", "total", "routing"):
-                delattr(gate, name)
+                delattr(module, name)

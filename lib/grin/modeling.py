@@ -15,7 +15,7 @@ from transformers.modeling_outputs import MoeCausalLMOutputWithPast
 from transformers.models.phimoe import modeling_phimoe
 from transformers.utils.generic import can_return_tuple
 
-from lib.grin.balance import balance_loss, z_loss
+from lib.grin.balance import balance_loss, over_workers, z_loss
 from lib.grin.configuration import GrinConfig
 from lib.grin.experts import Experts
 from lib.grin.routing import Router, Routing, route_named
@@ -77,9 +77,10 @@ class GrinPreTrainedModel(modeling_phimoe.PhimoePreTrainedModel):
 
         A reentrant pass routes without a graph, so that the balance loss would silently lose its gradient.
         """
-        if (activation_checkpointing_kwargs or {}).get("use_reentrant", False):
+        kwargs = {"use_reentrant": False} | (activation_checkpointing_kwargs or {})  # torch's own default is reentrant
+        if kwargs["use_reentrant"] is not False:
             raise ValueError("reentrant checkpointing loses the balance loss's gradient: set use_reentrant=False")
-        super().activation_checkpointing_enable(activation_checkpointing_kwargs, **options)
+        super().activation_checkpointing_enable(kwargs, **options)
 
     def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)
@@ -135,6 +136,8 @@ class GrinForCausalLM(GrinPreTrainedModel, modeling_phimoe.PhimoeForCausalLM):
 
         `balance_counts`: each layer's dispatches over all workers and micro-batches of a step, where the balance loss
         should be global over gradient accumulation too; None counts this micro-batch over the workers.
+        `num_items_in_batch`: the number of labels over which `Trainer` wants the mean (all accumulated micro-batches);
+        the balance and z-losses then count by this micro-batch's share of them.
         """
         kwargs.pop("return_dict", None)
         output: Any = cast(Any, super()).forward(
@@ -142,13 +145,14 @@ class GrinForCausalLM(GrinPreTrainedModel, modeling_phimoe.PhimoeForCausalLM):
         )
         if output_router_logits or self.config.output_router_logits:
             output.router_logits = tuple(routing.scores for routing in self.routings())
+        part = _part(labels, **kwargs) if labels is not None and self.training else 1.0
         if labels is not None and self.num_experts > 1:
             output.aux_loss = self._balance(attention_mask, balance_counts)
             if self.training:
-                output.loss = output.loss + self.config.router_aux_loss_coef * output.aux_loss
+                output.loss = output.loss + part * self.config.router_aux_loss_coef * output.aux_loss
         if labels is not None and self.training and self.config.router_z_loss_coef:
             z = torch.stack([z_loss(routing.scores) for routing in self.routings()]).mean()
-            output.loss = output.loss + self.config.router_z_loss_coef * z
+            output.loss = output.loss + part * self.config.router_z_loss_coef * z
         return output
 
     def _balance(self, attention_mask: Any, counts: list[Tensor] | None) -> Tensor:
@@ -162,6 +166,20 @@ class GrinForCausalLM(GrinPreTrainedModel, modeling_phimoe.PhimoeForCausalLM):
             for routing, count in zip(self.routings(), given, strict=True)
         ]
         return torch.stack(losses).mean()
+
+
+def _part(
+    labels: Tensor, num_items_in_batch: Any = None, shift_labels: Tensor | None = None, **_: Any
+) -> Tensor | float:
+    """Return which part of a step's labels a worker's micro-batch has, in the mean over workers; 1 where it is alone.
+
+    The mean, since each worker's balance loss is its part of the global one already. Counted as `Trainer` counts.
+    """
+    if num_items_in_batch is None:
+        return 1.0
+    counted = (labels[..., 1:] if shift_labels is None else shift_labels).ne(-100).sum()
+    items, workers = over_workers(torch.stack([counted, torch.ones_like(counted)]))
+    return items / workers / num_items_in_batch
 
 
 def _norm(config: GrinConfig) -> nn.Module:

@@ -83,7 +83,7 @@ class Prediction:
         outputs = []
         for adapters in sets:
             self.layers.set(adapters)
-            outputs.append(self.inner(*args, **kwargs))
+            outputs.append(self.inner(*map(_own, args), **{name: _own(value) for name, value in kwargs.items()}))
         return map_outputs(outputs, lambda parts: _mix(parts, shares))
 
     def _obstacle(self) -> str:
@@ -110,6 +110,11 @@ class Prediction:
         args, kwargs = stack_copies(shared_arguments(self.denoiser) or set(), args, kwargs, k=k)
         with self.routing.on([*weights, ""][:k]):
             return map_outputs([self.inner(*args, **kwargs)], lambda parts: _mix(parts[0].chunk(k), shares))
+
+
+def _own(value: Any) -> Any:
+    """Return a pass's own list or dictionary: a UNet takes the features of a T2I-Adapter out of the one it is given."""
+    return value.copy() if type(value) in (list, dict) else value
 
 
 def _mix(parts: Sequence[Tensor], shares: Sequence[Share]) -> Tensor:

@@ -5,6 +5,7 @@ drops entries at random and rescales the rest. Both act on the changes w_i B_i A
 """
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -24,25 +25,60 @@ def merge_adapters(
 
     `density`: share of the entries of each change that is kept. `rank`: of the new adapter (the sum of all ranks
     unless given). Compose it as any other: `compose(pipe, {name: 1.0})`. The active adapters stay as they are.
-    Raises ValueError for a combination, density or adapter there is not, or a name that is taken.
+    Raises ValueError for a combination, density or adapter there is not, a name that is taken, nothing to merge, DoRA,
+    or a rank that is below 1 or above what a convolution has room for. Where merging fails, nothing of it is left.
     """
     if combination not in COMBINATIONS or not 0 < density <= 1:
         raise ValueError(f"use one of {', '.join(COMBINATIONS)} and a density in (0, 1], not {combination}, {density}.")
-    for denoiser in denoisers_of(pipe).values():
-        model: Any = unwrapped(denoiser)
-        layers = AdapterLayers(model)
-        if name in layers.names or not set(weights) <= set(layers.names):
-            raise ValueError(f"merging {list(weights)} into {name!r} needs them loaded and it not: {layers.names} are.")
-        trained = [(weight, weight.requires_grad) for weight in model.parameters()]
-        with layers.restored(), torch.random.fork_rng():
-            layers.set(dict.fromkeys(weights, 1.0))
-            torch.manual_seed(seed)
-            _tuner(model, list(weights)).add_weighted_adapter(
-                list(weights), list(weights.values()), name, combination, density=density,
-                svd_rank=rank or sum(model.peft_config[n].r for n in weights), svd_full_matrices=False,
-            )  # fmt: skip
+    if not weights or (rank is not None and rank < 1):
+        raise ValueError(f"merge at least one adapter, at a rank of at least 1, not {list(weights)} at {rank}.")
+    models: list[Any] = [unwrapped(denoiser) for denoiser in denoisers_of(pipe).values()]
+    ranks = [_checked_rank(model, list(weights), name, combination, rank) for model in models]
+    trained = [(weight, weight.requires_grad) for model in models for weight in model.parameters()]
+    try:
+        for model, svd_rank in zip(models, ranks, strict=True):
+            layers = AdapterLayers(model)
+            with layers.restored(), torch.random.fork_rng():
+                layers.set(dict.fromkeys(weights, 1.0))
+                torch.manual_seed(seed)
+                _tuner(model, list(weights)).add_weighted_adapter(
+                    list(weights), list(weights.values()), name, combination, density=density, svd_rank=svd_rank,
+                    svd_full_matrices=False,
+                )  # fmt: skip
+            _unscale(model, name)
+    except BaseException:
+        for model in models:
+            if name in model.peft_config:
+                _tuner(model, []).delete_adapter(name)
+        raise
+    finally:
         for weight, was in trained:
             weight.requires_grad_(was)
+
+
+def _checked_rank(model: Any, names: list[str], name: str, combination: str, rank: int | None) -> int:
+    """Return the rank of a model's new adapter; raises ValueError where the merge cannot be made."""
+    layers = AdapterLayers(model)
+    if name in layers.names or not set(names) <= set(layers.names):
+        raise ValueError(f"merging {names} into {name!r} needs them loaded and it not: {layers.names} are.")
+    parts = [(layer, n) for layer in layers.layers for n in names if n in layer.lora_A]
+    if special := {n for layer, n in parts if n in layer.lora_variant}:
+        raise ValueError(f"{min(special)!r} is no plain LoRA but a variant such as DoRA, which cannot be merged.")
+    rank = rank or sum(model.peft_config[n].r for n in names)
+    matrices = [(layer.lora_A[n].weight, layer.lora_B[n].weight) for layer, n in parts]
+    # A linear layer's matrices may be smaller than the rank, a convolution's may not.
+    fits = min((min(a[0].numel(), len(b)) for a, b in matrices if a.ndim > 2), default=rank)
+    if combination.endswith("svd") and len(names) > 1 and rank > fits:  # peft scales a single adapter as it is
+        raise ValueError(f"a convolution has room for a rank of {fits}, not {rank}: give `rank` a number up to {fits}.")
+    return rank
+
+
+def _unscale(model: Any, name: str) -> None:
+    """Give a merged adapter the scaling 1, since its weights hold all of it: peft copies the first one's rsLoRA."""
+    model.peft_config[name] = replace(model.peft_config[name], use_rslora=False)
+    for layer in AdapterLayers(model).layers:
+        if name in layer.scaling:
+            layer.use_rslora[name], layer.scaling[name] = False, 1.0
 
 
 def _tuner(model: nn.Module, active: list[str]) -> Any:

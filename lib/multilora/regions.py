@@ -54,7 +54,7 @@ class Shares:
     def __init__(
         self, names: list[str], shares: Mapping[str, float] | None = None, masks: Mapping[str, Any] | None = None
     ) -> None:
-        self.shares, self._maps = dict(shares) if shares is not None else dict.fromkeys(names, 1.0), {}
+        self.shares, self._maps, self._ids = dict(shares) if shares is not None else dict.fromkeys(names, 1.0), {}, None
         if sorted(self.shares) != sorted(names) or min(self.shares.values()) < 0 or not sum(self.shares.values()):
             raise ValueError(f"shares must give each of {names} a number ≥ 0, not all zero.")
         if strangers := set(masks or ()) - set(names):
@@ -69,8 +69,9 @@ class Shares:
             return list(ratios)
         ids = kwargs.get("img_ids")
         key = (*names, *sample.shape[1:], sample.device, sample.dtype)
-        if key not in self._maps:
+        if key not in self._maps or ids is not self._ids:  # packed images of two shapes may have as many tokens
             self._maps = {key: self._mapped(names, ratios, sample, ids)}  # the last one only: a run has one size
+            self._ids = ids
         return self._maps[key]
 
     def _mapped(self, names: Sequence[str], ratios: list[float], sample: Tensor, ids: Tensor | None) -> list[Share]:

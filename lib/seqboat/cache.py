@@ -30,6 +30,7 @@ class SeqBoatCache(Cache):
     """Cache of a causal SeqBoat for `generate`; its memory does not grow with the text."""
 
     is_compileable = False  # pyright: ignore[reportAssignmentType] - a property in the parent
+    is_linear = (False,)  # pyright: ignore[reportAssignmentType] - so that `generate` skips what was read, as of keys
 
     def __init__(self, layers: int) -> None:
         super().__init__(layers=[])

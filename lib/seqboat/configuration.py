@@ -25,6 +25,7 @@ class SeqBoatConfig(PretrainedConfig):
     """
 
     model_type = "seqboat"
+    keys_to_ignore_at_inference = ["last_hidden_state", "cache", "activations", "hidden_states"]
 
     vocab_size: int = 256
     inputs: str = "tokens"

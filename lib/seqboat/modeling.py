@@ -199,7 +199,17 @@ class SeqBoatForCausalLM(SeqBoatPreTrainedModel, GenerationMixin):
         return self.config.layer == "seqboat" and self.config.window is not None
 
     def _prepare_cache_for_generation(self, generation_config: Any, model_kwargs: dict, *_: Any, **__: Any) -> None:
-        """Give `generate` this model's cache; a baseline or a model without a window reads its text again each time."""
+        """Give `generate` this model's cache; a baseline or a model without a window reads its text again each time.
+
+        Raises ValueError for a cache that has read all of the text, so that nothing is left to continue from.
+        """
+        cache, mask = model_kwargs.get("cache"), model_kwargs.get("attention_mask")
+        length = getattr(generation_config, "_mask_length", None) if mask is None else mask.shape[1]
+        if cache is not None and length is not None and cache.get_seq_length() >= length:
+            raise ValueError(
+                f"the cache has read {cache.get_seq_length()} tokens of a text of {length}: give at least one token "
+                "more, after all that it read or with a mask of the whole text"
+            )
         if not self._can_cache():
             model_kwargs["use_cache"] = generation_config.use_cache = False
         elif generation_config.use_cache is not False and model_kwargs.get("cache") is None:

@@ -47,6 +47,17 @@ def test_masked_tokens_do_not_count():
     torch.testing.assert_close(grin.balance_loss(routing, mask=mask), grin.balance_loss(part(routing, mask)))
 
 
+def test_an_attention_mask_of_integers_and_rows_is_the_flat_mask_of_booleans():
+    _, routing = routed()
+    mask = torch.arange(240) < 100
+    rows = mask.long().view(8, 30)
+    torch.testing.assert_close(grin.balance_loss(routing, mask=rows), grin.balance_loss(routing, mask=mask))
+    assert torch.equal(grin.dispatch_counts(routing, mask=rows), grin.dispatch_counts(part(routing, mask)))
+    for function in (grin.balance_loss, grin.dispatch_counts):
+        with pytest.raises(ValueError, match="a mask of 210 tokens does not fit a routing of 240"):
+            function(routing, mask=rows[:-1])
+
+
 def _worker(rank, world, folder):
     dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=world)
     z, routing = routed()

@@ -1,6 +1,7 @@
 """The language model: PhiMoE's logits by name, saving, generating, upcycling, losses, training."""
 
 import copy
+import pickle
 
 import pytest
 import torch
@@ -188,6 +189,81 @@ def test_grins_weights_multiply_the_experts_of_the_family(family):
         grin.route_by_grin(model)
     with pytest.raises(ValueError, match="take GRIN's routing"):
         grin.route_by_grin(LlamaForCausalLM(LlamaConfig(**SIZES)))
+
+
+def routed_mixtral():
+    torch.manual_seed(0)
+    model = large(AutoModelForCausalLM.from_config(MIXTURES["mixtral"])).train()
+    return model, grin.route_by_grin(model)
+
+
+def test_a_route_that_is_refused_leaves_the_model_as_it_was():
+    model = AutoModelForCausalLM.from_config(MIXTURES["mixtral"])
+    kinds = [type(module) for module in model.modules()]
+    for wrong, message in (({"router": "typo"}, "router must be one of"), ({"jitter_eps": -0.1}, "at least 0")):
+        with pytest.raises(ValueError, match=message):
+            grin.route_by_grin(model, **wrong)
+    assert kinds == [type(module) for module in model.modules()]
+    assert len(grin.route_by_grin(model)) == 2
+
+
+def test_a_routed_model_is_pickled_and_comes_back_by_its_own_routing():
+    model, _ = routed_mixtral()
+    again = pickle.loads(pickle.dumps(model))
+    with torch.no_grad():
+        assert torch.equal(again.eval()(tokens()).logits, model.eval()(tokens()).logits)
+        grin.route_as_before(model)
+        grin.route_as_before(again)
+        assert torch.equal(again(tokens()).logits, model(tokens()).logits)
+    assert type(again.model.layers[0].mlp.gate) is type(model.model.layers[0].mlp.gate)
+
+
+THROUGH = {"itself": lambda model: model, "a copy": copy.deepcopy, "a pickle": lambda m: pickle.loads(pickle.dumps(m))}
+
+
+@pytest.mark.parametrize("through", THROUGH.values(), ids=THROUGH)
+def test_a_routed_model_refuses_reentrant_checkpointing_in_training_and_only_there(through):
+    model, ids = through(routed_mixtral()[0]), tokens()
+    model.activation_checkpointing_enable({"use_reentrant": False})
+    model(ids)
+    gates = [module for module in model.modules() if hasattr(module, "routing")]
+    sum(grin.balance_loss(gate.routing) for gate in gates).backward()
+    assert all(float(gate.weight.grad.abs().max()) > 0 for gate in gates)
+    for kwargs in ({"use_reentrant": True}, {"preserve_rng_state": False}):
+        model.activation_checkpointing_enable(kwargs)
+        for part in (model, model.model):  # peft and others may call what is inside
+            with pytest.raises(ValueError, match="reentrant checkpointing loses"):
+                part(ids)
+    with torch.no_grad():
+        model(ids)
+    model.eval()(ids)
+    grin.route_as_before(model)
+    model.train()(ids)
+
+
+def test_a_grin_model_refuses_reentrant_checkpointing_and_is_not_so_by_default():
+    model = grin.GrinForCausalLM(grin.GrinConfig(**MOE)).train()
+    with pytest.raises(ValueError, match="reentrant checkpointing loses"):
+        model.activation_checkpointing_enable({"use_reentrant": True})
+    model.activation_checkpointing_enable({"preserve_rng_state": False})
+    model(tokens())
+    assert all(routing.scores.requires_grad for routing in model.routings())
+
+
+def test_micro_batches_of_trainer_count_by_their_labels_and_add_up_to_the_whole_batchs_loss_and_gradient():
+    torch.manual_seed(0)
+    config = grin.GrinConfig(**MOE, router_jitter_noise=0.0, router_aux_loss_coef=1.0, router_z_loss_coef=0.1)
+    model = large(grin.GrinForCausalLM(config)).double().train()
+    ids = tokens(batch=1).repeat(3, 1)  # rows alike: each is as balanced as all, so that only their number counts
+    labels = ids.clone()
+    labels[0, :9] = labels[1, :15] = -100
+    whole = model(ids, labels=labels).loss
+    wanted = torch.autograd.grad(whole, tuple(model.parameters()))
+    items = labels[:, 1:].ne(-100).sum()
+    parts = [model(i[None], labels=row[None], num_items_in_batch=items) for i, row in zip(ids, labels, strict=True)]
+    total = sum(part.loss for part in parts)
+    torch.testing.assert_close(total, whole)
+    torch.testing.assert_close(torch.autograd.grad(total, tuple(model.parameters())), wanted)
 
 
 def test_losses_in_training_and_evaluation():

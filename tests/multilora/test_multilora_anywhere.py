@@ -13,7 +13,9 @@ from diffusers import (
     ControlNetModel,
     EulerDiscreteScheduler,
     HeunDiscreteScheduler,
+    StableDiffusionAdapterPipeline,
     StableDiffusionControlNetPipeline,
+    T2IAdapter,
 )
 from torch import nn
 
@@ -272,3 +274,24 @@ def test_one_seed_is_one_image():
     pipe = make("sd15")
     for method in METHODS:
         assert torch.equal(composed(pipe, method), composed(pipe, method))
+
+
+def test_each_pass_has_the_features_of_a_t2i_adapter():
+    torch.manual_seed(0)
+    pipe = make("sd15", 2)
+    adapter = T2IAdapter(
+        in_channels=3, channels=[8, 16], num_res_blocks=1, downscale_factor=2, adapter_type="full_adapter"
+    ).requires_grad_(False)
+    for weight in adapter.parameters():
+        nn.init.normal_(weight, std=0.3)
+    parts = {name: part for name, part in pipe.components.items() if name != "image_encoder"}
+    guided = StableDiffusionAdapterPipeline(**parts, adapter=adapter, requires_safety_checker=False)
+    guided.set_progress_bar_config(disable=True)
+    picture = torch.rand(1, 3, 16, 16)
+
+    def run(weights, **options):
+        return composed(guided, "composite", lambda pipe: call(pipe, image=picture, steps=1), weights, **options)
+
+    alone = [run({name: weight}) for name, weight in TWO.items()]
+    for batched in (False, True):
+        torch.testing.assert_close(run(TWO, batched=batched), sum(alone) / 2, rtol=1e-4, atol=1e-4)

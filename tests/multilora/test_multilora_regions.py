@@ -3,13 +3,14 @@
 import numpy as np
 import pytest
 import torch
+from peft import LoraConfig, LoraModel, get_peft_model, inject_adapter_in_model
 from PIL import Image
 from torch import nn
 
 from lib.multilora import compose, merge_adapters, region
 from lib.multilora.layers import AdapterLayers
 from lib.multilora.regions import Shares
-from tests.multilora.conftest import add_lora, call, make
+from tests.multilora.conftest import UNET_LAYERS, add_lora, call, make
 
 TWO = {"character": 1.0, "clothing": 0.8}
 
@@ -58,6 +59,16 @@ def test_masks_of_one_are_the_papers_mean_and_batched_regions_the_sequential_one
     masks = {"character": region(0, 0, 0.5, 1, soft=0.3), "clothing": Image.new("L", (7, 3), 100)}
     both = [one_step(pipe, TWO, "composite", masks=masks, batched=batched) for batched in (True, False)]
     assert (both[0] - both[1]).abs().max() < 1e-5 * plain.abs().max()
+
+
+def test_packed_images_of_one_size_and_two_aspects_have_their_own_masks():
+    pipe, halves = make("flux", 2), {"character": region(0, 0, 0.5, 1), "clothing": region(0.5, 0, 1, 1)}
+    with compose(pipe, TWO, "composite", masks=halves):
+        tall = call(pipe, steps=1, height=32, width=8)
+    with compose(pipe, TWO, "composite", masks=halves):
+        wide = call(pipe, steps=1, height=8, width=32)
+        assert torch.equal(call(pipe, steps=1, height=32, width=8), tall)
+    assert wide.shape == tall.shape
 
 
 def test_switch_keeps_each_lora_in_its_mask():
@@ -117,8 +128,6 @@ def test_weights_of_blocks_are_those_of_set_adapters():
 
 @pytest.mark.parametrize("combination", ["cat", "ties_svd", "dare_ties_svd"])
 def test_merged_adapters_are_what_peft_makes_of_them(combination):
-    from peft import LoraConfig, get_peft_model
-
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(12, 10))
     config = LoraConfig(r=3, lora_alpha=6, target_modules=["0"], init_lora_weights=False)
@@ -150,3 +159,63 @@ def test_an_adapter_of_concatenated_loras_is_their_merge():
     assert before == [(la._active_adapter, la.lora_A["character"].weight.requires_grad) for la in layers_of(pipe)]
     with compose(pipe, {"all": 1.0}):
         torch.testing.assert_close(call(pipe), expected, rtol=1e-4, atol=1e-4)
+
+
+def special_loras(**options):
+    pipe = make("sd15", 0)
+    for seed, name in enumerate(TWO):
+        torch.manual_seed(seed)
+        config = LoraConfig(r=4, lora_alpha=6, target_modules=UNET_LAYERS, init_lora_weights=False, **options)
+        inject_adapter_in_model(config, pipe.unet, adapter_name=name)
+    return pipe.unet.requires_grad_(False), pipe
+
+
+@pytest.mark.parametrize("combination", ["cat", "svd"])
+def test_merged_rank_stabilised_loras_are_their_sum(combination):
+    unet, pipe = special_loras(use_rslora=True)
+    merge_adapters(pipe, TWO, "all", combination=combination)
+    for layer in layers_of(pipe):
+        wanted = sum(weight * layer.get_delta_weight(name) for name, weight in TWO.items())
+        torch.testing.assert_close(layer.get_delta_weight("all"), wanted, rtol=1e-4, atol=1e-4)
+    assert not unet.peft_config["all"].use_rslora
+    made, wanted = one_step(pipe, {"all": 1.0}), one_step(pipe, TWO)
+    assert (made - wanted).abs().max() < 1e-4 * wanted.abs().max()
+
+
+@pytest.mark.parametrize(
+    ("weights", "options", "message"),
+    [
+        ({}, {}, "at least one adapter"),
+        (TWO, {"rank": 0}, "rank of at least 1"),
+        (TWO, {"rank": 500}, "room for a rank of 8, not 500"),
+        (TWO, {"density": 0.0}, "a density in"),
+    ],
+)
+def test_a_merge_that_cannot_be_made_is_refused_in_one_sentence(weights, options, message):
+    with pytest.raises(ValueError, match=message):
+        merge_adapters(make("sd15", 2), weights, "all", **options)
+
+
+def test_dora_is_not_merged():
+    with pytest.raises(ValueError, match="such as DoRA"):
+        merge_adapters(special_loras(use_dora=True)[1], TWO, "all")
+
+
+def test_a_merge_that_fails_leaves_nothing_of_the_new_adapter(monkeypatch):
+    pipe = make("sd15", 2)
+    before = [(la._active_adapter, dict(la.scaling), sorted(la.lora_A)) for la in layers_of(pipe)]
+    add = LoraModel.add_weighted_adapter
+
+    def interrupted(*args, **kwargs):
+        add(*args, **kwargs)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(LoraModel, "add_weighted_adapter", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            merge_adapters(pipe, TWO, "all")
+    assert list(pipe.unet.peft_config) == list(TWO)
+    assert before == [(la._active_adapter, dict(la.scaling), sorted(la.lora_A)) for la in layers_of(pipe)]
+    assert not any(weight.requires_grad for weight in pipe.unet.parameters())
+    merge_adapters(pipe, TWO, "all")
+    assert "all" in AdapterLayers(pipe.unet).names

@@ -3,7 +3,7 @@
 import pytest
 import torch
 from torch.nn.functional import silu
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, Trainer, TrainingArguments
 
 from lib.seqboat import (
     SeqBoatCache,
@@ -154,6 +154,27 @@ def test_generate_with_and_without_cache(options):
     assert torch.equal(*outputs)
 
 
+@pytest.mark.parametrize("options", [{}, {"num_beams": 3}, {"prefill_chunk_size": 4}])
+@pytest.mark.parametrize("padding", [0, 4])
+def test_generate_goes_on_from_a_used_cache_and_reads_nothing_twice(options, padding):
+    model = language_model(window=64)
+    ids = torch.randint(1, 50, (2, 30), generator=torch.Generator().manual_seed(2))
+    mask = torch.ones_like(ids)
+    mask[0, :padding] = 0
+    arguments = {"max_new_tokens": 8, "do_sample": False, "return_dict_in_generate": True} | options
+    wanted = model.generate(ids, attention_mask=mask, **arguments)
+    for given in (ids, ids[:, 20:]) if padding else (ids,):  # all of the text, or what is new of it and the whole mask
+        cache = SeqBoatCache(2)
+        model(input_ids=ids[:, :20], attention_mask=mask[:, :20], cache=cache)
+        cache.batch_repeat_interleave(options.get("num_beams", 1))
+        made = model.generate(given, attention_mask=mask, cache=cache, **arguments)
+        assert torch.equal(made.sequences[:, -8:], wanted.sequences[:, -8:])
+        assert cache.seen == 30 + 8 - 1
+    turn = torch.cat([wanted.sequences, ids], 1)
+    with pytest.raises(ValueError, match="give at least one token more"):
+        model.generate(turn[:, :37], cache=cache, **arguments)
+
+
 def test_baselines_generate_without_a_cache():
     for kind in ("mega", "transformer"):
         model = language_model(layer=kind, norm="layer")
@@ -227,6 +248,19 @@ def test_bfloat16_runs_and_trains():
     output.loss.backward()
     assert output.logits.dtype == torch.bfloat16
     assert all(torch.isfinite(p.grad).all() for p in model.parameters() if p.grad is not None)
+
+
+def test_trainer_evaluates_with_metrics_of_the_logits_alone(tmp_path):
+    torch.manual_seed(0)
+    rows = [{"input_ids": row, "labels": torch.tensor(1)} for row in torch.randint(1, 50, (3, 20))]
+    arguments = TrainingArguments(str(tmp_path), report_to=[], use_cpu=True, per_device_eval_batch_size=2)
+    model, shapes = SeqBoatForSequenceClassification(SeqBoatConfig(**SMALL, window=4)), []
+    trainer = Trainer(
+        model, arguments, eval_dataset=rows, compute_metrics=lambda p: shapes.append(p.predictions.shape) or {}
+    )
+    trainer.evaluate()
+    assert shapes == [(3, 2)]
+    assert "keys_to_ignore_at_inference" not in model.config.to_dict()
 
 
 def test_spans_follow_from_the_activations():
