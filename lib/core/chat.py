@@ -29,6 +29,7 @@ MAY_PASS = {408, 409, 425, 429, 500, 502, 503, 504, 529}  # statuses of a server
 REFUSED = {401, 402, 403, 404}  # a wrong key, address or model, or no credit: every other question would fail too
 TIME_OUT, NO_CONNECTION, NO_COMPLETION = "time-out", "no connection", "an answer that is no completion"
 LONGEST_PAUSE = 120  # seconds
+SIDE_BY_SIDE, ROUNDS = 8, 8  # questions that a chat answers at once, and how often as many a Recorder asks together
 
 Messages = str | Sequence[Mapping[str, Any]]  # a question, or a dialogue as the protocol writes it
 
@@ -264,13 +265,15 @@ class ChatClient:
         return httpx.Client(base_url=self.url, timeout=self.seconds, limits=fresh)
 
 
-@dataclass
 class Recorder:
-    """Any chat whose replies are kept in a journal as they come, so that a long recording goes on where it was."""
+    """Any chat whose replies are kept in a journal as they come, so that a long recording goes on where it was.
 
-    chat: Chat
-    journal: Journal
-    decoding: Decoding = field(default_factory=Decoding)
+    Without `decoding` the chat's own counts.
+    """
+
+    def __init__(self, chat: Chat, journal: Journal, decoding: Decoding | None = None) -> None:
+        self.chat, self.journal = chat, journal
+        self.decoding: Decoding = decoding or getattr(chat, "decoding", None) or Decoding()
 
     @property
     def model(self) -> str:
@@ -289,16 +292,23 @@ class Recorder:
     def complete_many(
         self, questions: Sequence[Messages], decoding: Decoding | None = None, *, attempt: int = 0
     ) -> list[Reply]:
-        """Return the chat's replies in order; it is asked together for those that are not in the journal."""
+        """Return the chat's replies in order; it is asked together for those that are not in the journal.
+
+        Raises the first failure once all are asked for and those that came are in the journal.
+        """
         decoding = decoding or self.decoding
         keys = [reply_key(self.model, messages, decoding, attempt) for messages in questions]
         missing = {key: messages for key, messages in zip(keys, questions, strict=True) if key not in self.journal}
-        if missing and (ask := getattr(self.chat, "complete_many", None)) is not None:
-            replies = ask(list(missing.values()), decoding, attempt=attempt)
-            for failed in (reply for reply in replies if isinstance(reply, ChatFailed)):
-                raise failed
-            rows = [{"model": self.model} | asdict(reply) for reply in replies]
-            self.journal.put_many(zip(missing, rows, strict=True))
+        if (ask := getattr(self.chat, "complete_many", None)) is not None:
+            left, failed = list(missing), []
+            each = ROUNDS * getattr(self.chat, "concurrency", getattr(self.chat, "batch_rows", SIDE_BY_SIDE))
+            for some in (left[start : start + each] for start in range(0, len(left), each)):
+                replies = ask([missing[key] for key in some], decoding, attempt=attempt)
+                came = {k: reply for k, reply in zip(some, replies, strict=True) if not isinstance(reply, ChatFailed)}
+                self.journal.put_many({key: {"model": self.model} | asdict(reply) for key, reply in came.items()})
+                failed += [reply for reply in replies if isinstance(reply, ChatFailed)]
+            if failed:
+                raise failed[0]
         return [self.complete(messages, decoding, attempt=attempt) for messages in questions]
 
 

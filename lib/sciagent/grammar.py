@@ -101,9 +101,8 @@ class ProgramGrammar:
         needed = sum(p.required and p.kind in NUMERIC for p in left)
         while left:
             required = next((i for i, p in enumerate(left) if p.required), None)
-            within = left if required is None else left[: required + 1]
+            within = left[: 1 if tool.positional else len(left) if required is None else required + 1]
             within = [p for p in within if p.required or self.values.holds(p.kind, taken)]
-            within = within[:1] if tool.positional else within
             offered = {argument_comment(p): p for p in within}
             begun = yield Choice((*offered, *([")\n"] if required is None else [])))
             if begun == ")\n":

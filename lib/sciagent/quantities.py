@@ -18,11 +18,16 @@ POWER = re.compile(rf"([-+]?{MANTISSA})\s*(?:\^|\*\*)\s*[({{]?\s*([-+]?\d+(?:\.\
 FRACTION = re.compile(rf"([-+]?{MANTISSA})\s*/\s*({MANTISSA})")
 SUPERSCRIPTS = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁻⁺", "0123456789-+")
 UNIT_AFTER = re.compile(
-    r"\s?(%|per ?cent\b|°?[A-Za-zµμΩ]+(?:(?:\^|\*\*)-?\d|[*/·()]|[A-Za-zµμΩ%]|(?<=[A-Za-z)])-?\d(?!\d))*)"
+    r"\s?(%|per ?cent\b|deg(?:rees?)? (?:[CF]|[Cc]elsius|[Ff]ahrenheit)\b|°?[A-Za-zµμΩ]+"
+    r"(?:(?:\^|\*\*)-?\d|(?<=[*/·])\([A-Za-zµμΩ\d^*/· -]+\)|[*/·()]|[A-Za-zµμΩ%]|(?<=[A-Za-z)])-?\d(?!\d)"
+    r"| per (?=[A-Za-zµμΩ]))*)"
 )
+TEMPERATURE = re.compile(r"(?:°|deg(?:rees?)?) ?([CF])(?:elsius|ahrenheit)?|([CF])(?:elsius|ahrenheit)", re.I)
+WORDS = ("as", "at", "a", "are")  # of a sentence, though Pint has units of these names
+ENDED = re.compile(r"\s*(?:$|[^\w\s]|and\b)")  # after an inch, which is a word of a sentence elsewhere
 PERCENT = ("%", "percent", "per cent", "pct")
-SPELLED = {"%": "percent", "per cent": "percent", "pct": "percent", "°C": "degC", "°F": "degF", "°": "degree",
-           "degrees": "degree", "Ω": "ohm", "$": "", "dollars": "", "-": "", "unitless": ""}  # fmt: skip
+SPELLED = {"%": "percent", "per cent": "percent", "pct": "percent", "°": "degree", "degrees": "degree", "Ω": "ohm",
+           "$": "", "dollars": "", "-": "", "unitless": ""}  # fmt: skip
 NO_NUMBER = {"nan", "inf", "-inf", "+inf", "infinity", "-infinity", "none", "null", ""}
 
 
@@ -115,7 +120,10 @@ def close(value: float, wanted: float, *, relative: float = RELATIVE) -> bool:
 
 
 def converted(value: float, unit: str, wanted: str) -> float | None:
-    """Convert a value to another unit; unchanged where one of them is missing or unknown, None where they disagree."""
+    """Convert a value to another unit; unchanged where one of them is missing or unknown, None where they disagree.
+
+    C and F are degrees where coulomb and farad cannot be converted.
+    """
     if not unit or not wanted or unit == wanted:
         return value
     from pint import DimensionalityError
@@ -126,7 +134,7 @@ def converted(value: float, unit: str, wanted: str) -> float | None:
     try:
         return float(registry().Quantity(value, one).to(other).magnitude)
     except DimensionalityError:
-        return None
+        return converted(value, f"deg{unit}", wanted) if unit in ("C", "F") else None
 
 
 def in_unit(value: float, unit: str, wanted: str) -> float | None:
@@ -144,9 +152,12 @@ def registry() -> Any:
 
 @functools.cache
 def unit_of(text: str) -> Any:
-    """Pint's unit of a text such as "kPa", "W/(m^2*K)" or "%"; None where it is none."""
+    """Pint's unit of a text such as "kPa", "W/(m^2*K)", "cm2", "km per hour" or "%"; None where it is none."""
+    degrees = TEMPERATURE.fullmatch(text)
+    text = f"deg{(degrees[1] or degrees[2]).upper()}" if degrees else SPELLED.get(text, text)
+    text = re.sub(r"(?<=[A-Za-zµμΩ])(-?\d)(?![\w.])", r"^\1", text.replace(" per ", "/"))
     try:
-        return registry().parse_units(SPELLED.get(text, text).replace("^", "**"))
+        return registry().parse_units(text.replace("^", "**"))
     except Exception as error:  # pint's parser raises its own kinds, and Python's, for text that is no unit
         if isinstance(error, (ValueError, TypeError, AttributeError, SyntaxError, AssertionError, KeyError)) or type(
             error
@@ -158,13 +169,17 @@ def unit_of(text: str) -> Any:
 def stated_unit(text: str) -> str:
     """Unit that a text begins with, in the question after a number ("" where it begins with none).
 
-    Letters that touch the number (373K, 5%) count where they are a unit; so does the word after a space.
+    Letters that touch the number (373K, 5%) count where they are a unit; so does the word after a space, and what it is
+    per, unless they are words of the sentence.
     """
     found = UNIT_AFTER.match(text)
     if not found or found[1].lower() in ("st", "nd", "rd", "th"):
         return ""
-    unit = found[1].rstrip(".")
-    return unit if unit_of(unit) is not None else ""
+    for unit in (found[1].rstrip("."), found[1].partition(" per ")[0]):
+        meant = unit not in WORDS and (unit != "in" or ENDED.match(text, found.start(1) + len(unit)))
+        if meant and unit_of(unit) is not None:
+            return unit
+    return ""
 
 
 def _normal(text: str) -> str:

@@ -278,6 +278,9 @@ class Sandbox:
         except WorkerLost as error:
             self._end(worker)
             return Execution("killed", error=f"its worker was lost: {error}", seconds=time.monotonic() - began)
+        except BaseException:  # an interruption: the answer that still comes is nobody else's
+            self._end(worker)
+            raise
         finally:
             self._free.put(worker)
 

@@ -5,11 +5,15 @@ running their examples. Swapping it takes an agent to another domain without tra
 """
 
 import ast
+import builtins
+import contextlib
 import hashlib
 import inspect
 import json
+import math
 import os
 import re
+import symtable
 import textwrap
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
@@ -21,6 +25,7 @@ from typing import Any
 
 from lib import TenfoldError, cache_dir
 from lib.sciagent.docstrings import Described, Docstring, context_of, first_clause, goal_of, parse
+from lib.sciagent.inside.harvest import hints_of
 from lib.sciagent.sandbox import Job, Limits, Mode, Sandbox
 
 JSON_TYPES = {bool: "boolean", int: "integer", float: "number", str: "string", list: "array", tuple: "array"}
@@ -111,7 +116,12 @@ class Tool:
     def listed(self) -> tuple[Parameter, ...]:
         """List the parameters that a model is shown: the required ones and those that examples use."""
         used = {name for example in self.examples for name in example.arguments}
-        return tuple(p for p in self.parameters if p.required or p.name in used)
+        used |= {p.name for p in self.parameters if p.required}
+        return self._up_to(used) if self.positional else tuple(p for p in self.parameters if p.name in used)
+
+    def _up_to(self, names: Collection[str]) -> tuple[Parameter, ...]:
+        """Parameters up to the last of some, as a call by position must have them."""
+        return self.parameters[: max((i for i, p in enumerate(self.parameters, 1) if p.name in names), default=0)]
 
     def signature(self) -> str:
         """Call as a model sees it."""
@@ -140,9 +150,10 @@ class Tool:
         return f"{words}. {_cut(self.summary, 160)} Given {_cut(listed, 160)}. Returns {returned}."
 
     def call(self, arguments: dict[str, Any]) -> str:
-        """Write the source of a call with these arguments."""
+        """Write the source of a call with these arguments; by position, defaults stand for those left out between."""
         if self.positional:
-            return f"{self.name}({', '.join(written(v) for v in arguments.values())})"
+            values = [arguments.get(p.name, p.default) for p in self._up_to(arguments)]
+            return f"{self.name}({', '.join(map(written, values))})"
         return f"{self.name}({', '.join(f'{k}={written(v)}' for k, v in arguments.items())})"
 
     def schema(self) -> dict[str, Any]:
@@ -168,7 +179,7 @@ def written(value: Any) -> str:
     """Number, text or list as Python source; whole floats without their `.0`, numbers in their shortest form."""
     if isinstance(value, list):
         return f"[{', '.join(map(written, value))}]"
-    if isinstance(value, float) and value == int(value) and abs(value) < 1e7:
+    if isinstance(value, float) and abs(value) < 1e7 and value == int(value):
         return str(int(value))
     return repr(value)
 
@@ -283,8 +294,8 @@ class Toolset:
         """Decorate a user's function to make it a tool; its doctests are run and must give what they print.
 
         Modules and plain constants that it uses go with it. Raises TypeError where its source cannot be read (a lambda,
-        a built-in, a class), ValueError where it uses other names from outside, has a tool's name already, or where no
-        doctest runs or gives what it prints.
+        a built-in, a class), ValueError where it uses other names from outside, cannot be called by its parameters, has
+        a tool's name already, or where no doctest serves: it runs, gives what it prints, and both are short.
         """
 
         def register(function: Callable) -> Callable:
@@ -421,29 +432,64 @@ def _of_user(function: Callable, sandbox: Sandbox, domain: str) -> Tool:
         raise TypeError(
             f"the source of {function!r} cannot be read as a function: write it with `def` in a file or cell"
         )
-    definition.decorator_list = []
-    source = "\n".join([*_from_outside(function), ast.unparse(definition)])
-    record = _call(sandbox, "harvest:from_source", source=source, name=definition.name)
-    if record is None or not all(example["verified"] for example in record["examples"]):
+    name, listed, function = definition.name, definition.args, inspect.unwrap(function)
+    if listed.vararg or (listed.posonlyargs and listed.kwonlyargs):
         raise ValueError(
-            f"{definition.name} has no doctest that runs and gives what it prints: add one, such as "
-            f">>> {definition.name}(…) with its result below"
+            f"{name} cannot be called by the names of its parameters: write *{listed.vararg.arg} as a list"
+            if listed.vararg
+            else f"{name} has parameters by position only and others by name only: leave out one of / and *"
         )
+    definition.decorator_list = []
+    for node in ast.walk(definition):  # what annotations say is read here, where their names are known
+        if isinstance(node, ast.arg):
+            node.annotation = None
+        elif isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
+            node.returns = None
+        elif isinstance(node, ast.AnnAssign):
+            node.annotation = ast.Constant(None)
+    bare = ast.unparse(definition)
+    source = "\n".join([*_from_outside(function, name, bare), bare])
+    record = _call(sandbox, "harvest:from_source", name=name, source=source)
+    if record["limit"]:
+        raise ValueError(f"the doctest of {name} is no example: {record['limit']}")
+    if not record["examples"] or not all(example["verified"] for example in record["examples"]):
+        raise ValueError(
+            f"{name} has no doctest that runs and gives what it prints: add one, such as "
+            f">>> {name}(…) with its result below"
+        )
+    hints = hints_of(function)
+    record["parameters"] = [p | hints.get(p["name"], {}) for p in record["parameters"]]
     return from_record(record, domain, source=source)
 
 
-def _from_outside(function: Callable) -> list[str]:
-    """Lines that define the modules and constants that a function uses from around it."""
-    outside = inspect.getclosurevars(inspect.unwrap(function))
-    lines = []
-    for name, value in {**outside.globals, **outside.nonlocals}.items():
+def _from_outside(function: Any, name: str, source: str) -> list[str]:
+    """Lines that define the modules and constants that a function's source uses from around it."""
+    around, lines = vars(builtins) | function.__globals__, []
+    for own, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=True):
+        with contextlib.suppress(ValueError):  # a cell that is still empty
+            around[own] = cell.cell_contents
+    for used in sorted(_global_names(symtable.symtable(source, "<tool>", "exec")) - {name}):
+        value = around.get(used, ...)
         if inspect.ismodule(value):
-            lines.append(f"import {value.__name__} as {name}")
-        elif isinstance(value, (bool, int, float, str)):
-            lines.append(f"{name} = {value!r}")
-        elif name != getattr(function, "__name__", ""):
-            raise ValueError(f"{function.__name__} uses {name!r} from outside: define or import it inside the function")
+            lines.append(f"import {value.__name__} as {used}")
+        elif value is None or isinstance(value, (bool, int, float, str)):
+            lines.append(f"{used} = {_constant(value)}")
+        elif value is not vars(builtins).get(used):
+            raise ValueError(f"{name} uses {used!r} from outside: define or import it inside the function")
     return lines
+
+
+def _global_names(table: symtable.SymbolTable) -> set[str]:
+    """Names that some source uses, at any depth, and does not define there."""
+    own = {symbol.get_name() for symbol in table.get_symbols() if symbol.is_global() and symbol.is_referenced()}
+    return own.union(*map(_global_names, table.get_children()))
+
+
+def _constant(value: Any) -> str:
+    """Source of a plain constant, without a library's own type (`np.float64(1.5)`)."""
+    if isinstance(value, float):
+        return repr(float(value)) if math.isfinite(value) else f"float('{float(value)}')"
+    return next((repr(kind(value)) for kind in (bool, int, str) if isinstance(value, kind)), "None")
 
 
 def _from_dict(record: dict[str, Any]) -> Tool:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from lib import TenfoldError
-from lib.core.store import Journal
+from lib.core.store import Journal, key_of
 from lib.usergpt.chat_annotator import ChatAnnotator
 from lib.usergpt.conversations import Annotation, Annotator, Conversation, batched
 
@@ -59,8 +59,8 @@ def annotate_corpus(
 ) -> Progress:
     """Annotate conversations into a folder, going on where an earlier run of the same corpus stopped.
 
-    Raises TenfoldError where a part that is there holds other conversations (another corpus, order or part size), or
-    labels of another model or form.
+    An annotator's `settings()`, where it has one, says in JSON what its labels hang on. Raises TenfoldError where a
+    part that is there holds other conversations (another corpus, order or part size), or labels of other settings.
     """
     from tqdm import tqdm
 
@@ -68,10 +68,16 @@ def annotate_corpus(
     share = share or (Share(0, 1) if chat else share_of_process())
     done, began, numbers = Progress(), time.perf_counter(), []
     with Journal(folder / FILE) as ledger, tqdm(total=total, unit="conv", desc="annotate") as bar:
+        begun, said = len(ledger) > 0, getattr(annotator, "settings", None)
+        settings = key_of(said()) if callable(said) else None
+        if settings is not None and not begun:
+            ledger.once("start", lambda: {"settings": settings, "state": chat.state() if chat else {}})
+        start = ledger.get("start", {"settings": None})
+        if start["settings"] != settings:
+            raise TenfoldError(
+                f"{folder} holds labels of another model or form, or of other settings: use another folder for these."
+            )
         if chat:
-            start = ledger.once("start", lambda: {"settings": chat.settings(), "state": chat.state()})
-            if start["settings"] != chat.settings():
-                raise TenfoldError(f"{folder} holds labels of another model or form: use another folder for these.")
             chat.restore(start["state"])
         for number, batch in enumerate(batched(conversations, part_size)):
             if chat or number % share.count == share.index:
@@ -119,9 +125,10 @@ def _last(ledger: Journal, number: int, chat: ChatAnnotator | None) -> Counter[s
     rows = _rows(ledger, number)
     left = {row["id"]: row["request"] for row in rows if row["fault"]}
     if left and chat:
-        before = ledger["start"] if number == 0 else ledger[f"part {number - 1:06d}"]
+        before, state = ledger["start"] if number == 0 else ledger[f"part {number - 1:06d}"], chat.state()
         chat.restore(before["state"])
         found = {i: asdict(annotation) for i, annotation in chat.again(left).items()}
+        chat.restore(state)
         kept = {i: row for i, row in ledger.get(f"again {number:06d}", {}).items() if not row["fault"]}
         ledger.put(f"again {number:06d}", found | kept)
         rows = _rows(ledger, number)

@@ -174,6 +174,10 @@ class ChatAnnotator:
         self.model, self.form, self.characters, self.attempts = model, form, characters, attempts
         self.part_size, self.structured, self.decoding = part_size, structured, decoding
         self.pool = form.pool if isinstance(form, FreeForm) else None
+        drawn = (decoding or getattr(model, "decoding", None) or Decoding()).request()
+        pool = None if self.pool is None else [self.pool.rule, float(self.pool.share), self.pool.state()]
+        asked = form.messages(["x"] * form.per_call)
+        self._settings = key_of(model.model, asked, characters, drawn, structured, pool)
 
     def annotate(self, conversations: Iterable[Conversation]) -> Iterator[Annotation]:
         """Yield one annotation for each conversation, part by part, each part's failures asked again at its end."""
@@ -232,8 +236,8 @@ class ChatAnnotator:
         return replace(base, extra={**base.extra, "response_format": {"type": "json_schema", "json_schema": schema}})
 
     def settings(self) -> str:
-        """Name what the labels hang on besides the corpus: another model or form must not go on in its folder."""
-        return key_of(self.model.model, self.form.messages(["x"] * self.form.per_call), self.characters)
+        """Name what the labels hang on besides the corpus, as the annotator was made: its pool has grown since."""
+        return self._settings
 
     def state(self) -> dict[str, Any]:
         """Return the pool's state, as JSON can hold it."""

@@ -7,7 +7,8 @@ others, so that quality and corrected shares are never measured on what was fitt
 """
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -15,6 +16,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from lib.core.store import key_of
 from lib.usergpt.conversations import Annotation, Conversation, batched
 from lib.usergpt.taxonomy import OTHER, GoldLabel, Kind, Taxonomy, Wording, labels_of
 
@@ -86,9 +88,16 @@ class EmbeddingAnnotator:
                     f"a cut at {cut.threshold} with margin {cut.margin} labels nothing: give a threshold in [-1, 1) "
                     "and a margin from 0"
                 )
-        self.encoder, self.characters, self.batch_size = encoder, characters, batch_size
+        self.encoder, self.taxonomy, self.characters, self.batch_size = encoder, taxonomy, characters, batch_size
         self.tasks, self.domains = (LabelSpace(taxonomy, kind, encoder) for kind in ("tasks", "domains"))
         self.task_cut, self.domain_cut = task_cut, domain_cut
+
+    def settings(self) -> str:
+        """Name what the labels hang on besides the corpus: of the encoder, its type and its model's name."""
+        network = getattr(getattr(self.encoder, "model", None), "config", None)
+        encoder = [type(self.encoder).__name__, Path(getattr(network, "name_or_path", "")).name]
+        cuts = [[float(cut.threshold), float(cut.margin), cut.most] for cut in (self.task_cut, self.domain_cut)]
+        return key_of(encoder, asdict(self.taxonomy), cuts, self.characters)
 
     def embed(self, conversations: Sequence[Conversation]) -> Float[Tensor, "texts dim"]:
         """Embeddings of the conversations' excerpts."""
@@ -177,6 +186,11 @@ class CalibratedAnnotator:
         truth = indicator(gold, self.codes["tasks"], "tasks"), indicator(gold, self.codes["domains"], "domains")
         self.tasks = Calibration().fit(features(base.tasks, embeddings), truth[0])
         self.domains = Calibration().fit(features(base.domains, embeddings), truth[1])
+        self.taught = [[c.id, label.domain, *label.tasks] for c, label in zip(conversations, gold, strict=True)]
+
+    def settings(self) -> str:
+        """Name what the labels hang on besides the corpus: the base, and the labels that it was taught by."""
+        return key_of("calibrated", self.base.settings(), float(self.threshold), self.taught)
 
     def annotate(self, conversations: Iterable[Conversation]) -> Iterator[Annotation]:
         """Yield one annotation for each conversation, batch by batch."""

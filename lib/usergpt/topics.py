@@ -34,6 +34,7 @@ NAME = """These are requests of many people to an AI assistant, all about one to
 Give the topic a short name of two to five words, in English, that would tell a stranger what these people want. Name no
 person, firm or place. Answer with the name only."""
 HIDDEN = -1  # members of clusters that are too small to be shown
+SCRIPTS = (r"\b[a-zà-ÿ]{3,}\b", r"\b[^\W\d_]{3,}\b")  # words in Latin script, and in any
 
 
 @dataclass(frozen=True)
@@ -106,21 +107,40 @@ def _named(texts: Sequence[str], member: Int[np.ndarray, "texts"], namer: ChatMo
 def name_clusters(
     texts: Sequence[str], member: Int[np.ndarray, "texts"], *, words: int = 3, texts_at_least: int = 3
 ) -> dict[int, str]:
-    """Name each cluster: its Latin-script `words` of greatest class TF-IDF, each used by `texts_at_least` texts."""
+    """Name each cluster: its `words` of greatest class TF-IDF, each used by `texts_at_least` texts.
+
+    They are in Latin script, or in any where a cluster has too few such; one without words is "topic" and its number.
+    """
+    found: dict[int, list[str]] = {number: [] for number in np.unique(member).tolist() if number != HIDDEN}
+    masked = [mask(text) for text in texts]
+    for script in SCRIPTS:
+        if any(len(own) < words for own in found.values()):
+            more = _standing_out(masked, member, list(found), script, words, texts_at_least)
+            found = {number: max(own, more[number], key=len) for number, own in found.items()}
+    return {number: ", ".join(own) or f"topic {number}" for number, own in found.items()}
+
+
+def _standing_out(
+    texts: Sequence[str], member: Int[np.ndarray, "texts"], numbers: Sequence[int], script: str, words: int, least: int
+) -> dict[int, list[str]]:
+    """Words of a script that each cluster holds, of greatest class TF-IDF."""
     from sklearn.feature_extraction.text import ENGLISH_STOP_WORDS, CountVectorizer
 
     counter = CountVectorizer(
-        stop_words=sorted(ENGLISH_STOP_WORDS | VERBS | WISHES), token_pattern=r"\b[a-zà-ÿ]{3,}\b", binary=True,
-        min_df=min(texts_at_least, max(1, len(texts) // 20)), max_df=0.5, max_features=8000,
+        stop_words=sorted(ENGLISH_STOP_WORDS | VERBS | WISHES), token_pattern=script, binary=True,
+        min_df=min(least, max(1, len(texts) // 20)), max_df=0.5, max_features=8000,
     )  # fmt: skip
-    table = counter.fit_transform([mask(text) for text in texts])
+    try:
+        table = counter.fit_transform(texts)
+    except ValueError:  # no word is in so many texts
+        return {number: [] for number in numbers}
     vocabulary = counter.get_feature_names_out()
-    numbers = [number for number in np.unique(member).tolist() if number != HIDDEN]
     counts = np.stack([np.asarray(table[np.flatnonzero(member == n)].sum(axis=0)).ravel() for n in numbers])
     share = counts / counts.sum(axis=1, keepdims=True).clip(1)
     weight = np.log1p(counts.sum() / len(numbers) / counts.sum(axis=0).clip(1))
     best = (share * weight).argsort(axis=1)[:, ::-1][:, :words]
-    return {number: ", ".join(vocabulary[row]) for number, row in zip(numbers, best, strict=True)}
+    rows = zip(numbers, best, counts, strict=True)
+    return {number: [str(vocabulary[i]) for i in row if own[i]] for number, row, own in rows}
 
 
 def name_by_model(

@@ -267,6 +267,45 @@ def test_a_local_models_replies_are_recorded_by_the_same_keys(tmp_path):
     assert Replayer(tmp_path / "r.gz", "local", decoding=Decoding(temperature=0.2)).complete("q").text == "q 0.2 0"
 
 
+class Failing:
+    """Answers all questions but those named, at its own temperature, until it is stopped."""
+
+    model, decoding, concurrency = "local", Decoding(temperature=0.2), 2
+
+    def __init__(self, *failing, most=1000):
+        self.failing, self.most, self.asked = failing, most, []
+
+    def complete(self, messages, decoding=None, *, attempt=0):
+        return self.complete_many([messages], decoding)[0]
+
+    def complete_many(self, questions, decoding=None, *, attempt=0):
+        self.asked += questions
+        if len(self.asked) > self.most:
+            raise KeyboardInterrupt
+        failed = ChatFailed("u", "too long", paid=False)
+        return [failed if q in self.failing else Reply((f"{q} {decoding.temperature}",)) for q in questions]
+
+
+def test_a_failure_and_an_interruption_cost_a_recording_no_other_reply():
+    questions, journal = [f"q{i}" for i in range(40)], Journal()
+    failing = Failing("q3")
+    for _ in range(2):
+        with pytest.raises(ChatFailed, match="too long"):
+            Recorder(failing, journal).complete_many(questions)
+    assert (len(journal), failing.asked) == (39, [*questions, "q3"])
+    journal = Journal()
+    with pytest.raises(KeyboardInterrupt):
+        Recorder(Failing(most=39), journal).complete_many(questions)
+    assert len(journal) == 32  # what was asked together before
+
+
+def test_a_recorder_without_settings_asks_with_those_of_its_chat():
+    recorder = Recorder(Failing(), Journal())
+    assert [recorder.complete("q").text, recorder.complete_many(["p"])[0].text] == ["q 0.2", "p 0.2"]
+    assert reply_key("local", "q", Decoding(temperature=0.2)) in recorder.journal
+    assert Recorder(Failing(), Journal(), Decoding(temperature=0.5)).complete("q").text == "q 0.5"
+
+
 def test_a_key_depends_on_model_messages_settings_and_attempt():
     same = reply_key("m", [{"role": "user", "content": "q"}], Decoding())
     assert reply_key("m", "q", Decoding(n=1)) == same

@@ -49,6 +49,14 @@ def test_a_number_serves_once_while_others_are_left():
     ("3·10⁻² m", "m", "0.03"), ("2.5 m/s", "km/hr", "9"), ("4 mol", "kg", "4"), ("7 florps", "m", "7"),
     ("−3 m", "m", "-3"),
     ("2.5e3 W/m^2/K", "kW/m^2/K", "2.5"), ("12", "m", "12"), ("5 m^0", "", "5"),
+    ("2 in both cases", "m", "2"), ("2 in, and flat", "m", "0.0508"), ("2 in", "m", "0.0508"), ("2 in^2", "in^2", "2"),
+    ("5 as measured", "s", "5"), ("5 at the inlet", "Pa", "5"), ("3 a day", "s", "3"), ("3 are left", "m^2", "3"),
+    ("25 C", "K", "298.15"), ("25 C", "mC", "25000"), ("77 F", "K", "298.15"), ("25 °C", "K", "298.15"),
+    ("25 degrees Celsius", "K", "298.15"), ("25 deg C", "K", "298.15"), ("77 degrees Fahrenheit", "K", "298.15"),
+    ("25 Celsius", "K", "298.15"), ("90 degrees", "degree", "90"), ("10 kJ/(kg K)", "J/(kg K)", "10000"),
+    ("10 kJ/(kg*K)", "J/kg/K", "10000"), ("12 cm2", "m^2", "0.0012"), ("3 m3/s", "L/s", "3000"),
+    ("5 s-1", "1/min", "300"), ("72 km per hour", "m/s", "20"), ("5 kg per person", "g", "5000"),
+    ("9 m per s per s", "m/s^2", "9"), ("2 m (see above)", "cm", "200"),
 ])  # fmt: skip
 def test_a_number_is_read_in_the_unit_of_its_parameter(said, unit, source):
     values = QuestionValues(f"What is it if the size is {said}?")

@@ -226,6 +226,19 @@ def test_a_worker_that_dies_is_replaced_however_often(pool):
     assert pool.replaced == before + 3
 
 
+def test_after_an_interruption_no_program_gets_the_answer_of_another(monkeypatch):
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    with Sandbox(limits=Limits(seconds=30.0), allow_weaker=True) as pool:
+        with monkeypatch.context() as patched:
+            patched.setattr(sandbox.Worker, "_receive", interrupted)  # the program was sent and runs
+            with pytest.raises(KeyboardInterrupt):
+                pool.run("'old'")
+        assert [pool.run(str(number)).value for number in (2, 3)] == [2, 3]
+        assert pool.replaced == 1
+
+
 def test_a_worker_that_cannot_start_for_a_while_does_not_end_the_pool(monkeypatch):
     with Sandbox(limits=LIMITS, allow_weaker=True) as pool:
         os.killpg(pool._workers[0].process.pid, signal.SIGKILL)
@@ -282,6 +295,16 @@ def test_limits_of_one_program(pool):
     error = pool.run("open('f', 'wb').write(b'0' * 4_000_000)")
     assert error.kind in ("error", "killed"), "RLIMIT_FSIZE sends SIGXFSZ or refuses"
     assert pool.run("import time\ntime.sleep(5)").error == "ran longer than 0.7 s"
+
+
+def test_a_result_is_whole_or_refused_in_one_sentence(pool):
+    roomy = Limits(memory_mib=600, seconds=60, cpu_seconds=60)
+    whole = pool.run("[list(range(1000)), 'x' * 20_000, {'y' * 500: [[[[[1]]]]]}]", limits=roomy)
+    assert whole.value == [list(range(1000)), "x" * 20_000, {"y" * 500: [[[[[1]]]]]}]
+    assert pool.run("print(list(range(1000)))", limits=roomy).value == list(range(1000))
+    for long in ("'x' * 3_000_000", "list(range(400_000))", "'x' * 50_000_000"):
+        refused = pool.run(long, limits=roomy)
+        assert (refused.kind, refused.error) == ("output", "answered with more than 2097152 bytes")
 
 
 def test_the_measured_address_space_is_the_kernels():

@@ -3,13 +3,16 @@
 import inspect
 import json
 import math
+from collections.abc import Sequence
 
 import pytest
+import sciagent_scripts
 
 from lib import TenfoldError
 from lib.sciagent import Sandbox, Toolset, docstrings
+from lib.sciagent.grammar import ProgramGrammar, choices_of
 from lib.sciagent.inside import harvest
-from lib.sciagent.tools import Example, Parameter, Tool, written
+from lib.sciagent.tools import HARVEST, Example, Parameter, Tool, from_record, written
 
 DOC = """Calculates the drag of a sphere, as in [1]_. More words.
 
@@ -308,6 +311,117 @@ def test_modules_and_constants_around_a_users_function_go_with_it(warm):
 
     with pytest.raises(ValueError, match="helped uses 'HELPER' from outside"):
         mine.add(sandbox=warm)(helped)
+
+
+Vector, NO_LIMIT = Sequence[float], math.inf
+
+
+def test_names_within_comprehensions_defaults_and_annotations_go_with_a_users_function(warm):
+    mine, offset = Toolset(), 0.5
+
+    @mine.add(sandbox=warm)
+    def scaled_roots(xs: Vector, scale: float = SCALE, most: "float" = NO_LIMIT) -> Vector:
+        """Scale the roots.
+
+        >>> scaled_roots([4.0, 9.0])
+        [5.5, 8.0]
+        """
+
+        def root(x: Vector) -> float:
+            y: Vector = math.sqrt(x)
+            return y
+
+        return [min(scale * root(x), NO_LIMIT) + offset for x in xs if x < most]
+
+    assert [p.kind for p in mine["scaled_roots"].parameters] == ["array", "number", "number"]
+    (outcome,) = warm.map([mine.job("scaled_roots([16], most=20)", ["scaled_roots"])])
+    assert outcome.value == [10.5]
+
+    def helped(xs):
+        """Help.
+
+        >>> helped([1])
+        [1]
+        """
+        return [HELPER[0] * x for x in xs]
+
+    with pytest.raises(ValueError, match="helped uses 'HELPER' from outside"):
+        mine.add(sandbox=warm)(helped)
+
+
+def test_a_users_function_is_refused_by_its_name_and_for_its_reason(warm):
+    def many_letters(text):
+        """Count letters.
+
+        >>> many_letters("ATGCATGCATGCATGCATGCATGCATGCATGCATGCATGCATGC")
+        44
+        """
+        return len(text)
+
+    def many_numbers(n):
+        """First numbers.
+
+        >>> many_numbers(9)
+        [0, 1, 2, 3, 4, 5, 6, 7, 8]
+        """
+        return list(range(n))
+
+    def total(*values):
+        """Sum.
+
+        >>> total(1, 2)
+        3
+        """
+        return sum(values)
+
+    def both(a, /, *, b):
+        return a + b
+
+    def undocumented(x):
+        return x
+
+    for function, message in {
+        many_letters: "^the doctest of many_letters is no example: its arguments may be .* texts of up to 40 char",
+        many_numbers: "^the doctest of many_numbers is no example: its result may be .* up to 8 such",
+        total: r"^total cannot be called by the names of its parameters: write \*values as a list",
+        both: "^both has parameters by position only and others by name only",
+        undocumented: "^undocumented has no doctest that runs",
+    }.items():
+        with pytest.raises(ValueError, match=message):
+            Toolset().add(sandbox=warm)(function)
+
+    def elsewhere():
+        return sciagent_scripts.SCRIPTS
+
+    with pytest.raises(TenfoldError, match="^elsewhere could not be harvested: ModuleNotFoundError"):
+        Toolset().add(sandbox=warm)(elsewhere)
+
+
+def test_parameters_by_position_only_are_called_so_with_the_defaults_between(warm):
+    mine = Toolset()
+
+    @mine.add(sandbox=warm)
+    def area(width, scale=2.0, height=3.0, /):
+        """Area [m^2].
+
+        >>> area(4.0)
+        24.0
+        """
+        return width * scale * height
+
+    tool = mine["area"]
+    assert (tool.signature(), tool.call({"width": 1.0, "height": 5.0})) == ("area(width, /)", "area(1, 2, 5)")
+    (outcome,) = warm.map([mine.job(tool.call({"width": 1.0, "height": 5.0}), ["area"])])
+    assert outcome.value == 10.0
+    assert [text for text, _ in choices_of("answer = area(7)", ProgramGrammar([tool], "the width is 7"))][-1] == ")\n"
+
+
+def test_an_optional_argument_of_a_sympy_function_is_not_required(warm):
+    arguments = {"names": ["sympy.functions.combinatorial.numbers"]}
+    records = warm.call("harvest:functions", arguments, limits=HARVEST).value
+    (harmonic,) = (from_record(record, "mathematics") for record in records if record["name"] == "harmonic")
+    assert (harmonic.signature(), harmonic.schema()["function"]["parameters"]["required"]) == ("harmonic(n, /)", ["n"])
+    assert harmonic.call({"n": 8, "m": 2}) == "harmonic(8, 2)"
 
 
 def test_a_package_that_is_not_here_is_refused_in_one_sentence(warm):

@@ -179,6 +179,74 @@ def test_broken_demonstrations_are_one_sentence(tmp_path):
         load_demonstrations(path)
 
 
+# --- one folder, one annotator ---------------------------------------------------------------------------------------
+
+
+def knitting(prompt, attempt):
+    """Labels of a type that no demonstration has; of the first three requests only when they are asked anew."""
+    asked = prompt.rsplit("in the same format.", 1)[-1]
+    if "request 1," in asked and attempt < 1:
+        return "nonsense"
+    return "".join(output(i + 1, tasks="knitting") for i in range(asked.count("** Input")))
+
+
+def test_the_same_annotator_goes_on_in_its_folder_with_the_pool_as_it_had_grown(tmp_path):
+    annotator = annotator_of(Scripted(knitting), rule="published")
+    first = annotate_corpus(PEOPLE, annotator, tmp_path, part_size=3)
+    grown = annotator.state()
+    assert (first.annotated, first.faults) == (7, {})
+    assert (annotator.pool.seen, annotator.pool.counts["knitting"]) == (7, 4)  # the first part was set aside
+    again = annotate_corpus(PEOPLE, annotator, tmp_path, part_size=3)
+    assert (again.annotated, again.done_before, annotator.state()) == (0, 7, grown)
+
+
+def test_an_interrupted_annotator_goes_on_in_its_folder(tmp_path):
+    def interrupted(prompt, attempt):
+        if "request 6" in prompt:
+            raise KeyboardInterrupt
+        return knitting(prompt, attempt)
+
+    form = FreeForm(pool(rule="published"), k=99)  # all of a pool are shown, so that every growth is seen
+    annotator = ChatAnnotator(Scripted(interrupted), form)
+    with pytest.raises(KeyboardInterrupt):
+        annotate_corpus(PEOPLE, annotator, tmp_path, part_size=3)
+    assert len(form.pool.demonstrations) > len(load_demonstrations())
+    annotator.model.answer = knitting
+    done = annotate_corpus(PEOPLE, annotator, tmp_path, part_size=3)
+    assert (done.annotated, done.done_before) == (1, 6)
+
+
+class Plain:
+    """An annotator without settings."""
+
+    def annotate(self, conversations):
+        yield from (Annotation(c.id, "law") for c in conversations)
+
+
+class Cold(Scripted):
+    decoding = Decoding(temperature=0)
+
+
+OTHERS = {
+    "no settings": Plain,
+    "form": lambda: ChatAnnotator(Scripted(lambda prompt, attempt: "advice, law"), Guide(load_taxonomy())),
+    "model's settings": lambda: annotator_of(Cold(knitting)),
+    "settings": lambda: annotator_of(Scripted(knitting), decoding=Decoding(temperature=0)),
+    "structure": lambda: annotator_of(Scripted(knitting), structured=True),
+    "rule": lambda: annotator_of(Scripted(knitting), rule="stated"),
+}
+
+
+@pytest.mark.parametrize("other", OTHERS)
+def test_an_annotator_of_another_kind_is_refused_in_the_folder_of_the_first(other, tmp_path):
+    annotate_corpus(PEOPLE, annotator_of(Scripted(knitting)), tmp_path / "a")
+    with pytest.raises(TenfoldError, match="labels of another model or form, or of other settings"):
+        annotate_corpus(PEOPLE, OTHERS[other](), tmp_path / "a")
+    annotate_corpus(PEOPLE, OTHERS[other](), tmp_path / "b")
+    with pytest.raises(TenfoldError, match="another model or form"):
+        annotate_corpus(PEOPLE, annotator_of(Scripted(knitting)), tmp_path / "b")
+
+
 # --- a corpus, a server that misbehaves, and kill -9 ---------------------------------------------------------------
 
 

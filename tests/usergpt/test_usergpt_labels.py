@@ -129,6 +129,22 @@ def test_names_never_hold_secrets():
     assert "hunter" not in named[0]
 
 
+def test_clusters_in_another_script_are_named_by_their_own_words_or_a_number():
+    poems, garden = ["стихотворение про осень"] * 9, ["the garden needs watering roses"] * 9
+    member = np.repeat([3, 5], 9)
+    named = name_clusters(poems + garden, member)
+    assert set(named[3].split(", ")) == {"стихотворение", "про", "осень"}
+    assert name_clusters(poems + [f"{text} 나들이" for text in garden], member)[5].isascii()
+    assert name_clusters(["12 + 7"] * 9 + garden, member)[3] == "topic 3"
+    assert name_clusters(["12 + 7"] * 18, member) == {3: "topic 3", 5: "topic 5"}
+
+
+def test_no_cluster_is_named_by_a_word_that_it_does_not_hold():
+    texts = ["zebra"] * 9 + ["violin concert hall"] * 9
+    assert name_clusters(texts, np.repeat([0, 1], 9)).keys() == {0, 1}
+    assert name_clusters(texts, np.repeat([0, 1], 9))[0] == "zebra"
+
+
 def test_the_map_keeps_neighbours_together(blobs):
     _, points = blobs
     places = flat_map(points, seed=0)

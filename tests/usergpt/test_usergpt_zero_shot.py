@@ -4,11 +4,13 @@ import torch
 from lib import TenfoldError, zoo
 from lib.usergpt import (
     Annotator,
+    CalibratedAnnotator,
     Conversation,
     ConversationReader,
     Cut,
     EmbeddingAnnotator,
     Guide,
+    annotate_corpus,
     draw,
     load_gold,
     load_taxonomy,
@@ -32,6 +34,25 @@ def corpus():
 @pytest.fixture(scope="module")
 def annotator(taxonomy):
     return EmbeddingAnnotator(zoo.load_encoder(), taxonomy, task_cut=Cut(0.2, margin=0.05), domain_cut=Cut(0.1))
+
+
+def test_labels_of_other_cuts_or_another_teacher_never_mix_in_a_folder(annotator, taxonomy, tmp_path):
+    people = [Conversation(str(i), str(i), (f"write a poem about number {i}",)) for i in range(8)]
+    encoder, gold = annotator.encoder, [GoldLabel(c.id, "ENT", ("CRE",)) for c in people]
+    same, cuts = {"task_cut": Cut(0.2, margin=0.05), "domain_cut": Cut(0.1)}, {"task_cut": Cut(0.2)}
+    others = [
+        EmbeddingAnnotator(encoder, taxonomy, **(same | cuts)),
+        EmbeddingAnnotator(encoder, taxonomy, **same, characters=9),
+        CalibratedAnnotator(annotator, people, gold),
+        CalibratedAnnotator(annotator, people, gold, threshold=0.5),
+        CalibratedAnnotator(annotator, people[1:], gold[1:]),
+    ]
+    annotate_corpus(people, annotator, tmp_path)
+    assert annotate_corpus(people, EmbeddingAnnotator(encoder, taxonomy, **same), tmp_path).done_before == 8
+    for other in others:
+        with pytest.raises(TenfoldError, match="another model or form, or of other settings"):
+            annotate_corpus(people, other, tmp_path)
+    assert len({annotator.settings(), *(other.settings() for other in others)}) == 1 + len(others)
 
 
 def test_the_taxonomy_holds_what_the_paper_names(taxonomy):

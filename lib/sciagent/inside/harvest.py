@@ -25,6 +25,7 @@ from typing import Any
 from .worker import plain
 
 MOST_EXAMPLES = 3
+ITEMS, GIVEN, SAID = 8, 40, 80  # of an example: items of a list, characters of an argument and of a result
 SECONDS = 3  # of processor time, for one example
 SKIPPED = (
     "test", "numba", "vectorized", "units", "optional", "benchmark", "plot", "data_reader", "compat", "pytest",
@@ -67,11 +68,14 @@ def _functions(module: str, untested: bool) -> Iterator[dict[str, Any]]:
                 yield record
 
 
-def from_source(source: str, name: str) -> dict[str, Any] | None:
-    """Record a function that a user wrote, with its doctests run; None where none of them runs."""
+def from_source(source: str, name: str) -> dict[str, Any]:
+    """Record a function that a user wrote, with its doctests run; `limit` says which of an example's they break."""
     names: dict[str, Any] = {}
     exec(compile(source, "<tool>", "exec"), names)
-    return record_of("", name, names[name], _doctest_calls(names[name], name, names))
+    function = names[name]
+    function.__doc__ = function.__doc__ or ""
+    record = record_of("", name, function, _doctest_calls(function, name, names), untested=True) or {}
+    return record | {"limit": "" if record["examples"] else _limit_broken(function, name, names)}
 
 
 def _is_sympy_function(member: Any) -> bool:
@@ -80,11 +84,7 @@ def _is_sympy_function(member: Any) -> bool:
 
 def _doctest_calls(function: Any, name: str, names: dict[str, Any]) -> Iterator[dict[str, Any]]:
     """Calls of `function` in its doctests, run in order, with what they gave and whether that is what they should."""
-    try:
-        examples = doctest.DocTestParser().get_examples(inspect.cleandoc(function.__doc__))
-    except ValueError:
-        return
-    for example in examples:
+    for example in _doctests(function):
         call = _call_of(example.source, name)
         given, ran = timed(lambda call=call: call and _arguments(call, function, names))
         value, called = timed(lambda given=given: function(*given[0], **given[1])) if ran and given else (None, False)
@@ -92,6 +92,24 @@ def _doctest_calls(function: Any, name: str, names: dict[str, Any]) -> Iterator[
         if called and "Traceback" not in example.want and is_answer(value):
             verified = _agrees(value, example.want) or _says(printed, example.want)
             yield {"arguments": given[2], "value": plain(value), "verified": verified}
+
+
+def _doctests(function: Any) -> list[doctest.Example]:
+    with contextlib.suppress(ValueError):
+        return doctest.DocTestParser().get_examples(inspect.cleandoc(function.__doc__))
+    return []
+
+
+def _limit_broken(function: Any, name: str, names: dict[str, Any]) -> str:
+    """Say which limit of an example a call in the doctests breaks that runs; "" where none does."""
+    for call in filter(None, (_call_of(example.source, name) for example in _doctests(function))):
+        given, ran = timed(lambda call=call: _arguments(call, function, names))
+        if ran and given is None:
+            return f"its arguments may be numbers, texts of up to {GIVEN} characters and lists of up to {ITEMS} such"
+        value, called = timed(lambda given=given: function(*given[0], **given[1])) if given else (None, False)
+        if called and not is_answer(value):
+            return f"its result may be a number, a text of up to {SAID} characters, or up to {ITEMS} such"
+    return ""
 
 
 def _call_of(source: str, name: str) -> ast.Call | None:
@@ -133,8 +151,8 @@ def _arguments(call: ast.Call, function: Any, names: dict[str, Any]) -> tuple[li
 
 def _is_plain(value: Any) -> bool:
     if isinstance(value, (list, tuple, set, frozenset)):
-        return len(value) <= 8 and all(isinstance(v, (int, float, str)) for v in value)
-    return value is None or isinstance(value, (bool, int, float)) or (isinstance(value, str) and len(value) <= 40)
+        return len(value) <= ITEMS and all(isinstance(v, (int, float, str)) for v in value)
+    return value is None or isinstance(value, (bool, int, float)) or (isinstance(value, str) and len(value) <= GIVEN)
 
 
 def _agrees(value: Any, want: str) -> bool:
@@ -176,9 +194,16 @@ def record_of(
     return {
         "place": place, "name": name, "doc": doc or inspect.cleandoc(function.__doc__),
         "parameters": named if parameters is not None else parameters_of(function),
-        "examples": examples, "positional": not inspect.isfunction(function) and not inspect.ismethod(function),
+        "examples": examples, "positional": by_position(function),
         "literal": any(evaluates(function, example["arguments"]) for example in examples),
     }  # fmt: skip
+
+
+def by_position(function: Any) -> bool:
+    """Whether a function takes its arguments by position: one written in C, a class, one with a / in its parameters."""
+    if not inspect.isfunction(function) and not inspect.ismethod(function):
+        return True
+    return any(p.kind == p.POSITIONAL_ONLY for p in inspect.signature(function).parameters.values())
 
 
 CODE = "exec('import builtins; builtins._tenfold_probe = 1')"
@@ -186,7 +211,7 @@ CODE = "exec('import builtins; builtins._tenfold_probe = 1')"
 
 def evaluates(function: Any, arguments: dict[str, Any]) -> bool:
     """Whether a function runs a text as code: one that leaves a mark is put in place of each argument in turn."""
-    by_name = inspect.isfunction(function) or inspect.ismethod(function)
+    by_name = not by_position(function)
     for name, value in arguments.items():
         given = arguments | {name: [CODE] if isinstance(value, list) else CODE}
         with contextlib.redirect_stdout(io.StringIO()):
@@ -198,20 +223,24 @@ def evaluates(function: Any, arguments: dict[str, Any]) -> bool:
 
 def parameters_of(function: Any) -> list[dict[str, Any]]:
     """List each parameter's name, whether it is required, its default, and what its annotation says."""
-    if inspect.isclass(function):
-        return [{"name": n, "required": True} for n in positional_names(function)]
-    parameters, hints = [], {}
-    with contextlib.suppress(Exception):  # names that only a type checker knows
-        hints = typing.get_type_hints(function)
-    for p in inspect.signature(function).parameters.values():
+    called = function.eval if inspect.isclass(function) else function  # a sympy function
+    parameters, hints = [], hints_of(called)
+    for p in inspect.signature(called).parameters.values():
         if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD):
             required = p.default is p.empty
             parameters.append(
                 {"name": p.name, "required": required}
                 | ({} if required else {"default": plain(p.default)})
-                | (hinted(hints[p.name]) if p.name in hints else {})
+                | hints.get(p.name, {})
             )
     return parameters
+
+
+def hints_of(function: Any) -> dict[str, dict[str, Any]]:
+    """What the annotations of a function say of its parameters, by name."""
+    with contextlib.suppress(Exception):  # names that only a type checker knows
+        return {name: hinted(hint) for name, hint in typing.get_type_hints(function).items()}
+    return {}
 
 
 JSON_TYPES = {bool: "boolean", int: "integer", float: "number", complex: "number", str: "string"}
@@ -262,11 +291,11 @@ def is_answer(value: Any) -> bool:
     """Whether a result is a finite number, a short text or truth value, or a few of them by position or name."""
     result = plain(value)
     if isinstance(result, dict):
-        return set(result) != {"repr"} and 0 < len(result) <= 8 and all(map(is_answer, result.values()))
+        return set(result) != {"repr"} and 0 < len(result) <= ITEMS and all(map(is_answer, result.values()))
     if isinstance(result, list):
-        return 0 < len(result) <= 8 and all(map(is_answer, result))
+        return 0 < len(result) <= ITEMS and all(map(is_answer, result))
     if isinstance(result, (bool, str)):
-        return len(str(result)) <= 80
+        return len(str(result)) <= SAID
     return isinstance(result, (int, float)) and math.isfinite(result) and abs(result) < 1e30
 
 

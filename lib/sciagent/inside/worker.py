@@ -29,30 +29,34 @@ from typing import Any, NoReturn
 from . import Unfinished, isolation, receive, send
 
 LONGEST = 400  # characters of what has no plain form
-MOST_ITEMS = 256
+MOST_ITEMS, MOST_CHARACTERS, DEEPEST = 256, 10_000, 4  # of what is cut
 THOUSANDS = re.compile(r"-?\d{1,3}(,\d{3})+(\.\d+)?")
 PRINTED_NUMBER = re.compile(r"-?(?:\d[\d,]*\.?\d*|\.\d+)(?:[eE][-+]?\d+)?")
 
 
-def plain(value: Any, depth: int = 0) -> Any:
-    """Return a result as plain JSON values: numbers, texts, lists, dicts; `{"repr": …}`, cut, for anything else."""
+def plain(value: Any, depth: int = 0, *, whole: bool = False) -> Any:
+    """Return a result as plain JSON values: numbers, texts, lists, dicts; `{"repr": …}`, cut, for anything else.
+
+    Long, wide and deep ones are cut unless they are wanted `whole`.
+    """
     if value is None or isinstance(value, (bool, int, float)):
         return value
     if isinstance(value, str):
-        return value[:10_000]
+        return value if whole else value[:MOST_CHARACTERS]
     if isinstance(value, complex):
         return {"real": value.real, "imag": value.imag}
-    if depth < 4:
+    if whole or depth < DEEPEST:
+        most, longest = (None, None) if whole else (MOST_ITEMS, LONGEST)
         if isinstance(value, (set, frozenset)):
             value = sorted(value, key=repr)
         if isinstance(value, (list, tuple)):
-            return [plain(item, depth + 1) for item in value[:MOST_ITEMS]]
+            return [plain(item, depth + 1, whole=whole) for item in value[:most]]
         if isinstance(value, dict):
-            items = list(value.items())[:MOST_ITEMS]
-            return {str(key)[:LONGEST]: plain(item, depth + 1) for key, item in items}
+            items = list(value.items())[:most]
+            return {str(key)[:longest]: plain(item, depth + 1, whole=whole) for key, item in items}
         with contextlib.suppress(Exception):  # NumPy scalars and arrays
             if hasattr(value, "tolist"):
-                return plain(value.tolist(), depth + 1)
+                return plain(value.tolist(), depth + 1, whole=whole)
         if type(value).__module__.startswith("sympy"):
             with contextlib.suppress(Exception):
                 return int(value) if value.is_Integer else float(value)
@@ -60,7 +64,7 @@ def plain(value: Any, depth: int = 0) -> Any:
 
 
 class Exceeded(Exception):
-    """A program printed more than it may."""
+    """A program printed or answered more than it may."""
 
 
 class Output(io.StringIO):
@@ -107,7 +111,8 @@ def _answer(request: dict[str, Any], limits: dict[str, Any]) -> bytes:
     sys.stdout = sys.stderr = output
     try:
         reply = {"kind": "ok", "value": _run(request, output)}
-        json.dumps(reply)  # whether it can be said at all
+        if len(json.dumps(reply)) > limits["reply_bytes"]:  # or it cannot be said at all
+            raise Exceeded(f"answered with more than {limits['reply_bytes']} bytes")
     except Exceeded as error:
         reply = {"kind": "output", "error": str(error)}
     except MemoryError:
@@ -129,7 +134,7 @@ def _run(request: dict[str, Any], output: Output) -> Any:
     if "function" in request:
         module, name = request["function"].split(":")
         return getattr(importlib.import_module(f".{module}", __package__), name)(**request["arguments"])
-    return plain(_program(request, output))
+    return plain(_program(request, output), whole=True)
 
 
 def _program(request: dict[str, Any], output: Output) -> Any:
