@@ -161,16 +161,6 @@ class Widths(Scorer):
         return self.weight * prepared
 
 
-def test_a_task_with_few_candidates_takes_none_from_the_others():
-    rng = np.random.default_rng(0)
-    wide, narrow = table(rng.random((6, 9)), "wide"), table(rng.random((3, 2)), "narrow")
-    scorer = Widths()
-    options = {"epochs": 2, "batch_rows": 4, "lowest_range": 0.0, "progress": False}
-    assert len(fit(scorer, [wide, narrow], **options)) == len(scorer.asked) == 6
-    for epoch in (scorer.asked[:3], scorer.asked[3:]):  # six rows of eight, three of two
-        assert sorted(epoch) == [3 * 2, 2 * 8, 4 * 8]
-
-
 def test_a_task_that_a_ranker_cannot_learn_from_is_named():
     with pytest.raises(ValueError, match="there is no table to learn from"):
         fit(Widths(), [])
