@@ -117,7 +117,7 @@ def fit(
 ) -> list[float]:
     """Train in place with AdamW at a linearly falling rate; rows are drawn anew each epoch. Gives each step's loss.
 
-    Every row holds as many candidates as the smallest table has, at most `candidates`. Raises ValueError for a task with
+    Every row holds as many candidates as the smallest table has, at most `candidates`. Raises ValueError for a task of
     fewer than two candidates, and where no row is left to learn from.
     """
     if objective not in OBJECTIVES:

