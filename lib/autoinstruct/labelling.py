@@ -72,8 +72,8 @@ def label(
     `model` is a causal language model, or a `Chat` (an endpoint; no tokenizer), of which only answers are seen.
     Prompts with one instruction and the same demonstrations share their beginning, which is encoded once. `store` is a
     file of finished labels (a `core.store` journal) that this call continues; it knows the model by its weights, with
-    its adapters, and by the chat template. Raises ValueError for a pair without an answer, and for an endpoint with a
-    store.
+    its adapters, and by the chat template. Raises ValueError for a pair without an answer, for an endpoint with a
+    store, and for a tokenizer without a token that ends a text.
     """
     for pair in pairs:
         if not pair.answers:
@@ -82,6 +82,8 @@ def label(
         if store is not None:
             raise ValueError("an endpoint keeps its replies in its client's journal: leave out store")
         return _asked(model, pairs, max_new_tokens)
+    if getattr(tokenizer, "eos_token_id", None) is None:
+        raise ValueError("an answer ends with the tokenizer's eos_token, and this one names none: set it")
     settings = {"model": model.config.name_or_path, "dtype": str(model.dtype), "max_new_tokens": max_new_tokens}
     if store is not None:
         settings |= {"weights": _weights_key(model), "template": getattr(tokenizer, "chat_template", None)}

@@ -71,6 +71,11 @@ class CrossEncoder(Scorer):
             raise ValueError(f"{type(model).__name__} is no BERT-like encoder: use MiniLM, BERT, or a FLAN-T5 by name")
         if not 0 < trained_layers <= len(layers):
             raise ValueError(f"trained_layers = {trained_layers}: the encoder has {len(layers)} layers")
+        places = model.embeddings.position_embeddings
+        room = places.num_embeddings - (0 if places.padding_idx is None else places.padding_idx + 1)
+        if max_tokens > room:
+            raise ValueError(f"max_tokens = {max_tokens}: {type(model).__name__} reads {room}, so give at most that")
+        self.kinds = min(2, model.config.type_vocab_size)  # RoBERTa has one for both texts
         self.tokenizer, self.batch_size, self.dtype = tokenizer, batch_size, dtype
         self.max_tokens, self.input_tokens = max_tokens, input_tokens
         split = len(layers) - trained_layers
@@ -81,7 +86,7 @@ class CrossEncoder(Scorer):
         self.upper.requires_grad_(True)
         self.head = nn.Linear(model.config.hidden_size, 1, device=model.device)
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def prepare(self, pairs: Sequence[tuple[str, str]], *, progress: bool = False) -> list[Tensor]:
         """Hidden states below the trained layers [pairs, tokens, dim] in bfloat16, and where tokens are."""
         self.eval()
@@ -109,7 +114,7 @@ class CrossEncoder(Scorer):
             first = [start, *known[text][: self.input_tokens], end]
             second = [*_ends(known[instruction], self.max_tokens - len(first) - 1), end]
             ids[row, : len(first) + len(second)] = torch.tensor(first + second)
-            kinds[row, len(first) : len(first) + len(second)] = 1
+            kinds[row, len(first) : len(first) + len(second)] = self.kinds - 1
             present[row, : len(first) + len(second)] = True
         return ids, kinds, present
 

@@ -73,12 +73,15 @@ def optimise(
     tried on the examples that are not held out, and the best by `metric` is taken (of equals the human one). The last
     share `held_out` of the task's examples scores the choice. Instructions that spell a demonstration out are left out.
 
-    Raises ValueError for an unknown metric, one that an endpoint cannot give, or too few examples.
+    Raises ValueError for an unknown metric, one that an endpoint cannot give, a language model without a tokenizer, or
+    too few examples.
     """
     if metric not in METRICS:
         raise ValueError(f"there is no metric {metric!r}: use one of {', '.join(METRICS)}")
     if isinstance(model, Chat) and metric in ("choice", "log_prob"):
         raise ValueError(f"{metric} needs a model's probabilities: with an endpoint use rouge_l or exact_match")
+    if tokenizer is None and not isinstance(model, Chat):
+        raise ValueError("a causal language model needs its tokenizer: give tokenizer=")
     count = round(len(task.examples) * held_out)
     if not 0 < count < len(task.examples):
         raise ValueError(f"{len(task.examples)} examples cannot be parted at {held_out}: give at least two")

@@ -96,7 +96,7 @@ class Rule:
 def read_jsonl(path: Path) -> list[dict[str, Any]]:
     """Read rows of a user's own tasks, one JSON object a line; raises TenfoldError for a line that is none."""
     rows = []
-    for number, line in enumerate(path.read_text(encoding="utf8").splitlines(), start=1):
+    for number, line in enumerate(path.read_text(encoding="utf8").split("\n"), start=1):
         if not line.strip():
             continue
         try:

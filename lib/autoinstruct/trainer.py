@@ -3,6 +3,7 @@
 Training rows hold few candidates an example, drawn against popularity, and no ties.
 """
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -117,8 +118,8 @@ def fit(
 ) -> list[float]:
     """Train in place with AdamW at a linearly falling rate; rows are drawn anew each epoch. Gives each step's loss.
 
-    Every row holds as many candidates as the smallest table has, at most `candidates`. Raises ValueError for a task of
-    fewer than two candidates, and where no row is left to learn from.
+    A row holds `candidates` of its task's candidates, or all where these are fewer; a batch holds rows of one width.
+    Raises ValueError for a task with fewer than two candidates, and where no row is left to learn from.
     """
     if objective not in OBJECTIVES:
         raise ValueError(f"there is no objective {objective!r}: use one of {', '.join(OBJECTIVES)}")
@@ -129,22 +130,28 @@ def fit(
             raise ValueError(f"task {table.task!r} has fewer than two candidates: a ranker has nothing to rank there")
     loss_of, rng = OBJECTIVES[objective], np.random.default_rng(seed)
     prepared = prepared or Prepared(scorer, pairs_of(tables), progress=progress)
-    options = {"candidates": min(candidates, *(len(t.candidates) for t in tables)), "lowest_range": lowest_range}
+    options = {"candidates": candidates, "lowest_range": lowest_range}
     drawn = [[row for table in tables for row in draw_rows(table, rng, **options)] for _ in range(epochs)]
     if not all(drawn):
         raise ValueError(f"no row's metric ranges over {lowest_range} or more: lower lowest_range, or label more")
+    widths = [Counter(len(row.metric) for row in rows) for rows in drawn]
     return train(
         scorer, _batches(drawn, rng, batch_rows), lambda rows: loss_of(*_scored(scorer, rows, prepared)),
-        steps=sum(-(-len(rows) // batch_rows) for rows in drawn), learning_rate=lr, weight_decay=weight_decay,
-        label=f"ranker ({objective})", progress=progress,
+        steps=sum(-(-count // batch_rows) for counts in widths for count in counts.values()), learning_rate=lr,
+        weight_decay=weight_decay, label=f"ranker ({objective})", progress=progress,
     )  # fmt: skip
 
 
 def _batches(drawn: Sequence[Sequence[Row]], rng: np.random.Generator, size: int) -> Iterator[list[Row]]:
+    """Batches of rows of one width, in an order of chance."""
     for rows in drawn:
-        order = rng.permutation(len(rows))
-        for start in range(0, len(rows), size):
-            yield [rows[i] for i in order[start : start + size]]
+        begun: dict[int, list[Row]] = {}
+        for i in rng.permutation(len(rows)):
+            width = len(rows[i].metric)
+            begun.setdefault(width, []).append(rows[i])
+            if len(begun[width]) == size:
+                yield begun.pop(width)
+        yield from begun.values()
 
 
 def _scored(scorer: Scorer, rows: Sequence[Row], prepared: Prepared) -> tuple[torch.Tensor, torch.Tensor]:

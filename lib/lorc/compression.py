@@ -125,6 +125,8 @@ def compress(
         raise ValueError("max_loss needs text to measure on: pass held_out, or whiten with two rows or more")
     budget = budget or ("progressive" if whiten is None else "sensitivity")
     calibration = whiten if isinstance(whiten, Calibration) else None
+    if whiten is not None and calibration is None and not text:
+        raise ValueError("whiten holds no text to calibrate on: give rows of two tokens or more")
     if text:
         calibration = calibrate(model, text, skip=sink_tokens, sensitivity=budget == "sensitivity")
     bases = decomposition or decompose_model(model, granularity=granularity, calibration=calibration)
@@ -149,7 +151,10 @@ def compress(
 def _split(
     whiten: Calibration | Iterable[Tensor] | Tensor | None, held_out: Iterable[Tensor] | Tensor | None
 ) -> tuple[list[Tensor], list[Tensor]]:
-    """Return the rows to calibrate on and those to measure on: the last eighth of the rows if none are given."""
+    """Return the rows to calibrate on and those to measure on: the last eighth of the rows if none are given.
+
+    A row of one token, as the rest of a text that was cut into equal parts, teaches nothing and is left out.
+    """
     text = [] if whiten is None or isinstance(whiten, Calibration) else _rows(whiten)
     if held_out is not None:
         return text, _rows(held_out)
@@ -158,7 +163,7 @@ def _split(
 
 
 def _rows(batches: Iterable[Tensor] | Tensor) -> list[Tensor]:
-    return [row for batch in batches for row in batch.reshape(-1, batch.shape[-1]).split(1)]
+    return [row for batch in batches if batch.shape[-1] > 1 for row in batch.reshape(-1, batch.shape[-1]).split(1)]
 
 
 def _measured(model: nn.Module, made: Projections, held: list[Tensor], max_loss: float | None) -> dict[str, float]:

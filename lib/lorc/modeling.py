@@ -47,7 +47,8 @@ class LowRankDecoder:
         """
         cache = kwargs.pop("past_key_values", None) if cache is None else cache
         use_cache = self.config.use_cache if use_cache is None else use_cache
-        if cache is None and use_cache:
+        checkpointed = use_cache and cast(Any, self).training and cast(Any, self).is_gradient_checkpointing
+        if cache is None and use_cache and not checkpointed:  # layers that run again would fill it twice
             cache = LowRankCache(self.config)
         given = input_ids if input_ids is not None else inputs_embeds
         if given is None:

@@ -19,16 +19,24 @@ PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "
 def with_lora(model: Any, *, layers: int | None = None, rank: int = 16, alpha: int = 32, seed: int = 0) -> Any:
     """Return a PEFT model with LoRA adapters on the top `layers` layers (all where None); they start as the identity.
 
-    Raises ValueError for a number of layers that the model does not have.
+    They lie on the projections of Llama's names, or, where a model has none, on those that PEFT chooses for its class.
+    Raises ValueError for a number of layers that the model does not have, and for a class that PEFT does not know.
     """
     from peft import LoraConfig, get_peft_model
+    from peft.utils import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING as CHOSEN
 
-    depth: int = model.config.num_hidden_layers
+    depth: int = model.config.get_text_config().num_hidden_layers
     layers = depth if layers is None else layers
     if not 1 <= layers <= depth:
         raise ValueError(f"the model has {depth} layers: put adapters on 1 to {depth} of them, not {layers}")
+    present = {name.rpartition(".")[2] for name, _ in model.named_modules()} & set(PROJECTIONS)
+    if not present and model.config.model_type not in CHOSEN:
+        raise ValueError(
+            f"{type(model).__name__} has none of the layers {', '.join(PROJECTIONS)}: put adapters on it by PEFT's "
+            "get_peft_model, and give the adapted model"
+        )
     config = LoraConfig(
-        r=rank, lora_alpha=alpha, target_modules=list(PROJECTIONS),
+        r=rank, lora_alpha=alpha, target_modules=list(PROJECTIONS) if present else None,
         layers_to_transform=list(range(depth - layers, depth)), task_type="CAUSAL_LM",
     )  # fmt: skip
     with torch.random.fork_rng():
@@ -40,6 +48,15 @@ def _is_peft(policy: Any) -> bool:
     return hasattr(policy, "peft_config")
 
 
+def _adapter(policy: Any) -> str:
+    """Name the adapter at work; raises ValueError where that are several."""
+    active: Any = policy.active_adapters  # a method of a model that transformers adapted itself
+    names: list[str] = [*(active() if callable(active) else active)]
+    if len(names) != 1:
+        raise ValueError(f"{len(names)} adapters are at work ({', '.join(names)}): train one, by set_adapter")
+    return names[0]
+
+
 def weights(policy: Any) -> dict[str, torch.Tensor]:
     """Return the weights that training moves: the adapter's, or all of a plain model's (on the CPU, copied)."""
     return {name: value.detach().cpu().clone().contiguous() for name, value in _moved(policy).items()}
@@ -49,7 +66,7 @@ def _moved(policy: Any) -> dict[str, torch.Tensor]:
     if _is_peft(policy):
         from peft import get_peft_model_state_dict
 
-        return get_peft_model_state_dict(policy, adapter_name="default")
+        return get_peft_model_state_dict(policy, adapter_name=_adapter(policy))
     moved = policy.state_dict()
     if getattr(policy.config, "tie_word_embeddings", False):
         moved.pop("lm_head.weight", None)
@@ -60,7 +77,7 @@ def policy_key(policy: Any) -> str:
     """Hash the shapes of what `weights` returns, and of an adapter its strength and the weights that it stands on."""
     shapes, below, strength = {name: list(value.shape) for name, value in _moved(policy).items()}, {}, None
     if _is_peft(policy):
-        strength = getattr(policy.peft_config["default"], "lora_alpha", None)
+        strength = getattr(policy.peft_config[_adapter(policy)], "lora_alpha", None)
         adapters = tuple(f".{name}." for name in policy.peft_config)
         below = bits_of(
             (name, weight)
@@ -75,7 +92,7 @@ def set_weights(policy: Any, values: dict[str, torch.Tensor]) -> None:
     if _is_peft(policy):
         from peft import set_peft_model_state_dict
 
-        unexpected = set_peft_model_state_dict(policy, values, adapter_name="default").unexpected_keys
+        unexpected = set_peft_model_state_dict(policy, values, adapter_name=_adapter(policy)).unexpected_keys
     else:
         unexpected = policy.load_state_dict(values, strict=False).unexpected_keys
         policy.tie_weights()

@@ -91,7 +91,8 @@ def checked_scores(judge: Any, prompt: str, responses: Sequence[str]) -> list[fl
 
     A spent budget and a server that refuses for good pass as they are: the next prompt would fare no better.
     """
-    asked = judge if hasattr(judge, "score") else ByComparison(judge)
+    scores_itself = hasattr(judge, "score") and getattr(type(judge), "score", None) is not Judge.score
+    asked = judge if scores_itself else ByComparison(judge)
     scores = _asked(judge, prompt, lambda: [float(score) for score in asked.score(prompt, responses)])
     if len(scores) != len(responses) or not all(map(math.isfinite, scores)):
         raise JudgeFailed(
@@ -337,7 +338,7 @@ class RecordedJudge(Judge):
         self._preferences: dict[tuple[str, str, str], float] = {}
         if not self.path.exists():
             raise TenfoldError(f"{self.path} is not there: give a JSON-lines file of recorded labels.")
-        for number, line in enumerate(self.path.read_text(encoding="utf8").splitlines(), start=1):
+        for number, line in enumerate(self.path.read_text(encoding="utf8").split("\n"), start=1):
             if line.strip():
                 self._take(line, number)
 

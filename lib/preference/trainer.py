@@ -159,8 +159,11 @@ def train(
 ) -> list[dict[str, float]]:
     """Train a policy in place and return trl's metrics of each logged step.
 
-    The policy ends in evaluation mode, without the copy of its adapter that was the reference.
+    The policy ends in evaluation mode, without the copy of its adapter that was the reference. Raises ValueError for an
+    adapted policy without an adapter called "default", which is the one that trl trains.
     """
+    if (adapters := getattr(policy, "peft_config", None)) and "default" not in adapters:
+        raise ValueError(f'trl trains the adapter "default", and this policy has {", ".join(adapters)}: rename it')
     runner = trainer(
         policy, ref_model=ref_model, args=args, train_dataset=data, processing_class=tokenizer,
         callbacks=[StepBar()] if progress else [], **options,

@@ -11,13 +11,14 @@ from typing import Any, Literal
 
 import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 from tqdm import tqdm
 
 from lib.core.generation import Context, common_length
 from lib.core.scoring import by_length, mean_pooled, padded
 
 SHORTEST_PREFIX = 8  # shared tokens that are worth a cache
+LAYERS = ("layers", "h", "blocks")  # how decoders call the list of their layers
 Pooling = Literal["mean", "last"]
 
 
@@ -51,7 +52,7 @@ def pooled_states(
     begins = [min(shared, len(s) - 1) for s in sequences] if starts is None else list(starts)
     _check(model, sequences, begins)
     prefix = min([shared if shared >= SHORTEST_PREFIX else 0, *begins])
-    mean = torch.zeros(len(sequences), model.config.hidden_size)
+    mean = torch.zeros(len(sequences), model.config.get_text_config().hidden_size)
     last, device = torch.zeros_like(mean), next(model.parameters()).device
     with shallow(model, layers) as base, torch.inference_mode():
         known = Context(base, 1)
@@ -86,14 +87,19 @@ def _check(model: Any, sequences: Sequence[Sequence[int]], begins: Sequence[int]
 def shallow(model: Any, layers: int | None) -> Iterator[Any]:
     """Give a causal model's decoder with its first `layers` layers and its final norm; whole again afterwards."""
     base = model.get_decoder() if hasattr(model, "get_decoder") else model.model
-    whole, count = base.layers, base.config.num_hidden_layers
+    name = next((name for name in LAYERS if isinstance(getattr(base, name, None), nn.ModuleList)), None)
+    if name is None:
+        raise ValueError(f"{type(base).__name__} keeps its layers under none of the names {', '.join(LAYERS)}")
+    whole, count = getattr(base, name), base.config.num_hidden_layers
     depth = count if layers is None else layers
     if not 1 <= depth <= count:
         raise ValueError(f"{depth} layers were asked for, and the model has {count}: ask for 1 to {count}")
     training = base.training
     try:
-        base.layers, base.config.num_hidden_layers = whole[:depth], depth
+        setattr(base, name, whole[:depth])
+        base.config.num_hidden_layers = depth
         yield base.eval()
     finally:
-        base.layers, base.config.num_hidden_layers = whole, count
+        setattr(base, name, whole)
+        base.config.num_hidden_layers = count
         base.train(training)

@@ -136,7 +136,7 @@ TEXT = {"type": "string"}
 OWN_TOOLS = {
     "find_functions": (
         "Find the scientific functions that serve a question; returns their schemas, best first.",
-        {"query": TEXT, "number": {"type": "integer", "default": 5}}, ["query"],
+        {"query": TEXT, "number": {"type": "integer", "default": 5, "minimum": 1}}, ["query"],
     ),
     "call_function": (
         "Call a function that find_functions returned, with arguments by name in the units of its schema.",
@@ -171,16 +171,19 @@ class ToolServer:
     def call(self, name: str, arguments: dict[str, Any]) -> tuple[str, bool]:
         """Text that answers a call, and whether it is an error."""
         try:
-            if name == "find_functions":
-                found = self.index.search([str(arguments["query"])], int(arguments.get("number", 5)))[0]
-                return json.dumps([self.tools[n].schema()["function"] for n in found]), False
-            if name == "call_function":
-                return _told(dispatch(self.tools, self.sandbox, arguments["name"], arguments["arguments"]))
-            if name == "run_program":
-                job = self.tools.job(arguments["program"], arguments.get("functions", []))
-                return _told(self.sandbox.map([job])[0])
-        except KeyError as error:
-            return f"{name} needs {error}, or there is no function of that name.", True
+            given = _own_arguments(name, arguments) if name in OWN_TOOLS else {}
+            strange = [repr(n) for n in given.get("functions", []) if n not in self.tools]
+            if strange:
+                raise CallRefused(f"there is no function {', '.join(strange)}: find_functions gives their names.")
+        except CallRefused as error:
+            return str(error), True
+        if name == "find_functions":
+            found = self.index.search([given["query"]], given["number"])[0]
+            return json.dumps([self.tools[n].schema()["function"] for n in found]), False
+        if name == "call_function":
+            return _told(dispatch(self.tools, self.sandbox, given["name"], given["arguments"]))
+        if name == "run_program":
+            return _told(self.sandbox.map([self.tools.job(given["program"], given["functions"])])[0])
         if self.each:
             return _told(dispatch(self.tools, self.sandbox, name, arguments))
         return f"there is no tool {name!r}: use {', '.join(OWN_TOOLS)}.", True
@@ -201,6 +204,29 @@ class ToolServer:
             return types.CallToolResult(content=[types.TextContent(type="text", text=text)], is_error=failed)
 
         return Server("tenfold-sciagent", on_list_tools=list_tools, on_call_tool=call_tool)
+
+
+def _own_arguments(name: str, arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the arguments of one of `OWN_TOOLS` as its schema says, with defaults; raises CallRefused."""
+    _, properties, required = OWN_TOOLS[name]
+    given = {p: schema["default"] for p, schema in properties.items() if "default" in schema}
+    given |= {p: value for p, value in arguments.items() if value is not None}
+    if missing := [p for p in required if p not in given]:
+        raise CallRefused(f"{name} needs {', '.join(missing)}.")
+    for p in given.keys() & properties.keys():
+        kind, value = properties[p]["type"], given[p]
+        if kind == "integer" and str(value).strip().isdecimal():
+            given[p] = value = int(value)
+        fits = {
+            "string": isinstance(value, str),
+            "integer": type(value) is int and value >= properties[p].get("minimum", value),
+            "array": isinstance(value, (list, tuple)) and all(isinstance(item, str) for item in value),
+            "object": isinstance(value, (Mapping, str)),  # a text is read as JSON
+        }[kind]
+        if not fits:
+            what = {"string": "a text", "integer": "a whole number from 1", "array": "a list of names"}
+            raise CallRefused(f"{p} of {name} is {what.get(kind, 'an object of arguments by name')}, not {value!r}.")
+    return given
 
 
 def _told(outcome: Execution) -> tuple[str, bool]:

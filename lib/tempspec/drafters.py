@@ -197,6 +197,17 @@ def siblings(
     return drawn, weights.gather(-1, drawn) > 0
 
 
+def vocabularies(target: Any, drafter: Any) -> tuple[int, int]:
+    """Return the sizes of both vocabularies; raises ValueError where they differ by more than padding."""
+    theirs, own = (model.config.get_text_config().vocab_size for model in (target, drafter))
+    if abs(own - theirs) >= PADDING:
+        raise ValueError(
+            f"the drafter's vocabulary has {own} tokens, the target's {theirs}: use a drafter with the target's "
+            "tokenizer, or a UniversalDrafter"
+        )
+    return theirs, own
+
+
 class ModelDrafter(AutoregressiveDrafter):
     """Any causal language model with the target's tokenizer, with a KV cache of its own.
 
@@ -209,12 +220,7 @@ class ModelDrafter(AutoregressiveDrafter):
 
     def begin(self, target: Any, batch: int) -> None:
         """Start with an empty cache."""
-        self._vocab, self._own = (model.config.get_text_config().vocab_size for model in (target, self.model))
-        if abs(self._own - self._vocab) >= PADDING:
-            raise ValueError(
-                f"the drafter's vocabulary has {self._own} tokens, the target's {self._vocab}: use a drafter with the "
-                "target's tokenizer, or a UniversalDrafter"
-            )
+        self._vocab, self._own = vocabularies(target, self.model)
         self._context = TreeContext(self.model, batch)
         self._context.keep_for_rollback()
         self._verified = torch.zeros_like(self._context.lengths)  # prefix tokens in the cache at the last proposal

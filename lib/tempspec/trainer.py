@@ -20,6 +20,7 @@ from transformers import PrinterCallback, Trainer, TrainingArguments
 from transformers.trainer_utils import get_last_checkpoint
 
 from lib.tempspec.answers import Example, TeachingBatch, answer, draft_states, teaching_batches
+from lib.tempspec.drafters import vocabularies
 from lib.tempspec.modeling import known_logits
 
 STALEST = 3  # a feature drafter is taught with features up to this many tokens old
@@ -101,8 +102,10 @@ def distill(
 
     Prompts are token ids, or strings where there is a `tokenizer`. `drafter` is a causal language model or a
     `FeatureModel`; it is trained in place by `teach`, which explains the options, and returned in the target's dtype.
-    Raises ValueError where there are fewer prompts than temperatures, TypeError for strings without a tokenizer.
+    Raises ValueError where there are fewer prompts than temperatures, or vocabularies that differ, and TypeError for
+    strings without a tokenizer.
     """
+    vocabularies(target, drafter)
     if any(isinstance(prompt, str) for prompt in prompts):
         if tokenizer is None:
             raise TypeError("prompts are strings: give a tokenizer, or token ids")

@@ -51,7 +51,7 @@ class Progress:
 def annotate_corpus(
     conversations: Iterable[Conversation],
     annotator: Annotator,
-    folder: Path,
+    folder: Path | str,
     *,
     part_size: int = 512,
     share: Share | None = None,
@@ -59,21 +59,22 @@ def annotate_corpus(
 ) -> Progress:
     """Annotate conversations into a folder, going on where an earlier run of the same corpus stopped.
 
-    An annotator's `settings()`, where it has one, says in JSON what its labels hang on. Raises TenfoldError where a
-    part that is there holds other conversations (another corpus, order or part size), or labels of other settings.
+    An annotator's `settings()`, where it has one, says in JSON what its labels hang on; of another its class is known.
+    Raises TenfoldError where a part that is there holds other conversations (another corpus, order or part size), or
+    labels of other settings.
     """
     from tqdm import tqdm
 
     chat = annotator if isinstance(annotator, ChatAnnotator) else None
     share = share or (Share(0, 1) if chat else share_of_process())
-    done, began, numbers = Progress(), time.perf_counter(), []
+    done, began, numbers, folder = Progress(), time.perf_counter(), [], Path(folder)
     with Journal(folder / FILE) as ledger, tqdm(total=total, unit="conv", desc="annotate") as bar:
         begun, said = len(ledger) > 0, getattr(annotator, "settings", None)
-        settings = key_of(said()) if callable(said) else None
-        if settings is not None and not begun:
+        settings = key_of(said() if callable(said) else f"{type(annotator).__module__}.{type(annotator).__qualname__}")
+        if not begun:
             ledger.once("start", lambda: {"settings": settings, "state": chat.state() if chat else {}})
-        start = ledger.get("start", {"settings": None})
-        if start["settings"] != settings:
+        start: Any = ledger.get("start")
+        if start["settings"] != settings if start else callable(said):
             raise TenfoldError(
                 f"{folder} holds labels of another model or form, or of other settings: use another folder for these."
             )
@@ -140,19 +141,20 @@ def _rows(ledger: Journal, number: int) -> list[dict[str, Any]]:
     return [row | again.get(row["id"], {}) for row in ledger[f"part {number:06d}"]["rows"]]
 
 
-def read_rows(folder: Path) -> Iterator[dict[str, Any]]:
+def read_rows(folder: Path | str) -> Iterator[dict[str, Any]]:
     """Read what `annotate_corpus` kept of each conversation: its labels, thread, and masked `excerpt`, part after part.
 
     Raises TenfoldError where the folder holds no annotations.
     """
-    if not (folder / FILE).exists():
+    file = Path(folder) / FILE
+    if not file.exists():
         raise TenfoldError(f"{folder} holds no annotations: fill it by annotate_corpus first.")
-    with Journal(folder / FILE) as ledger:
+    with Journal(file) as ledger:
         for key in sorted(key for key in ledger if key.startswith("part ")):
             yield from _rows(ledger, int(key.split()[1]))
 
 
-def read_annotations(folder: Path) -> Iterator[Annotation]:
+def read_annotations(folder: Path | str) -> Iterator[Annotation]:
     """Read the annotations of a folder that `annotate_corpus` filled, part after part."""
     for row in read_rows(folder):
         yield Annotation(row["id"], row["domain"], tuple(row["tasks"]), row["summary"], row["fault"])

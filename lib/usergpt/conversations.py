@@ -125,6 +125,7 @@ class ConversationReader:
 
     def __iter__(self) -> Iterator[Conversation]:
         seen: set[int] = set()  # hashes: 8 bytes a record, so that millions fit
+        self.read, self.faults, self.notes = 0, Counter(), Counter()  # a second reading counts anew
         for record in self.records:
             self.read += 1
             if self.layout is None:

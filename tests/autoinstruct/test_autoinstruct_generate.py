@@ -167,3 +167,7 @@ def test_one_call_writes_tries_and_scores_on_held_out_examples():
         optimise(task, chat, chat, metric="choice")
     with pytest.raises(ValueError, match="cannot be parted"):
         optimise(task, chat, chat, held_out=0.01)
+    asked = len(chat.asked)
+    with pytest.raises(ValueError, match="needs its tokenizer"):
+        optimise(task, object(), chat)
+    assert len(chat.asked) == asked

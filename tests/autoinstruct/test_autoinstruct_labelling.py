@@ -183,3 +183,7 @@ def test_a_template_that_refuses_a_system_turn_is_named(lm):
 def test_a_pair_without_an_answer_is_refused(lm):
     with pytest.raises(ValueError, match="has no answer"):
         label(*lm, [dataclasses.replace(pairs()[0], answers=())])
+    endless = copy.deepcopy(lm[1])
+    endless.eos_token = None
+    with pytest.raises(ValueError, match="this one names none: set it"):
+        label(lm[0], endless, pairs()[:1])

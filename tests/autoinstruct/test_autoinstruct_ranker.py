@@ -161,6 +161,16 @@ class Widths(Scorer):
         return self.weight * prepared
 
 
+def test_a_task_with_few_candidates_takes_none_from_the_others():
+    rng = np.random.default_rng(0)
+    wide, narrow = table(rng.random((6, 9)), "wide"), table(rng.random((3, 2)), "narrow")
+    scorer = Widths()
+    options = {"epochs": 2, "batch_rows": 4, "lowest_range": 0.0, "progress": False}
+    assert len(fit(scorer, [wide, narrow], **options)) == len(scorer.asked) == 6
+    for epoch in (scorer.asked[:3], scorer.asked[3:]):  # six rows of eight, three of two
+        assert sorted(epoch) == [3 * 2, 2 * 8, 4 * 8]
+
+
 def test_a_task_that_a_ranker_cannot_learn_from_is_named():
     with pytest.raises(ValueError, match="there is no table to learn from"):
         fit(Widths(), [])
@@ -250,3 +260,19 @@ def test_one_instruction_for_a_task_has_the_highest_mean_score():
     scores = np.array([[3.0, 2.0, 0.0], [-3.0, 1.0, 0.0]])
     assert per_example(scores).tolist() == [0, 1]
     assert per_task(scores).tolist() == [1, 1]
+
+
+def test_an_encoder_with_one_kind_of_token_ranks_and_its_length_is_kept(encoder):
+    from transformers import RobertaConfig, RobertaModel
+
+    torch.manual_seed(0)
+    config = RobertaConfig(
+        vocab_size=len(encoder.tokenizer), hidden_size=16, num_hidden_layers=2, num_attention_heads=2,
+        intermediate_size=32, max_position_embeddings=34, type_vocab_size=1, pad_token_id=1,
+    )  # fmt: skip
+    model = RobertaModel(config).eval()
+    scorer = CrossEncoder(model, encoder.tokenizer, trained_layers=1, max_tokens=32)
+    scores = scorer(*scorer.prepare([("an input", "an instruction " * 20), ("another", "one")]))
+    assert scores.shape == (2,)
+    with pytest.raises(ValueError, match="max_tokens = 33: RobertaModel reads 32"):
+        CrossEncoder(model, encoder.tokenizer, max_tokens=33)

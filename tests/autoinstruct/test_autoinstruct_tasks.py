@@ -200,3 +200,8 @@ def test_screening_tells_a_task_that_the_model_can_do_from_one_that_it_guesses(m
     assert frame.loc["guesses", "information"] == pytest.approx(0)
     assert frame.loc["sums", "log_prob"] == pytest.approx(-0.5)
     assert above_chance(frame.reset_index()) == ["sums"]
+
+
+def test_a_row_may_hold_any_line_separator(tmp_path):
+    (tmp_path / "rows.jsonl").write_text('{"input": "one\u2028two\x85three"}\n', encoding="utf8")
+    assert read_jsonl(tmp_path / "rows.jsonl") == [{"input": "one\u2028two\x85three"}]

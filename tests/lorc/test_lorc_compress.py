@@ -215,3 +215,11 @@ def test_adapters_and_other_classes_are_refused_and_the_model_is_untouched(make_
         assert config.model_type == "llama"
     merged = adapted.merge_and_unload()
     assert compress(merged, 0.5).config.model_type == "lorc_llama"
+
+
+def test_a_rest_of_one_token_does_not_spoil_the_calibration(make_model):
+    ids = torch.randint(2, 61, (1, 33), generator=torch.Generator().manual_seed(0))
+    whole, rest = (compress(make_model(), 0.5, whiten=ids[:, :n].split(8, dim=1)) for n in (32, 33))
+    assert whole.config.lorc == rest.config.lorc
+    with pytest.raises(ValueError, match="whiten holds no text to calibrate on"):
+        compress(make_model(), 0.5, whiten=ids[:, :1])

@@ -207,3 +207,17 @@ def test_decoding_with_gradients_on_takes_the_same_values(make_model: Maker) -> 
     model(input_ids=tokens[:, :8], cache=cache)
     step = model(input_ids=tokens[:, 8:], cache=cache).logits
     torch.testing.assert_close(step, decoded(model, tokens, prompt=4)[:, 8:], atol=1e-4, rtol=0)
+
+
+def test_a_checkpointed_backward_pass_gives_the_same_gradients(make_model: Maker) -> None:
+    model = compress(make_model(), 0.5, sink_tokens=1).train()
+    ids = torch.randint(2, 61, (2, 9), generator=torch.Generator().manual_seed(0))
+
+    def gradients() -> dict[str, torch.Tensor]:
+        model.zero_grad()
+        model(input_ids=ids, labels=ids).loss.backward()
+        return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+
+    plain = gradients()
+    model.gradient_checkpointing_enable()
+    assert all(torch.allclose(grad, plain[name], atol=1e-6) for name, grad in gradients().items())

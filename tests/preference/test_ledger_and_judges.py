@@ -367,3 +367,19 @@ def test_win_rates_name_the_judge_that_fails_and_its_prompt():
         judge.prefer = prefer
         with pytest.raises(JudgeFailed, match=f"Prefers failed on the prompt 'q'.*{message}"):
             win_rate(judge, ["q"], ["a"], ["b"], progress=False)
+
+
+def test_a_judge_by_inheritance_may_only_compare():
+    class Longer(Judge):
+        def prefer(self, prompt, a, b):
+            return float(len(a) > len(b))
+
+    assert score_all(Longer(), ["x"], [["a", "ccc", "bb"]], progress=False).tolist() == [[0, 1, 0.5]]
+
+
+def test_a_recorded_text_may_hold_any_line_separator(tmp_path):
+    odd = "one\u2028two\x85three"
+    (tmp_path / "labels.jsonl").write_text(
+        json.dumps({"prompt": "x", "response": odd, "score": 3}, ensure_ascii=False) + "\n", encoding="utf8"
+    )
+    assert RecordedJudge(tmp_path / "labels.jsonl").score("x", [odd]) == [3]

@@ -163,3 +163,38 @@ def test_a_text_prompt_is_cut_before_its_responses_too(tiny_policy, tokenizer, t
     assert args.max_length == 7
     assert tokenizer.decode(trainer.train_dataset[0]["prompt_ids"]) == " five six seven"
     assert tokenizer.decode(trainer.train_dataset[0]["chosen_ids"]) == " yes, it is<|im_end|>"
+
+
+def test_an_adapter_of_another_name_is_put_away_and_taken_up(tiny_policy, tokenizer, tmp_path):
+    from peft import LoraConfig, get_peft_model
+
+    policy = get_peft_model(tiny_policy, LoraConfig(target_modules=["q_proj"]), adapter_name="mine")
+    moved = preference.weights(policy)
+    preference.save_policy(policy, tmp_path)
+    with torch.no_grad():
+        next(p for name, p in policy.named_parameters() if "lora_B" in name).add_(1)
+    preference.load_policy(policy, tmp_path)
+    assert all(torch.equal(weight, moved[name]) for name, weight in preference.weights(policy).items())
+    with pytest.raises(ValueError, match='trains the adapter "default", and this policy has mine'):
+        train(policy, tokenizer, data_of(), config(tmp_path))
+    policy.base_model.set_adapter([*policy.active_adapters, *_second(policy)])
+    with pytest.raises(ValueError, match="2 adapters are at work"):
+        preference.weights(policy)
+
+
+def _second(policy):
+    policy.add_adapter("yours", policy.peft_config["mine"])
+    return ["yours"]
+
+
+def test_lora_lies_on_a_model_of_other_names_or_says_that_it_cannot():
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    model = GPT2LMHeadModel(GPT2Config(vocab_size=31, n_embd=16, n_layer=3, n_head=2, n_positions=32))
+    policy = preference.with_lora(model, layers=1)
+    adapted = {name for name, weight in policy.named_parameters() if weight.requires_grad}
+    assert adapted
+    assert all(".h.2." in name for name in adapted)
+    model.config.model_type = "unheard of"
+    with pytest.raises(ValueError, match="GPT2LMHeadModel has none of the layers q_proj"):
+        preference.with_lora(GPT2LMHeadModel(model.config))

@@ -138,3 +138,18 @@ def test_spin_prefers_the_real_answer_and_cuts_it(tokenizer):
     same = [[Response(tuple(row["chosen_ids"]), "Water that falls", -1.0, True)]]
     with pytest.raises(ValueError, match="repeats the real answer"):
         self_play_rows(asked, same, tokenizer, max_tokens=3)
+
+
+def test_states_are_pooled_of_models_that_call_their_layers_otherwise():
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    torch.manual_seed(0)
+    model = GPT2LMHeadModel(GPT2Config(vocab_size=31, n_embd=16, n_layer=3, n_head=2, n_positions=32)).eval()
+    found = pooled_states(model, [[1, 2, 3], [4, 5, 6, 7]], layers=2)
+    with torch.no_grad():
+        below = model(torch.tensor([[4, 5, 6, 7]]), output_hidden_states=True).hidden_states[2]
+        assert torch.allclose(found.last[1], model.transformer.ln_f(below)[0, -1], atol=1e-5)
+    assert len(model.transformer.h) == model.config.num_hidden_layers == 3
+    model.transformer.h = torch.nn.Identity()
+    with pytest.raises(ValueError, match="GPT2Model keeps its layers under none of the names layers, h, blocks"):
+        pooled_states(model, [[1, 2], [3, 4]])

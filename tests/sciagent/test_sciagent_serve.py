@@ -77,11 +77,29 @@ def test_what_a_server_offers_without_its_protocol(tools, warm):
         own.call("run_program", {"program": "x = LMTD(100, 60, 30, 40.2)\nprint(x)", "functions": ["LMTD"]})[1] is False
     )
     assert own.call("run_program", {"program": "import os"})[1]
-    assert own.call("call_function", {"name": "LMTD"}) == (
-        "call_function needs 'arguments', or there is no function of that name.", True
-    )  # fmt: skip
+    assert own.call("run_program", {"program": "LMTD(100, 60, 30, 40.2)", "functions": None})[1]  # LMTD is not defined
+    assert json.loads(own.call("find_functions", {"query": "heat", "number": "2"})[0])[1:]
     assert own.call("LMTD", LMTD)[1]
     assert not serve.ToolServer(tools, warm, each=True).call("LMTD", LMTD)[1]
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "said"),
+    [
+        ("call_function", {"name": "LMTD"}, "call_function needs arguments."),
+        ("find_functions", {}, "find_functions needs query."),
+        ("find_functions", {"query": "heat", "number": -1}, "number of find_functions is a whole number from 1, not"),
+        ("find_functions", {"query": "heat", "number": "many"}, "a whole number from 1, not 'many'"),
+        ("run_program", {"program": 3}, "program of run_program is a text, not 3."),
+        ("run_program", {"program": "1", "functions": "LMTD"}, "is a list of names, not 'LMTD'"),
+        ("run_program", {"program": "1", "functions": ["lmdt"]}, "there is no function 'lmdt'"),
+        ("call_function", {"name": "LMTD", "arguments": [1]}, "is an object of arguments by name, not [1]"),
+    ],
+)  # fmt: skip
+def test_what_does_not_fit_the_servers_own_tools_is_said_in_one_sentence(tools, warm, name, arguments, said):
+    text, failed = serve.ToolServer(tools, warm).call(name, arguments)
+    assert failed
+    assert said in text
 
 
 def test_an_mcp_client_lists_finds_calls_and_is_refused(tmp_path):

@@ -343,3 +343,10 @@ def test_a_head_that_is_the_targets_is_neither_trained_nor_kept(target, tmp_path
     again = load_feature_model(file, target)
     assert (again.longest_lag, again.head.weight.requires_grad) == (2, False)
     torch.testing.assert_close(again.head.weight, network.head.weight)
+
+
+def test_another_vocabulary_is_refused_before_any_answer_is_made():
+    target, other = llama(0), llama(1)
+    other.resize_token_embeddings(4000)
+    with pytest.raises(ValueError, match=f"the drafter's vocabulary has 4000 tokens, the target's {VOCAB}"):
+        distill(target, other, [[1, 2]] * 4)

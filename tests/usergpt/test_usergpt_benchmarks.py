@@ -68,9 +68,15 @@ def test_hub_categories_become_task_types_and_rare_ones_are_dropped():
 
 
 class PhraseAnnotator:
-    """Labels by the phrase of a request."""
+    """Labels by the phrase of a request, interrupted after a number of parts."""
+
+    def __init__(self, parts=1000):
+        self.left = parts
 
     def annotate(self, conversations):
+        if self.left == 0:
+            raise KeyboardInterrupt
+        self.left -= 1
         for conversation in conversations:
             yield Annotation(conversation.id, tasks=(task_phrase(conversation.requests[0]),))
 
@@ -79,24 +85,13 @@ def people(count):
     return (Conversation(f"c{i}", f"t{i // 2}", (f"write a poem about number {i}",)) for i in range(count))
 
 
-class Interrupted(PhraseAnnotator):
-    def __init__(self, after):
-        self.left = after
-
-    def annotate(self, conversations):
-        if self.left == 0:
-            raise KeyboardInterrupt
-        self.left -= 1
-        yield from super().annotate(conversations)
-
-
 def test_an_interrupted_corpus_goes_on_where_it_was(tmp_path):
     with pytest.raises(KeyboardInterrupt):
-        annotate_corpus(people(50), Interrupted(2), tmp_path, part_size=10)
+        annotate_corpus(people(50), PhraseAnnotator(2), tmp_path, part_size=10)
     done = annotate_corpus(people(50), PhraseAnnotator(), tmp_path, part_size=10)
     assert (done.annotated, done.done_before) == (30, 20)
     assert list(read_annotations(tmp_path)) == list(PhraseAnnotator().annotate(people(50)))
-    again = annotate_corpus(people(50), Interrupted(0), tmp_path, part_size=10)
+    again = annotate_corpus(people(50), PhraseAnnotator(0), tmp_path, part_size=10)
     assert (again.annotated, again.done_before) == (0, 50)
 
 
@@ -127,6 +122,7 @@ class Weighed(PhraseAnnotator):
     """Notes what is held in memory before each part."""
 
     def __init__(self):
+        super().__init__()
         self.held = []
 
     def annotate(self, conversations):
@@ -145,3 +141,14 @@ def test_memory_stays_flat(tmp_path):
     tracemalloc.stop()
     assert len(annotator.held) == 12
     assert annotator.held[-1] - annotator.held[1] < 0.1 * len(text) * 100
+
+
+def test_two_annotators_that_say_no_settings_do_not_share_a_folder(tmp_path):
+    class Others(PhraseAnnotator):
+        """Labels of another kind."""
+
+    annotate_corpus(people(5), PhraseAnnotator(), str(tmp_path))
+    assert annotate_corpus(people(5), PhraseAnnotator(), tmp_path).done_before == 5
+    assert len(list(read_annotations(str(tmp_path)))) == 5
+    with pytest.raises(TenfoldError, match="holds labels of another model or form"):
+        annotate_corpus(people(5), Others(), tmp_path)

@@ -153,3 +153,10 @@ def test_an_excerpt_is_masked_before_it_is_cut():
     for characters in range(12, 60):
         assert "a1a1" not in masked_excerpt(text, characters)
         assert len(masked_excerpt(text, characters)) <= characters
+
+
+def test_a_second_reading_counts_anew():
+    reader = ConversationReader([{"id": "a", "conversations": [{"from": "human", "value": "hello"}]}, {"id": "b"}] * 2)
+    for _ in range(2):
+        assert [conversation.id for conversation in reader] == ["a"]
+        assert (reader.read, dict(reader.faults)) == (4, {"repeated id": 1, "not in the corpus's layout": 2})
