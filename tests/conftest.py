@@ -22,6 +22,12 @@ def own_accelerator():
         sys.modules["accelerate.state"].AcceleratorState._reset_state()
 
 
+@pytest.fixture
+def as_installed(monkeypatch):
+    """Call `lib` as people do, without the checks of annotations that tests add: its own sentences refuse bad types."""
+    monkeypatch.setattr("jaxtyping.config.jaxtyping_disable", True)
+
+
 def pytest_collection_modifyitems(items):
     """Whole notebooks first, half of them for each of two workers: what is short then fills their last minute evenly.
 

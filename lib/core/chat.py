@@ -18,7 +18,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -28,6 +28,7 @@ from lib.core.store import BudgetExceeded, Journal, key_of
 MAY_PASS = {408, 409, 425, 429, 500, 502, 503, 504, 529}  # statuses of a server that may answer later
 REFUSED = {401, 402, 403, 404}  # a wrong key, address or model, or no credit: every other question would fail too
 TIME_OUT, NO_CONNECTION, NO_COMPLETION = "time-out", "no connection", "an answer that is no completion"
+NO_KEY = "a key with characters that no request can hold"
 LONGEST_PAUSE = 120  # seconds
 SIDE_BY_SIDE, ROUNDS = 8, 8  # questions that a chat answers at once, and how often as many a Recorder asks together
 
@@ -38,6 +39,7 @@ Messages = str | Sequence[Mapping[str, Any]]  # a question, or a dialogue as the
 class Decoding:
     """How a reply is drawn: the protocol's settings; what is None or empty is not sent.
 
+    A `stop` that is a text is one, not its letters.
     `n` replies are drawn to one question, `logprobs` gives each token's log-probability and those of so many
     alternatives, and `extra` is sent as it is (a server's own settings).
     """
@@ -45,7 +47,7 @@ class Decoding:
     temperature: float | int = 1.0
     top_p: float | int | None = None
     max_tokens: int | None = None
-    stop: tuple[str, ...] = ()
+    stop: tuple[str, ...] | str = ()
     seed: int | None = None
     n: int = 1
     logprobs: int | None = None
@@ -57,7 +59,7 @@ class Decoding:
         settings: dict[str, Any] = {"temperature": float(self.temperature), "top_p": top_p}
         settings |= {
             "max_tokens": self.max_tokens,
-            "stop": list(self.stop) or None,
+            "stop": ([self.stop] if isinstance(self.stop, str) else list(self.stop)) if self.stop else None,
             "seed": self.seed,
             "n": self.n if self.n != 1 else None,
         }
@@ -93,15 +95,20 @@ class ChatFailed(TenfoldError):
     def __init__(self, url: str, reason: str, *, status: int | None = None, paid: bool = True) -> None:
         if reason == NO_COMPLETION:
             advice = "it does not speak the OpenAI chat protocol, or gives no text to this question"
-        elif status is None:
+        elif status is None and reason != NO_KEY:
             advice = "check that it runs, and its address"
         else:
             advice = "check its address, the model and the key"
         super().__init__(f"the endpoint {url} gave no completion ({reason}): {advice}.")
-        self.reason, self.status, self.paid = reason, status, paid
-        self.final = status in REFUSED
-        self.may_pass = status is None or status in MAY_PASS
+        self.url, self.reason, self.status, self.paid = url, reason, status, paid
+        self.final = status in REFUSED or reason == NO_KEY
+        self.may_pass = not self.final and (status is None or status in MAY_PASS)
         self.wait: float | None = None  # seconds that the server asked for
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle what it was made of, so that it comes out of a worker process as it went in."""
+        made = partial(type(self), self.url, self.reason, status=self.status, paid=self.paid)
+        return made, (), {"wait": self.wait}
 
 
 @runtime_checkable
@@ -174,14 +181,14 @@ class ChatClient:
         Raises ChatFailed where none comes, and BudgetExceeded before a request that the budget does not allow.
         """
         decoding = decoding or self.decoding
-        key = reply_key(self.model, messages, decoding, attempt)
+        key, most = reply_key(self.model, messages, decoding, attempt), decoding.n * (decoding.max_tokens or 0)
         request = {"model": self.model, "messages": _dialogue(messages)} | decoding.request()
         kept = self.journal.once(
             key,
             lambda: self._asked(request, key),
             purpose=self.purpose,
-            tokens=decoding.n * (decoding.max_tokens or 0),
-            tokens_of=lambda row: row["tokens"],
+            tokens=most,
+            tokens_of=lambda row: row["tokens"] or most,  # a server that counts none has drawn no more than these
         )
         return _reply(kept)
 
@@ -238,10 +245,17 @@ class ChatClient:
         """Reply to one request; a server that knows its key answers and bills it once, also after a crash."""
         import httpx
 
-        secret = self.key or os.environ.get(self.key_variable)
-        headers = {"Idempotency-Key": idempotency_key} | ({"Authorization": f"Bearer {secret}"} if secret else {})
+        secret = (self.key or os.environ.get(self.key_variable) or "").strip()  # a file's key ends with its line
+        if not (secret.isascii() and secret.isprintable()):
+            raise ChatFailed(self.url, NO_KEY, paid=False)
+        headers = {"Idempotency-Key": idempotency_key, "Content-Type": "application/json"}
+        headers |= {"Authorization": f"Bearer {secret}"} if secret else {}
+        # Half of a surrogate pair, which real texts hold, has no UTF-8: it goes as JSON's own escape.
+        body = json.dumps(request, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
         try:
-            answer = self._http.post("chat/completions", json=dict(request), headers=headers)
+            answer = self._http.post(
+                "chat/completions", content=body.encode("utf8", "backslashreplace"), headers=headers
+            )
         except httpx.TimeoutException as error:
             raise ChatFailed(self.url, TIME_OUT, paid=not isinstance(error, httpx.ConnectTimeout)) from None
         except (httpx.HTTPError, httpx.InvalidURL) as error:
@@ -348,8 +362,9 @@ class Replayer:
     def __init__(self, path: Path | str, model: str, *, decoding: Decoding | None = None) -> None:
         self.path, self.model, self.decoding = Path(path), model, decoding or Decoding()
         try:
-            lines = gzip.decompress(self.path.read_bytes()).decode("utf8").splitlines()
-            self.rows = {row["key"]: row for row in map(json.loads, lines)}
+            # `splitlines` would also break a text at U+2028, which JSON may hold as it is.
+            lines = gzip.decompress(self.path.read_bytes()).decode("utf8").split("\n")
+            self.rows = {row["key"]: row for row in map(json.loads, filter(str.strip, lines))}
         except FileNotFoundError:
             raise TenfoldError(
                 f"the recorded replies {self.path} are not there: record them, or ask a model."

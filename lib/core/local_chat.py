@@ -58,7 +58,9 @@ class LocalChat:
             raise ValueError("a LocalChat ends where the model does and knows no settings of a server: leave out stop")
         longest = decoding.max_tokens or LONGEST
         prompts = [self._encoded(question) for question in questions]
-        room = self.network.config.max_position_embeddings - longest
+        # Recurrent models, and those whose attention falls with distance, name no longest text.
+        positions = getattr(self.network.config.get_text_config(), "max_position_embeddings", None)
+        room = float("inf") if positions is None else positions - longest
         replies: dict[int, Reply | ChatFailed] = {
             i: ChatFailed(self.model, f"a prompt of {len(ids)} tokens does not fit", paid=False)
             for i, ids in enumerate(prompts) if len(ids) > room
@@ -91,14 +93,16 @@ class LocalChat:
         choosing = _Choosing(keys, decoding, longest, self.seed, self.tokenizer)
         context, last = read_groups(self.network, list(groups.values()))
         ends = self.network.generation_config.eos_token_id
-        stops = {self.tokenizer.eos_token_id, *([ends] if isinstance(ends, int) else ends or [])}
+        stops = {self.tokenizer.eos_token_id, *([ends] if isinstance(ends, int) else ends or [])} - {None}
         made = decode(context, last, max_new_tokens=longest, stops=sorted(stops), choose=choosing)
+        # A row that has ended is asked about until it leaves the batch: what was told of it then is no reply's.
+        told = [own[: len(tokens)] for own, tokens in zip(choosing.told, made.tokens, strict=False)]
         texts = self.tokenizer.batch_decode(made.tokens, skip_special_tokens=True)
         texts = [self.prefill + text for text in texts]
         ends = ["stop" if ended else "length" for ended in made.ended]
         counts = [len(tokens) for tokens in made.tokens]
         return [
-            Reply(tuple(texts[own]), tuple(ends[own]), sum(counts[own]), tuple(choosing.told[own]))
+            Reply(tuple(texts[own]), tuple(ends[own]), sum(counts[own]), tuple(told[own]))
             for own in (slice(i, i + decoding.n) for i in range(0, len(texts), decoding.n))
         ]
 

@@ -13,6 +13,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 HEAD_ROWS = 1024  # positions that go through the vocabulary head at once
+CAPS = ("final_logit_softcapping", "logits_soft_cap", "output_logit_soft_cap")  # names of c in c tanh(z / c)
 
 
 def padded(
@@ -59,19 +60,24 @@ def decoder_of(model: Any) -> Any:
 def head_logits(model: Any, hidden: Float[Tensor, "*rows width"]) -> Float[Tensor, "*rows vocab"]:
     """Return logits of last hidden states in float32, with what the family does behind its head.
 
-    That is a scale (Granite divides, Cohere and Falcon-H1 multiply) or a soft cap, c tanh(z / c) (Gemma).
+    That is a scale (Granite divides, Cohere, Falcon-H1 and HyperCLOVA X multiply) or a soft cap, c tanh(z / c) (Gemma,
+    RecurrentGemma, xLSTM).
     """
     model = model.get_base_model() if hasattr(model, "get_base_model") else model
     config = model.config.get_text_config()
     # A view (the last position of each row) is copied: PyTorch on the CPU would multiply it row by row.
     logits = model.get_output_embeddings()(hidden.contiguous())
-    if (divisor := getattr(config, "logits_scaling", None)) is not None:
+    factors = ["logit_scale", "lm_head_multiplier"]
+    if config.model_type == "hyperclovax":  # it has Granite's name for the scale, and multiplies by it
+        factors.append("logits_scaling")
+    elif (divisor := getattr(config, "logits_scaling", None)) is not None:
         logits = logits / divisor
-    for factor in ("logit_scale", "lm_head_multiplier"):
+    for factor in factors:
         if (scale := getattr(config, factor, None)) is not None:
             logits = logits * scale
-    if (cap := getattr(config, "final_logit_softcapping", None)) is not None:
-        logits = torch.tanh(logits / cap) * cap
+    for name in CAPS:
+        if (cap := getattr(config, name, None)) is not None:
+            logits = torch.tanh(logits / cap) * cap
     return logits.float()
 
 

@@ -245,7 +245,7 @@ def _signed_rank_outside(count: int) -> int:
     """Number of Walsh averages that a 95 % interval leaves out at each end: the largest k with P(W ≤ k) ≤ .025."""
     ways = np.ones(1)
     for rank in range(1, count + 1):  # sets of ranks by their sum: each rank is in or out
-        ways = np.pad(ways, (0, rank)) + np.pad(ways, (rank, 0))
+        ways = (np.pad(ways, (0, rank)) + np.pad(ways, (rank, 0))) / 2  # as shares: 2^1024 sets are no float64
     return int(np.searchsorted(np.cumsum(ways / ways.sum()), TAILS[0], side="right")) - 1
 
 

@@ -153,10 +153,13 @@ class Journal(Mapping[str, Any]):
         with self._transaction() as database:
             self._spend(database, calls, tokens, purpose)
 
-    def _spend(self, database: sqlite3.Connection, calls: int, tokens: int, purpose: str) -> None:
+    def _spend(
+        self, database: sqlite3.Connection, calls: int, tokens: int, purpose: str, *, counted_later: bool = False
+    ) -> None:
         query = "select coalesce(sum(calls), 0), coalesce(sum(tokens), 0) from spending"
         spent = database.execute(query).fetchone()
-        asked = ("calls", calls, self.budget), ("tokens", tokens, self.token_budget)
+        least = tokens or int(counted_later)  # tokens that nobody bounds before: one at least must be left
+        asked = ("calls", calls, self.budget), ("tokens", least, self.token_budget)
         for before, (unit, more, budget) in zip(spent, asked, strict=True):
             if budget is not None and more and before + more > budget:
                 raise BudgetExceeded(
@@ -192,8 +195,9 @@ class Journal(Mapping[str, Any]):
         """Return the value of a key; where there is none, spend, reserve the key, `ask` and record, in this order.
 
         One of all threads and processes asks, the others wait for its answer. `tokens` are set aside, and replaced by
-        `tokens_of(value)` when the answer is there. An exception of `ask` gives the key free and leaves its calls
-        counted, or takes them back where it says `paid = False`. Raises BudgetExceeded before anything is asked.
+        `tokens_of(value)` when the answer is there; with `tokens_of` alone one token at least must be left. An
+        exception of `ask` gives the key free and leaves its calls counted, or takes them back where it says
+        `paid = False`. Raises BudgetExceeded before anything is asked.
 
         A process that dies while it asks leaves a reservation; the next to want the key sees that its owner is gone,
         and asks and counts once more. Whether the dead one's call was carried out nobody here can know: between the
@@ -206,7 +210,7 @@ class Journal(Mapping[str, Any]):
         owner = uuid.uuid4().hex
         _ASKING.add(owner)
         try:
-            kept = self._claimed(key, owner, calls, tokens, purpose)
+            kept = self._claimed(key, owner, calls, tokens, purpose, counted_later=tokens_of is not None)
             if kept is not None:
                 return json.loads(kept)
             try:
@@ -226,7 +230,9 @@ class Journal(Mapping[str, Any]):
         finally:
             _ASKING.discard(owner)
 
-    def _claimed(self, key: str, owner: str, calls: int, tokens: int, purpose: str) -> str | None:
+    def _claimed(
+        self, key: str, owner: str, calls: int, tokens: int, purpose: str, *, counted_later: bool
+    ) -> str | None:
         """The text of a key's value, waited for where somebody else asks; None: the key is reserved for the owner."""
         pause = 0.005
         while True:
@@ -235,7 +241,7 @@ class Journal(Mapping[str, Any]):
                 if row is not None:
                     return row[0]
                 if not self._reserved(database, key):
-                    self._spend(database, calls, tokens, purpose)
+                    self._spend(database, calls, tokens, purpose, counted_later=counted_later)
                     here = (socket.gethostname(), os.getpid(), _started(os.getpid()), time.time())
                     database.execute(
                         "insert or replace into reservations values (?, ?, ?, ?, ?, ?)", (key, owner, *here)
@@ -332,8 +338,8 @@ class Journal(Mapping[str, Any]):
     def _transaction(self) -> Iterator[sqlite3.Connection]:
         """Hold the write lock against all threads and processes; commit at the end, or leave nothing."""
         with self._connected() as database:
-            database.execute("begin immediate")
             try:
+                database.execute("begin immediate")  # an interruption while it waits is raised once the lock is held
                 yield database
                 database.execute("commit")
             except BaseException:
@@ -344,7 +350,11 @@ class Journal(Mapping[str, Any]):
     def _refusal(self, error: Exception) -> TenfoldError:
         if isinstance(error, OSError) and self.path is not None:
             return unwritable(self.path.parent, "its path", error)
-        if isinstance(error, sqlite3.DatabaseError) and not isinstance(error, sqlite3.OperationalError):
+        if isinstance(error, sqlite3.ProgrammingError) and "closed" in str(error):
+            return TenfoldError(f"the journal {self.path} was closed: open it anew to go on; what it holds is there.")
+        if isinstance(error, sqlite3.DatabaseError) and not isinstance(
+            error, (sqlite3.OperationalError, sqlite3.ProgrammingError)
+        ):
             return TenfoldError(
                 f"{self.path} is no journal ({error}): earlier versions wrote JSON lines; move it away, and a new one "
                 "is begun."

@@ -259,16 +259,20 @@ def judged_again(content: Mapping[str, Any], paper: PaperRecord) -> dict[str, An
         by_rule = claim["verdict"] in (REPRODUCED, CONTRADICTED, INCONCLUSIVE, NO_EFFECT)
         rule = rules[claim["id"]]
         told = verdict(rule, (claim["ci"][0], claim["ci"][1])) if by_rule else claim["verdict"]
-        judged.append(dict(claim) | {"verdict": told, "smallest_effect": rule.smallest_effect})
+        today = {"verdict": told, "rule": rule_in_words(rule), "smallest_effect": rule.smallest_effect}
+        judged.append(dict(claim) | today)
     outcomes: dict[str, JudgedClaim | Measured] = {claim["id"]: JudgedClaim(**_as_tuples(claim)) for claim in judged}
     outcomes |= {one["id"]: Measured(**_as_tuples(one)) for kind in ("checks", "gates") for one in content[kind]}
     return dict(content) | {"claims": judged, "finding": fill(paper.finding, content["metrics"], outcomes)}
 
 
 def reads_otherwise(record: Mapping[str, Any], paper: PaperRecord) -> bool:
-    """Whether results are of an earlier experiment: the claims, their rules or their gates now read otherwise."""
-    judged = {(c["id"], c["measured"], c["rule"], tuple(c.get("gates", ()))) for c in record["claims"]}
-    return judged != {(claim.id, claim.estimate, rule_in_words(claim), claim.gates) for claim in paper.claims}
+    """Whether results are of an earlier experiment: what the claims measure or their gates now read otherwise.
+
+    A rule alone may change: a number that was measured is judged by today's.
+    """
+    judged = {(c["id"], c["measured"], c["unit"], tuple(c.get("gates", ()))) for c in record["claims"]}
+    return judged != {(claim.id, claim.estimate, claim.unit, claim.gates) for claim in paper.claims}
 
 
 def _as_tuples(record: Mapping[str, Any]) -> dict[str, Any]:

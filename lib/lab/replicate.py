@@ -1,10 +1,12 @@
 """`make replicate`: judge the claims once more, at another seed and under another processor's instructions.
 
-A verdict that does not hold there was luck of a seed or of rounding, and headlines do not count it. Of such a run
-only results.json is kept in git, beside the published one.
+A verdict that does not hold there was luck of a seed or of rounding, and headlines do not count it. Where the seed
+draws nothing that an estimate rests on, the number comes out again and says nothing: such a claim was not tried. Of
+such a run only results.json is kept in git, beside the published one.
 """
 
 import dataclasses
+import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -45,13 +47,26 @@ def replicate(todo: list[Job], instructions: str) -> Iterator[Outcome]:
 def with_replicates(record: Mapping[str, Any], paper: PaperRecord) -> dict[str, Any]:
     """Add to each claim of a published run `again`: the same claim as the finished runs at other seeds judge it.
 
-    Runs of an earlier experiment, whose claims read otherwise, say nothing.
+    Runs of an earlier experiment, whose claims read otherwise or whose other parameters differ, say nothing, and
+    neither does an estimate that the seed did not move.
     """
     files = sorted(paths.replicate_dir(record["profile"]).glob(f"{record['paper']}-seed-*/{RESULTS}"))
-    runs = [judged_again(run, paper) for run in map(read, files) if not reads_otherwise(run, paper)]
-    again = [{claim["id"]: claim for claim in run["claims"]} for run in runs]
-    claims = [claim | {"again": [run[claim["id"]] for run in again]} for claim in record["claims"]]
+    same = [run for run in map(read, files) if not reads_otherwise(run, paper) and _sizes(run) == _sizes(record)]
+    again = [{claim["id"]: claim for claim in judged_again(run, paper)["claims"]} for run in same]
+    claims = [
+        claim | {"again": [run[claim["id"]] for run in again if _moved(claim, run[claim["id"]])]}
+        for claim in record["claims"]
+    ]
     return dict(record) | {"claims": claims}
+
+
+def _sizes(run: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in run["parameters"].items() if name != "seed"}
+
+
+def _moved(claim: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+    one, two = claim["estimate"], other["estimate"]
+    return one is None or two is None or not math.isclose(one, two, rel_tol=1e-6, abs_tol=1e-12)
 
 
 def held(claim: Mapping[str, Any]) -> bool | None:

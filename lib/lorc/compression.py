@@ -109,7 +109,7 @@ def compress(
     model whose perplexity rises by half is warned of, and one that loses more than `max_loss` nats a token is refused.
 
     Raises ValueError for a bad `keep` or ranks, an unsupported or already compressed model, `meta` weights, or a loss
-    above `max_loss`; the model is untouched then.
+    above `max_loss`, and TypeError for text that is no token ids; the model is untouched then.
     """
     attentions(model)
     _require_supported(model)
@@ -163,6 +163,12 @@ def _split(
 
 
 def _rows(batches: Iterable[Tensor] | Tensor) -> list[Tensor]:
+    batches = list(batches)
+    if strange := [type(batch).__name__ for batch in batches if not isinstance(batch, Tensor)]:
+        raise TypeError(
+            "whiten and held_out take tensors of token ids, such as tokenizer([text], return_tensors='pt')"
+            f".input_ids.split(512, dim=1), not {strange[0]}"
+        )
     return [row for batch in batches if batch.shape[-1] > 1 for row in batch.reshape(-1, batch.shape[-1]).split(1)]
 
 

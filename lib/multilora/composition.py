@@ -73,8 +73,8 @@ def compose(
     Prompts are encoded once, as in the paper's pipeline: LoRAs of a text encoder are all active for merge and
     composite, and only the first one's for switch. Raises ValueError for an unknown adapter, method or block, an empty
     set, τ < 1, an order that is no permutation, masks for merge, and `batched=True` where it is not known to be right;
-    TypeError for what is no pipeline; TenfoldError for fused weights, and where adapters or the denoiser are changed
-    inside the block.
+    TypeError for what is no pipeline, or weights without names; TenfoldError for fused weights, and where adapters or
+    the denoiser are changed inside the block.
     """
     denoisers = denoisers_of(pipe)
     parts = {name: AdapterLayers(module, blocks) for name, module in denoisers.items()}
@@ -136,6 +136,8 @@ def _checked(
     """Return the composition, every argument checked against the adapters that are loaded."""
     if method not in METHODS:
         raise ValueError(f"{method!r} is no method of composition: use one of {', '.join(METHODS)}.")
+    if not isinstance(weights, Mapping):
+        raise TypeError(f"weights are adapter names with their LoRA weights, such as {{'hero': 1.0}}, not {weights!r}.")
     if not weights:
         raise ValueError("there is nothing to compose: give at least one adapter with its weight.")
     loaded = list(dict.fromkeys(name for layers in parts for name in layers.names))

@@ -23,11 +23,17 @@ def merge_adapters(
 ) -> None:  # fmt: skip
     """Merge loaded LoRAs of a pipeline's denoisers into a new adapter, by peft's `add_weighted_adapter`.
 
-    `density`: share of the entries of each change that is kept. `rank`: of the new adapter (the sum of all ranks
-    unless given). Compose it as any other: `compose(pipe, {name: 1.0})`. The active adapters stay as they are.
+    `combination`: "svd" (the weighted sum) and "cat" (the same, exact, at the sum of all ranks), "ties_svd" (entries
+    that agree in sign), "dare_linear_svd" and "dare_ties_svd" (entries dropped at random, by `seed`), or
+    "magnitude_prune_svd" (the largest entries). `density`: share of the entries of each change that is kept. `rank`: of
+    the new adapter (the sum of all ranks unless given). Compose it as any other: `compose(pipe, {name: 1.0})`. The
+    active adapters stay as they are.
     Raises ValueError for a combination, density or adapter there is not, a name that is taken, nothing to merge, DoRA,
-    or a rank that is below 1 or above what a convolution has room for. Where merging fails, nothing of it is left.
+    or a rank that is below 1 or above what a convolution has room for, and TypeError for weights without names. Where
+    merging fails, nothing of it is left.
     """
+    if not isinstance(weights, Mapping):
+        raise TypeError(f"weights are adapter names with their LoRA weights, such as {{'hero': 1.0}}, not {weights!r}.")
     if combination not in COMBINATIONS or not 0 < density <= 1:
         raise ValueError(f"use one of {', '.join(COMBINATIONS)} and a density in (0, 1], not {combination}, {density}.")
     if not weights or (rank is not None and rank < 1):

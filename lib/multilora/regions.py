@@ -102,7 +102,10 @@ def _resized(mask: Tensor, height: int, width: int) -> Tensor:
 def checked_mask(name: str, mask: Any) -> Float[Tensor, "height width"]:
     """Return a mask (tensor, array or grey picture of any size) as numbers from 0 to 1; raises ValueError otherwise."""
     pixels = mask.convert("L") if hasattr(mask, "convert") else mask
-    values = pixels if isinstance(pixels, Tensor) else torch.as_tensor(np.array(pixels))
+    array = None if isinstance(pixels, Tensor) else np.array(pixels)
+    if array is not None and array.dtype.kind not in "biuf":
+        raise ValueError(f"the mask of {name!r} is no picture but {mask!r}: open a file first, by PIL.Image.open.")
+    values = pixels if array is None else torch.as_tensor(array)
     values = values.float() / (255 if values.dtype == torch.uint8 else 1)
     values = values.squeeze()
     if values.ndim != 2 or not values.numel() or not bool(((values >= 0) & (values <= 1)).all()):

@@ -5,7 +5,7 @@ Adapters stay in float32 on a 16-bit model: updates of 16-bit weights at these l
 
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 
@@ -51,7 +51,7 @@ def _is_peft(policy: Any) -> bool:
 def _adapter(policy: Any) -> str:
     """Name the adapter at work; raises ValueError where that are several."""
     active: Any = policy.active_adapters  # a method of a model that transformers adapted itself
-    names: list[str] = [*(active() if callable(active) else active)]
+    names: list[str] = list(cast(Any, active() if callable(active) else active))
     if len(names) != 1:
         raise ValueError(f"{len(names)} adapters are at work ({', '.join(names)}): train one, by set_adapter")
     return names[0]

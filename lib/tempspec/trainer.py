@@ -100,12 +100,15 @@ def distill(
 ) -> Any:
     """Answer the prompts, share them equally among the temperatures, and train the drafter on the answers.
 
-    Prompts are token ids, or strings where there is a `tokenizer`. `drafter` is a causal language model or a
-    `FeatureModel`; it is trained in place by `teach`, which explains the options, and returned in the target's dtype.
-    Raises ValueError where there are fewer prompts than temperatures, or vocabularies that differ, and TypeError for
-    strings without a tokenizer.
+    Prompts are token ids, or strings where there is a `tokenizer`; one string is one prompt. `drafter` is a causal
+    language model or a `FeatureModel`; it is trained in place by `teach`, which explains the options, and returned in
+    the target's dtype.
+    Raises ValueError for an unknown loss, fewer prompts than temperatures, or vocabularies that differ, and TypeError
+    for strings without a tokenizer.
     """
+    _check_loss(loss)
     vocabularies(target, drafter)
+    prompts = [prompts] if isinstance(prompts, str) else prompts
     if any(isinstance(prompt, str) for prompt in prompts):
         if tokenizer is None:
             raise TypeError("prompts are strings: give a tokenizer, or token ids")
@@ -123,6 +126,11 @@ def distill(
         learning_rate=learning_rate, seed=seed, output_dir=output_dir, progress=progress,
     )  # fmt: skip
     return taught.to(target.dtype)
+
+
+def _check_loss(loss: str) -> None:
+    if loss not in LOSSES:
+        raise ValueError(f"loss is {loss!r}: use one of {', '.join(LOSSES)}")
 
 
 def teach(
@@ -146,8 +154,7 @@ def teach(
     checkpoint and a second call continues from the last one.
     Raises ValueError for an unknown loss, no examples, or a loss or drafter that needs a target when there is none.
     """
-    if loss not in LOSSES:
-        raise ValueError(f"loss is {loss!r}: use one of {', '.join(LOSSES)}")
+    _check_loss(loss)
     if not examples:
         raise ValueError("there are no examples: give some prompts with answers")
     batches = [item for item in examples if isinstance(item, TeachingBatch)]

@@ -6,6 +6,7 @@ have split one thread into parts `<thread>_<n>`; `thread` keeps them together, s
 
 import hashlib
 import heapq
+import os
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
@@ -111,10 +112,14 @@ class ConversationReader:
     """Iterates over the conversations of a corpus; `faults` counts records left out, `notes` what was kept but odd.
 
     `records` are dicts in one of the layouts `sharegpt`, `wildchat`, `lmsys` (None: told from the first record). Raises
-    TenfoldError at the first record where the corpus is in none of them.
+    TenfoldError at the first record where the corpus is in none of them, TypeError for a path.
     """
 
     def __init__(self, records: Iterable[Mapping[str, Any]], *, layout: str | None = None) -> None:
+        if isinstance(records, str | os.PathLike):
+            raise TypeError(
+                f"records are dicts, not the path {str(records)!r}: read the file first, for example by json.load"
+            )
         if layout is not None and layout not in LAYOUTS:
             raise TenfoldError(f"no corpus layout is called {layout!r}: use one of {', '.join(LAYOUTS)}.")
         self.records = records

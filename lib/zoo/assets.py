@@ -141,8 +141,16 @@ def raw_dir() -> Path:
 def made_once(name: str) -> Path:
     """Place of what is made once from assets: beside them; under `cache_dir()` where that is a folder only to read."""
     shared = data_dir() / "cache" / "zoo"
-    nearest = next(folder for folder in (shared, *shared.parents) if folder.exists())
-    return (shared if (shared / name).exists() or os.access(nearest, os.W_OK) else cache_dir() / "zoo") / name
+    return (shared if (shared / name).exists() or _writable(shared) else cache_dir() / "zoo") / name
+
+
+def moved_by(place: Path) -> str:
+    """The variable that moves a place of `made_once`: only where the data's folder is read-only, the cache's."""
+    return "TENFOLD_DATA" if place.is_relative_to(data_dir()) and _writable(data_dir()) else "TENFOLD_CACHE"
+
+
+def _writable(folder: Path) -> bool:
+    return os.access(next(place for place in (folder, *folder.parents) if place.exists()), os.W_OK)
 
 
 def folder_of(asset: Asset) -> Path:

@@ -2,6 +2,8 @@
 
 import hashlib
 import json
+import os
+import uuid
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,8 +11,8 @@ from typing import Any
 
 import datasets
 
-from lib import TenfoldError, refuse_unwritable
-from lib.zoo.assets import fingerprint, made_once, require
+from lib import FULL_DISK, TenfoldError, refuse_unwritable, unwritable
+from lib.zoo.assets import fingerprint, made_once, moved_by, require
 from lib.zoo.hub import from_hub
 
 DATASETS = ("sharegpt", "evals")
@@ -52,8 +54,15 @@ def stream_dataset(name: str, split: str = "train") -> Iterator[dict[str, Any]]:
 
 
 def _from_hub(name: str, split: str, **options: Any) -> Any:
-    path, _, config = name.partition(":")
-    return datasets.load_dataset(path, config or None, split=split, **options)
+    # A folder's own colon (a Windows drive's) names no configuration.
+    path, _, config = (name, "", "") if os.path.isdir(name) else name.partition(":")
+    try:
+        return datasets.load_dataset(path, config or None, split=split, **options)
+    except ValueError as error:
+        if not any(sign in str(error) for sign in ("Unknown split", "Bad split", "BuilderConfig", "Config name")):
+            raise
+        reason = " ".join(str(error).split()).rstrip(".")
+        raise TenfoldError(f"{name!r} has no such rows ({reason}): give a split and a configuration of it.") from None
 
 
 def in_split(identity: str, split: str) -> bool:
@@ -96,12 +105,19 @@ def _evals_table() -> Path:
 
     path = made_once(f"{fingerprint('evals').replace(':', '-')}.parquet")
     if not path.exists():
-        refuse_unwritable(path.parent, "TENFOLD_CACHE")
+        refuse_unwritable(path.parent, moved_by(path))
         frame = pd.DataFrame([row for rows in _tasks(require("evals")).values() for row in rows])
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f".{path.name}")
-        frame.to_parquet(temporary, compression="zstd")
-        temporary.rename(path)
+        temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")  # several processes may make it at once
+        try:
+            frame.to_parquet(temporary, compression="zstd")
+            temporary.replace(path)
+        except OSError as error:
+            if error.errno not in FULL_DISK:
+                raise
+            raise unwritable(path.parent, moved_by(path), error) from None
+        finally:
+            temporary.unlink(missing_ok=True)
     return path
 
 

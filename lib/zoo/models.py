@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import re
 import shutil
 import uuid
 from collections.abc import Sequence
@@ -11,8 +12,8 @@ from typing import Any
 from jaxtyping import Float
 from torch import Tensor
 
-from lib import TenfoldError, refuse_unwritable
-from lib.zoo.assets import ASSETS, fingerprint, made_once, require
+from lib import FULL_DISK, TenfoldError, refuse_unwritable, unwritable
+from lib.zoo.assets import ASSETS, fingerprint, made_once, moved_by, require
 from lib.zoo.hub import from_hub
 
 LANGUAGE_MODELS = ("smollm2-135m-instruct", "qwen2.5-coder-0.5b-instruct", "qwen2.5-coder-1.5b-instruct")
@@ -23,7 +24,8 @@ def load_lm(name: str, dtype: Any = None, device: str | None = None) -> tuple[An
     """Causal language model in eval mode and its tokenizer (padding on the left).
 
     `dtype` is a torch dtype or its name (default: float32 for a short name, the checkpoint's own otherwise). Raises
-    TenfoldError where the name is unknown, or the model is neither here nor to be fetched.
+    TenfoldError where the name is unknown, or the model is neither here nor to be fetched, and ValueError for a name
+    of no dtype.
     """
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -55,7 +57,12 @@ def _in_one_piece(_: Any, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
 def _torch_dtype(dtype: Any) -> Any:
     import torch
 
-    return getattr(torch, dtype) if isinstance(dtype, str) and dtype != "auto" else dtype
+    if not isinstance(dtype, str) or dtype == "auto":
+        return dtype
+    found = getattr(torch, dtype, None)
+    if not (isinstance(found, torch.dtype) and found.is_floating_point):
+        raise ValueError(f"{dtype!r} is no dtype of weights: give float32, bfloat16 or float16")
+    return found
 
 
 def converted(name: str, dtype: Any = None) -> Path:
@@ -66,6 +73,7 @@ def converted(name: str, dtype: Any = None) -> Path:
     the cache's folder cannot be written.
     """
     import torch
+    from safetensors import SafetensorError
 
     from lib.zoo import gguf
 
@@ -77,13 +85,20 @@ def converted(name: str, dtype: Any = None) -> Path:
     if folder.exists():
         return folder
     (raw,) = require(name).glob("*.gguf")
-    refuse_unwritable(folder.parent, "TENFOLD_CACHE")
+    refuse_unwritable(folder.parent, moved_by(folder))
     building = folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:8]}")
     try:
         with quiet():
             gguf.convert(raw, building, dtype=torch.bfloat16 if halved else torch.float32)
         with contextlib.suppress(OSError):  # another process may have finished first
             os.rename(building, folder)
+    except (OSError, SafetensorError) as error:
+        if not isinstance(error, OSError):  # safetensors tells the system's error in its text only
+            number = re.search(r"os error (\d+)", str(error))
+            error = OSError(int(number[1]) if number else 0, str(error))
+        if error.errno not in FULL_DISK:
+            raise
+        raise unwritable(folder.parent, moved_by(folder), error) from None
     finally:
         shutil.rmtree(building, ignore_errors=True)
     return folder

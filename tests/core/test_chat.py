@@ -1,8 +1,10 @@
 """The chat client against a scripted local server: retries, failures, budgets, recordings."""
 
 import base64
+import gzip
 import io
 import json
+import pickle
 import time
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
@@ -218,6 +220,49 @@ def test_a_budget_counts_what_may_have_been_paid(chat_server):
     assert journal.spent == 4
 
 
+def test_a_token_budget_holds_without_max_tokens_and_for_servers_that_count_none(chat_server):
+    asking = client(chat_server, journal=Journal(token_budget=8))  # the scripted server counts five a reply
+    asking.complete("a")
+    asking.complete("b")
+    with pytest.raises(BudgetExceeded, match="1 tokens were asked for, but 0 of 8 are left"):
+        asking.complete("c")
+    chat_server.script = [{"choices": [{"message": {"content": "x"}}]}]
+    asking = client(chat_server, journal=Journal(token_budget=20))
+    assert asking.complete("a", Decoding(max_tokens=12)).tokens == 0
+    assert asking.journal.tokens_spent == 12
+    assert len(chat_server.asked) == 3
+
+
+def test_a_key_is_sent_without_its_line_end_and_refused_where_no_header_holds_it(chat_server):
+    client(chat_server, key="secret\r\n").complete("p")
+    assert chat_server.headers[0]["Authorization"] == "Bearer secret"
+    asking = client(chat_server, key="“secret”")
+    with pytest.raises(ChatFailed, match=r"a key with characters that no request can hold.*and the key") as failed:
+        asking.complete_many(["p", "q"])
+    assert (failed.value.final, failed.value.paid, asking.journal.spent) == (True, False, 0)
+    assert "secret" not in str(failed.value)
+    assert len(chat_server.asked) == 1
+
+
+def test_half_a_surrogate_pair_stops_no_corpus(chat_server):
+    questions = ["ü 語", "a broken \ud83d smile", "q"]
+    replies = client(chat_server, concurrency=1).complete_many(questions)
+    assert [reply.text for reply in replies] == ["reply 1", "reply 2", "reply 3"]
+    assert chat_server.questions == questions
+
+
+def test_a_stop_that_is_a_text_is_not_split_into_its_letters():
+    assert Decoding(stop="END").request()["stop"] == Decoding(stop=("END",)).request()["stop"] == ["END"]
+    assert "stop" not in Decoding(stop="").request()
+
+
+def test_a_failure_comes_out_of_a_worker_process_as_it_went_in():
+    failure = ChatFailed("http://a/v1", "401 Unauthorized", status=401, paid=False)
+    failure.wait = 3.0
+    again = pickle.loads(pickle.dumps(failure))
+    assert (str(again), vars(again)) == (str(failure), vars(failure))
+
+
 def test_texts_are_cleaned_before_they_are_kept(chat_server, tmp_path):
     chat_server.script = ["mail a@b.org"]
     journal = Journal(tmp_path / "j")
@@ -248,6 +293,19 @@ def test_recorded_replies_need_no_server(chat_server, tmp_path):
         (tmp_path / "damaged").write_bytes(damaged)
         with pytest.raises(TenfoldError, match="cannot be read"):
             Replayer(tmp_path / "damaged", "m")
+
+
+def test_recorded_replies_of_another_writer_may_hold_unicodes_line_separators(tmp_path):
+    row = {
+        "key": reply_key("m", "a", Decoding()),
+        "texts": ["x\u2028y\x85z"],
+        "finish": [],
+        "tokens": 1,
+        "logprobs": [],
+    }
+    lines = f"{json.dumps(row, ensure_ascii=False)}\r\n\n"
+    (tmp_path / "r.gz").write_bytes(gzip.compress(lines.encode("utf8")))
+    assert Replayer(tmp_path / "r.gz", "m").complete("a").text == "x\u2028y\x85z"
 
 
 def test_a_local_models_replies_are_recorded_by_the_same_keys(tmp_path):

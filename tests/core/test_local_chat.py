@@ -1,7 +1,10 @@
 """A local model that answers as an endpoint does."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
+from transformers import AutoModelForCausalLM, BloomConfig
 
 from lib import zoo
 from lib.core.chat import Chat, ChatFailed, Decoding
@@ -67,3 +70,35 @@ def test_draws_follow_the_models_law(lm):
     token = int(law.argmax())
     share = sum(text == tokenizer.decode([token]) for text in reply.texts) / 2000
     assert abs(share - float(law[token])) < 4 * (float(law[token]) * (1 - float(law[token])) / 2000) ** 0.5
+
+
+class Letters:
+    """A tokenizer of one letter a token, which hides none; `end` is the token that ends a text."""
+
+    def __init__(self, end=None):
+        self.eos_token_id = end
+
+    def __call__(self, text, add_special_tokens):
+        return SimpleNamespace(input_ids=["abcdefghijk".index(letter) for letter in text])
+
+    def convert_ids_to_tokens(self, ids):
+        return ["abcdefghijk"[token] for token in ids]
+
+    def batch_decode(self, rows, skip_special_tokens):
+        return ["".join(self.convert_ids_to_tokens(row)) for row in rows]
+
+
+def test_nothing_is_told_of_tokens_behind_a_replys_end(llama):
+    chat = LocalChat(llama, Letters(end=3), template=False)
+    replies = chat.complete_many(["ab", "cab", "e", "fgh", "kab", "hh"], Decoding(n=2, max_tokens=12, logprobs=2))
+    assert {end for reply in replies for end in reply.finish} == {"stop", "length"}
+    for reply in replies:
+        assert ["".join(place["token"] for place in told) for told in reply.logprobs] == list(reply.texts)
+
+
+def test_a_model_without_a_longest_text_and_a_tokenizer_without_an_end_write_to_the_limit():
+    torch.manual_seed(0)
+    config = BloomConfig(vocab_size=11, hidden_size=16, n_layer=2, n_head=4, bos_token_id=None, eos_token_id=None)
+    chat = LocalChat(AutoModelForCausalLM.from_config(config).eval(), Letters(), template=False)
+    reply = chat.complete("abc", Decoding(max_tokens=8))
+    assert (len(reply.text), reply.finish, reply.tokens) == (8, ("length",), 8)

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from lib.core import scoring
 from lib.core.scoring import by_length, head_logits, log_probs, mean_pooled, padded, scored_batch, scored_states
@@ -38,6 +39,30 @@ def test_logits_are_the_familys_own(any_family):
         wanted = any_family(ids).logits
         torch.testing.assert_close(head_logits(any_family, hidden), wanted, rtol=1e-5, atol=1e-6)
         assert head_logits(any_family, hidden[:, -1]).dtype == torch.float32
+
+
+SMALL = {
+    "vocab_size": 11, "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4,
+    "initializer_range": 0.6, "eos_token_id": None, "bos_token_id": None, "pad_token_id": 0,
+}  # fmt: skip
+ODD_HEADS = {
+    "recurrent_gemma": {"num_key_value_heads": 1, "lru_width": 16, "logits_soft_cap": 0.5},
+    "hyperclovax": {"num_key_value_heads": 2, "logits_scaling": 0.2},
+    "xlstm": {
+        "num_heads": 2, "output_logit_soft_cap": 0.5, "chunkwise_kernel": "chunkwise--native_autograd",
+        "sequence_kernel": "native_sequence__native", "step_kernel": "native",
+    },
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", ODD_HEADS)
+def test_logits_are_the_familys_own_where_the_scale_or_cap_has_another_name_or_sense(kind):
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **SMALL, **ODD_HEADS[kind])).eval()
+    with torch.inference_mode():
+        hidden = scoring.decoder_of(model)(input_ids=torch.tensor(ROWS[:1]), use_cache=False).last_hidden_state
+        wanted = model(torch.tensor(ROWS[:1]), use_cache=False).logits
+        torch.testing.assert_close(head_logits(model, hidden), wanted, rtol=1e-5, atol=1e-6)
 
 
 def test_what_counts_is_every_token_from_the_start_but_the_first():

@@ -183,6 +183,13 @@ def test_the_signed_rank_interval_leaves_out_what_the_tables_say():
     assert [statistics._signed_rank_outside(n) for n in (6, 7, 8, 9, 10, 15, 20)] == [0, 2, 3, 5, 8, 25, 52]
 
 
+def test_the_signed_rank_interval_of_a_thousand_pairs_and_more_is_that_of_the_normal_law():
+    for count in (1000, 1024, 1100):  # 2^1024 sets of ranks are more than a float64 holds
+        mean, variance = count * (count + 1) / 4, count * (count + 1) * (2 * count + 1) / 24
+        wanted = mean - stats.norm.ppf(0.975) * np.sqrt(variance)
+        assert statistics._signed_rank_outside(count) == pytest.approx(wanted, rel=1e-4)
+
+
 def test_one_slow_run_does_not_move_a_ratio_of_times():
     steady = np.array([1.0, 1.01, 0.99, 1.02, 1.0, 0.98, 1.01])
     slow = steady.copy()

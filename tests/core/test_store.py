@@ -1,5 +1,6 @@
 """The journal: what was kept is there after a crash, and a budget holds across threads, processes and kills."""
 
+import _thread
 import multiprocessing
 import os
 import pickle
@@ -132,6 +133,16 @@ def test_tokens_are_set_aside_and_then_counted_as_used():
         journal.once("b", ask, tokens=97)
 
 
+def test_a_token_budget_that_is_spent_refuses_calls_that_name_no_number_of_tokens():
+    journal = Journal(token_budget=8)
+    for key in ("a", "b"):  # the last may pass the budget: nobody knew how long it would be
+        journal.once(key, lambda: "four words are here", tokens_of=lambda text: len(text.split()) + 1)
+    with pytest.raises(BudgetExceeded, match="1 tokens were asked for, but 0 of 8 are left"):
+        journal.once("c", lambda: pytest.fail("must not be asked"), tokens_of=len)
+    assert (journal.once("a", lambda: None), journal.spent, journal.tokens_spent) == ("four words are here", 2, 10)
+    assert journal.once("no tokens are counted", lambda: 1) == 1
+
+
 def test_threads_that_want_one_key_wait_for_the_one_that_asks(journal):
     asked = []
 
@@ -211,6 +222,42 @@ def test_a_parent_that_closes_its_journal_takes_nothing_from_its_children(tmp_pa
     closed.set()
     child.join()
     assert list(Journal(tmp_path / "j")) == ["parent", "before", "after"]
+
+
+def test_an_interruption_while_it_waits_for_the_lock_does_not_keep_the_lock(tmp_path, monkeypatch):
+    """Python raises KeyboardInterrupt once sqlite has returned, and then the transaction has begun."""
+    monkeypatch.setattr(store, "LOCK_SECONDS", 5)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    journal, another = Journal(tmp_path / "j"), Journal(tmp_path / "j")
+    holding = another._transaction()
+    holding.__enter__()
+
+    def interrupt():
+        time.sleep(0.2)
+        _thread.interrupt_main()
+        time.sleep(0.2)
+        another._database.execute("commit")
+
+    try:
+        interrupting = threading.Thread(target=interrupt)
+        interrupting.start()
+        with pytest.raises(KeyboardInterrupt):
+            journal.put("a", 1)
+        interrupting.join()
+    finally:
+        signal.signal(signal.SIGINT, before)
+    third = Journal(tmp_path / "j")
+    third.put("b", 2)  # the file is not locked …
+    journal.put("c", 3)  # … and the journal that was interrupted goes on
+    assert dict(third.items()) == {"b": 2, "c": 3}
+
+
+def test_a_closed_journal_says_so_and_not_that_its_file_should_be_moved_away(tmp_path):
+    with Journal(tmp_path / "j") as journal:
+        journal.put("paid", 1)
+    with pytest.raises(TenfoldError, match=r"j was closed: open it anew"):
+        journal["paid"]
+    assert Journal(tmp_path / "j")["paid"] == 1
 
 
 def test_a_journal_that_is_gone_has_closed_its_file(tmp_path):

@@ -170,6 +170,17 @@ def test_bad_input_leaves_the_model_untouched(make_model: Maker) -> None:
     assert torch.equal(logits(model, tokens), expected)
 
 
+@pytest.mark.parametrize("text", ["some text", ["some text"], [[1, 2, 3]], {"input_ids": token_ids(1, 6)}])
+@pytest.mark.parametrize("option", ["whiten", "held_out"])
+@pytest.mark.usefixtures("as_installed")
+def test_text_that_is_no_token_ids_is_refused(make_model: Maker, option: str, text: Any) -> None:
+    model = make_model()
+    kind = type(model)
+    with pytest.raises(TypeError, match="take tensors of token ids"):
+        compress(model, 0.5, **{option: text})
+    assert type(model) is kind
+
+
 def test_models_that_cannot_be_compressed_are_refused(make_model: Maker) -> None:
     with pytest.raises(
         ValueError, match="model type 'gpt2' is not supported: use one of llama, mistral, mixtral, qwen2"

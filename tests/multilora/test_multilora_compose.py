@@ -286,6 +286,15 @@ def test_refusals_are_one_sentence(make_pipe):
     assert state(pipe) == before
 
 
+@pytest.mark.usefixtures("as_installed")
+def test_names_without_weights_are_refused(make_pipe):
+    pipe = make_pipe("sd15", 2)
+    before = state(pipe)
+    with pytest.raises(TypeError, match="adapter names with their LoRA weights"), compose(pipe, ["character"]):
+        pass
+    assert state(pipe) == before
+
+
 def test_not_a_pipeline_and_fused_weights_are_refused(make_pipe):
     with pytest.raises(TypeError, match="pass a diffusers pipeline"), compose(object(), {"a": 1.0}):
         pass

@@ -1,5 +1,7 @@
 """Regions: each LoRA where its mask says, the base model's where none does; weights of blocks; merged adapters."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -102,6 +104,8 @@ def test_bad_masks_are_refused_in_one_sentence():
         ("composite", {"hat": good}, "masks name 'hat'"),
         ("composite", {"character": 2 * good}, "no picture"),
         ("switch", {"character": torch.ones(2, 2, 2)}, "no picture"),
+        ("switch", {"character": "mask.png"}, "open a file first"),
+        ("switch", {"character": Path("mask.png")}, "open a file first"),
     ]
     for method, masks, words in cases:
         with pytest.raises(ValueError, match=words), compose(pipe, TWO, method, masks=masks):
@@ -194,6 +198,12 @@ def test_merged_rank_stabilised_loras_are_their_sum(combination):
 def test_a_merge_that_cannot_be_made_is_refused_in_one_sentence(weights, options, message):
     with pytest.raises(ValueError, match=message):
         merge_adapters(make("sd15", 2), weights, "all", **options)
+
+
+@pytest.mark.usefixtures("as_installed")
+def test_a_merge_of_names_without_weights_is_refused():
+    with pytest.raises(TypeError, match="adapter names with their LoRA weights"):
+        merge_adapters(make("sd15", 2), list(TWO), "all")
 
 
 def test_dora_is_not_merged():

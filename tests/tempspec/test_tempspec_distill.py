@@ -262,6 +262,9 @@ def test_distilled_drafters_have_the_targets_dtype_and_prompts_may_be_strings(ta
     assert {weight.dtype for weight in made.parameters()} == {torch.bfloat16}
     whole = distill(low, llama(5, layers=1), [[1, 2, 3], [4, 5]], temperatures=(1.0,), **options)
     assert all(map(torch.equal, made.parameters(), whole.parameters()))
+    one = {"tokenizer": Words(), **options}
+    alone, listed = (distill(low, llama(5, layers=1), prompts, **one) for prompts in ("bcd", ["bcd"]))
+    assert all(map(torch.equal, alone.parameters(), listed.parameters()))
     with pytest.raises(TypeError, match="give a tokenizer"):
         distill(target, llama(5), ["bcd"])
 
@@ -350,3 +353,9 @@ def test_another_vocabulary_is_refused_before_any_answer_is_made():
     other.resize_token_embeddings(4000)
     with pytest.raises(ValueError, match=f"the drafter's vocabulary has 4000 tokens, the target's {VOCAB}"):
         distill(target, other, [[1, 2]] * 4)
+
+
+def test_an_unknown_loss_is_refused_before_any_answer_is_made(target, monkeypatch):
+    monkeypatch.setattr("lib.tempspec.trainer.answer", lambda *_, **__: pytest.fail("an answer was made"))
+    with pytest.raises(ValueError, match="loss is 'mse': use one of"):
+        distill(target, llama(5, layers=1), [[1, 2]] * 4, loss="mse")

@@ -1,4 +1,5 @@
 import random
+from pathlib import Path
 
 import pytest
 
@@ -58,6 +59,13 @@ def test_an_unknown_corpus_is_one_sentence():
         list(ConversationReader([{"prompt": "a", "reply": "b"}]))
     with pytest.raises(TenfoldError, match="no corpus layout is called 'sharegtp'"):
         ConversationReader([], layout="sharegtp")
+
+
+@pytest.mark.parametrize("path", ["rows.json", Path("rows.json")])
+@pytest.mark.usefixtures("as_installed")
+def test_a_path_is_refused_before_anything_is_read(path):
+    with pytest.raises(TypeError, match=r"not the path 'rows.json': read the file first"):
+        ConversationReader(path)
 
 
 def test_the_whole_asset_is_read_and_every_record_accounted_for():

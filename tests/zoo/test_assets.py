@@ -1,13 +1,16 @@
 """Fetching: wrong hashes, no network, full disks. A local index in a folder stands for the package index."""
 
+import errno
 import hashlib
 import os
 import resource
+import socket
 import zipfile
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from huggingface_hub.errors import LocalEntryNotFoundError
 
 import lib
 from lib import TenfoldError
@@ -162,8 +165,12 @@ def test_what_is_made_once_from_assets_lies_beside_them_or_where_one_may_write(m
     monkeypatch.setenv("TENFOLD_DATA", str(tmp_path / "data"))
     monkeypatch.setenv("TENFOLD_CACHE", str(tmp_path / "cache"))
     assert assets.made_once("model") == tmp_path / "data" / "cache" / "zoo" / "model"
+    assert (
+        assets.moved_by(assets.made_once("model")) == "TENFOLD_DATA"
+    )  # where one may write, TENFOLD_CACHE moves nothing
     monkeypatch.setattr(os, "access", lambda folder, mode: False)
     assert assets.made_once("model") == tmp_path / "cache" / "zoo" / "model"
+    assert assets.moved_by(assets.made_once("model")) == "TENFOLD_CACHE"
     (tmp_path / "data" / "cache" / "zoo" / "model").mkdir(parents=True)
     assert assets.made_once("model") == tmp_path / "data" / "cache" / "zoo" / "model"
 
@@ -200,9 +207,67 @@ def test_a_misspelt_short_name_names_the_nearest():
         hub.from_hub(refuse, "minilmm", ["minilm"])
 
 
-def test_nothing_answers_on_a_closed_port():
-    hub.reachable.cache_clear()
-    assert not hub.reachable("http://127.0.0.1:9")
+NO_FOLDER = ["./mine", "/home/me/mine", "~/mine", "../mine", "models/mine/best", "a b/c"]
+
+
+@pytest.mark.parametrize("name", NO_FOLDER)
+def test_a_folder_that_is_not_there_is_not_looked_for_on_the_hub(name):
+    with pytest.raises(TenfoldError, match="there is no folder .*: give one that is there"):
+        hub.from_hub(refuse, name, ["minilm"])
+
+
+def test_a_folder_below_the_home_is_found(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "mine").mkdir()
+    assert hub.from_hub(str, "~/mine", ()) == str(tmp_path / "mine")
+
+
+def lost(*names, **options):
+    raise LocalEntryNotFoundError("nothing here, and nobody there")
+
+
+def lost_as_transformers_tells(name, **options):
+    try:
+        lost(name)
+    except LocalEntryNotFoundError as error:
+        raise OSError("We couldn't connect to 'https://huggingface.co'") from error
+
+
+@pytest.mark.parametrize("load", [lost, lost_as_transformers_tells])
+def test_a_proxy_that_reaches_nothing_is_no_wrong_name(load, monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "0")
+    monkeypatch.setenv("HTTPS_PROXY", "http://127.0.0.1:9")
+    assert hub.reachable("https://huggingface.co")  # a proxy is taken at its word
+    with pytest.raises(TenfoldError, match="the hub cannot be reached: connect .*check HTTPS_PROXY"):
+        hub.from_hub(load, "me/model", ["minilm"])
+
+
+def test_a_full_disk_is_no_wrong_name(monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "0")
+    monkeypatch.setattr(hub, "reachable", lambda endpoint: True)
+
+    def full(name, **options):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with pytest.raises(TenfoldError, match="the disk is full: 'me/model' could not be written .*set HF_HOME"):
+        hub.from_hub(full, "me/model", ["minilm"])
+
+
+PROXIES = ("HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy")
+
+
+def test_nothing_answers_on_a_closed_port_until_somebody_listens_there(monkeypatch):
+    for name in PROXIES:
+        monkeypatch.delenv(name, raising=False)
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        endpoint = f"http://127.0.0.1:{server.getsockname()[1]}"
+        assert not hub.reachable(endpoint)
+        server.listen()
+        assert not hub.reachable(endpoint)  # the second question of one loading
+        monkeypatch.setattr(hub, "AGAIN", 0.0)
+        assert hub.reachable(endpoint)
+    assert hub.reachable(endpoint)  # what has answered is not tried again
 
 
 @pytest.fixture
@@ -277,6 +342,17 @@ def test_a_damaged_part_and_another_file_are_refused(in_parts, tmp_path, monkeyp
     with pytest.raises(TenfoldError, match="calls itself 'Toy Instruct', not 'Another'"):
         assets.fetch(other)
     assert not assets.is_here(in_parts)
+
+
+def test_a_hub_that_is_lost_on_the_way_is_not_taken_for_a_folder_that_cannot_be_written(in_parts, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", lost)
+    monkeypatch.setattr(hub, "reachable", lambda _: True)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "0")
+    monkeypatch.setenv("TENFOLD_SOURCE", "hub")
+    with pytest.raises(
+        TenfoldError, match="'owner/toy-GGUF' is not in the local Hugging Face cache and the hub cannot"
+    ):
+        assets.require("toy")
 
 
 def test_the_publishers_file_is_as_good(in_parts, tmp_path, monkeypatch):

@@ -52,6 +52,33 @@ def test_the_table_of_evals_is_made_where_nothing_was_made_yet(monkeypatch, tmp_
     assert [file.name for file in path.parent.iterdir()] == [path.name]
 
 
+def test_processes_that_make_the_table_of_evals_at_once_do_not_meet(monkeypatch, tmp_path):
+    monkeypatch.setattr(datasets, "made_once", lambda name: tmp_path / name)
+    rows = [{"task": "t", "instruction": "Do it.", "input": "x", "ideals": ["a"]}]
+    monkeypatch.setattr(datasets, "_tasks", lambda wheel: {"t": rows})
+    write, seen = pd.DataFrame.to_parquet, []
+
+    def write_while_another_does(frame, path, **options):
+        write(frame, path, **options)
+        seen.append(path)
+        if len(seen) == 1:
+            datasets._evals_table()
+
+    monkeypatch.setattr(pd.DataFrame, "to_parquet", write_while_another_does)
+    path = datasets._evals_table()
+    assert (len(set(seen)), pd.read_parquet(path)["input"].tolist()) == (2, ["x"])
+    assert [file.name for file in tmp_path.iterdir()] == [path.name]
+
+
+def test_a_folders_unknown_split_is_one_sentence_and_its_colon_no_configuration(tmp_path):
+    folder = tmp_path / "c:mine"  # as a drive's on Windows
+    folder.mkdir()
+    (folder / "train.jsonl").write_text('{"a": 1}\n{"a": 2}\n', encoding="utf8")
+    assert load_dataset(str(folder))["a"][:] == [1, 2]
+    with pytest.raises(TenfoldError, match=r"has no such rows \(Unknown split \"nope\""):
+        load_dataset(str(folder), split="nope")
+
+
 def test_odd_rows_of_evals_drop_the_row_or_the_task(tmp_path):
     chat = [{"role": "system", "content": "Do it."}, {"role": "user", "content": "x"}]
     files = {

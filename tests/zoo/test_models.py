@@ -1,9 +1,12 @@
 import copy
+import errno
 
 import pytest
 import torch
+from safetensors import SafetensorError
 
 from lib import TenfoldError, zoo
+from lib.zoo import gguf, models
 from lib.zoo.models import SHAPES, parameter_count
 
 
@@ -27,6 +30,38 @@ def test_the_language_model_knows_something(smollm):
 def test_dtype_is_a_name_or_a_torch_dtype():
     assert zoo.load_lm("smollm2-135m-instruct", dtype="bfloat16")[0].dtype == torch.bfloat16
     assert zoo.load_lm("smollm2-135m-instruct", dtype=torch.bfloat16)[0].dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("name", ["bf16", "int8", "Tensor"])
+def test_a_dtype_that_is_none_is_one_sentence(name):
+    with pytest.raises(ValueError, match=f"'{name}' is no dtype of weights: give float32"):
+        zoo.load_lm("smollm2-135m-instruct", dtype=name)
+
+
+FULL = [
+    SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)"),
+    OSError(errno.ENOSPC, "No space left on device"),
+]
+
+
+@pytest.mark.parametrize("error", FULL)
+def test_a_disk_that_fills_while_a_model_is_converted_is_one_sentence(error, monkeypatch, tmp_path):
+    (tmp_path / "m.gguf").write_text("")
+    monkeypatch.setattr(models, "require", lambda name: tmp_path)
+    monkeypatch.setattr(models, "fingerprint", lambda name: name)
+    monkeypatch.setenv("TENFOLD_DATA", str(tmp_path / "data"))
+
+    def convert(path, folder, dtype):
+        folder.mkdir(parents=True)
+        raise error
+
+    monkeypatch.setattr(gguf, "convert", convert)
+    with pytest.raises(TenfoldError, match=r"is full at .*zoo: free some space, or set TENFOLD_DATA"):
+        models.converted("smollm2-135m-instruct")
+    assert not list((tmp_path / "data" / "cache" / "zoo").iterdir())
+    error = ValueError("another model")
+    with pytest.raises(ValueError, match="another model"):
+        models.converted("smollm2-135m-instruct")
 
 
 def test_the_head_reads_the_last_states_of_many_rows_in_one_piece(smollm):
