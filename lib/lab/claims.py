@@ -267,12 +267,21 @@ def judged_again(content: Mapping[str, Any], paper: PaperRecord) -> dict[str, An
 
 
 def reads_otherwise(record: Mapping[str, Any], paper: PaperRecord) -> bool:
-    """Whether results are of an earlier experiment: what the claims measure or their gates now read otherwise.
+    """Whether results are of an earlier experiment: what claims measure, their scales or gates now read otherwise.
 
-    A rule alone may change: a number that was measured is judged by today's.
+    A claim's rule alone may change: a number that was measured is judged by today's. A gate's may not, for what it kept
+    from a verdict stays so.
     """
-    judged = {(c["id"], c["measured"], c["unit"], tuple(c.get("gates", ()))) for c in record["claims"]}
-    return judged != {(claim.id, claim.estimate, claim.unit, claim.gates) for claim in paper.claims}
+    profile, apart = record.get("profile", "cpu"), (NEEDS_GPU, NEEDS_CPU)
+    judged = {
+        (c["id"], c["measured"], c["unit"], tuple(c.get("gates", ())), c["verdict"] not in apart)
+        for c in record["claims"]
+    }
+    if judged != {(c.id, c.estimate, c.unit, c.gates, decides(c, profile)) for c in paper.claims}:
+        return True
+    named = {gate for claim in paper.claims for gate in claim.gates}
+    gates = {(g["id"], g["measured"], g["rule"]) for g in record.get("gates", ()) if g["id"] in named}
+    return not gates <= {(gate.id, gate.estimate, rule_in_words(gate)) for gate in paper.gates}
 
 
 def _as_tuples(record: Mapping[str, Any]) -> dict[str, Any]:

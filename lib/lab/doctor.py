@@ -103,7 +103,9 @@ def _large_models() -> Row:
 
 def print_examination(rows: list[Row]) -> None:
     """Print the rows as a table."""
+    from rich.markup import escape
+
     table = report.table("", "what", "state", "to do")
     for what, state, remedy in rows:
-        table.add_row(what, state, f"[bold]{remedy}[/]" if remedy else "[green]✔[/]")
+        table.add_row(what, escape(state), f"[bold]{escape(remedy)}[/]" if remedy else "[green]✔[/]")
     report.console().print(table)

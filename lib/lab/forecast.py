@@ -150,7 +150,8 @@ def _certain(paper: str, entry: str, functions: dict[str, set[str]], parameters:
     if edited:
         return COMPUTED, f"the notebook's {edited[0]} has changed" + _and_more(edited)
     reads = keys.Reads({})
-    values = [n for n, d in parts["values"].items() if n in parameters and reads.digest(parameters[n]) != d]
+    told = parameters | {"run.parameters": parameters}
+    values = [n for n, d in parts["values"].items() if n in told and reads.digest(told[n]) != d]
     if values or parts["seed"] != parameters.get("seed", 0):
         return COMPUTED, f"{(values or ['seed'])[0]} is another value" + _and_more(values)
     installed = [p for p, v in parts["versions"].items() if p != "python" and keys.version_of(p) != v]

@@ -22,10 +22,11 @@ import time
 import types
 import warnings
 import weakref
+from collections import defaultdict
 from collections.abc import Callable, Collection, Iterator
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import xxhash
@@ -41,6 +42,7 @@ IMITATED = ("ATEN_CPU_CAPABILITY", "ONEDNN_MAX_CPU_ISA", "MKL_ENABLE_INSTRUCTION
 LONG = 200  # items from which a container of plain values is hashed in one piece
 HAS_DOCSTRING = 0x4000000  # a flag of code objects from Python 3.13 on
 PLAIN = (bool, int, float, complex, str, bytes, type(None), np.generic)
+BUILT_UP = (list, tuple, dict, set, frozenset)
 DATA_FILES = (".toml", ".csv")
 BUILT_IN = (types.BuiltinFunctionType, types.MethodDescriptorType, types.WrapperDescriptorType, np.ufunc)
 
@@ -126,6 +128,16 @@ def _file_digest(path: Path, _changed: int) -> tuple[str, tuple[str, ...]]:
     return digest_of(code, *(f.read_bytes() for f in read)), named
 
 
+def modules_named_in(tree: ast.AST) -> Iterator[str]:
+    """Modules that code imports by their whole names, those of `lib` down to the part that is a module."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            inner = {f"{node.module}.{alias.name}" for alias in node.names} & import_graph().modules
+            yield from inner or {node.module}
+
+
 def normal_form(tree: ast.AST) -> str:
     """Text of a syntax tree without places and docstrings (removes the docstrings from the tree itself)."""
     for node in ast.walk(tree):
@@ -189,7 +201,8 @@ class Reads:
         if isinstance(value, PLAIN):
             if isinstance(value, str) and value in ASSETS:
                 self.assets.add(value)
-            return digest_of(type(value).__name__, repr(value))
+            said = digest_of(type(value).__name__, repr(value))
+            return digest_of(said, self.digest(type(value))) if self._is_ours(type(value)) else said
         if id(value) in self._done:
             return self._done[id(value)][1]
         if id(value) in self._open:  # a cycle: how far up it closes says all
@@ -204,13 +217,40 @@ class Reads:
 
     def _digest(self, value: Any) -> str:
         if _is_the_run(value):
-            return digest_of("run")
+            return self._run(value)
         if isinstance(value, list | tuple | dict | set | frozenset):
-            return self._container(value)
+            return self._container(value) if type(value) in BUILT_UP else self._kind_of_container(value)
+        if isinstance(value, property):
+            return digest_of("property", *map(self.digest, (value.fget, value.fset, value.fdel)))
+        if isinstance(value, functools.cached_property):  # whose lock, before Python 3.12, has no content
+            return digest_of("cached", self.digest(value.func))
+        if isinstance(value, classmethod):
+            return digest_of("classmethod", self.digest(value.__func__))
         if isinstance(value, type | types.ModuleType | types.FunctionType | types.MethodType) or callable_kind(value):
             return self._code(value)
         special = self._known(value)
         return special if special is not None else self._object(value)
+
+    def _is_ours(self, kind: type) -> bool:
+        """Whether a class is written in the notebook or in `lib`, so that its code may be edited."""
+        return kind.__module__ == self.namespace.get("__name__") or kind.__module__.startswith("lib.")
+
+    def _run(self, run: Any) -> str:
+        """What a stage that is handed the whole run may take from it: what it was begun with, not what it has noted."""
+        begun = {name: vars(run)[name] for name in ("device", "dtype", "parameters") if name in vars(run)}
+        return digest_of("run", self.digest(begun))
+
+    def _kind_of_container(self, value) -> str:
+        """Hash of a container of a class of its own: its items, and of our classes their code and what else they hold.
+
+        A `defaultdict` counts by the function that it asks for what it lacks, too.
+        """
+        items = self._container(value)
+        if isinstance(value, defaultdict) and isinstance(value.default_factory, types.FunctionType):
+            return digest_of(items, self.digest(value.default_factory))
+        if not self._is_ours(type(value)):
+            return items
+        return digest_of(items, self.digest(type(value)), self.digest(dict(getattr(value, "__dict__", {}))))
 
     def _container(self, value) -> str:
         kind = type(value).__name__
@@ -228,6 +268,8 @@ class Reads:
         """Hash of what torch, NumPy, pandas, datasets and transformers hold; None for anything else."""
         if isinstance(value, Path):
             return self._path(value)
+        if isinstance(value, np.ma.MaskedArray):
+            return digest_of("masked", *map(self.digest, (np.ma.getdata(value), np.ma.getmaskarray(value))))
         if isinstance(value, np.ndarray) and value.dtype != object:
             return digest_of(
                 str(value.dtype), str(value.shape), np.ascontiguousarray(value).reshape(-1).view(np.uint8).data
@@ -269,6 +311,8 @@ class Reads:
         if hasattr(value, "__dict__"):
             lazy = {n for c in kind.__mro__ for n, v in c.__dict__.items() if isinstance(v, functools.cached_property)}
             held |= {name: held_value for name, held_value in vars(value).items() if name not in lazy}
+        elif not slots and (parts := _told_by_reduce(value)):
+            return digest_of(self._code(kind), self.digest(parts))
         elif not slots:
             raise TenfoldError(
                 f"a {kind.__module__}.{kind.__qualname__} has no content that a key could hold: read in the stage what "
@@ -282,7 +326,9 @@ class Reads:
         if isinstance(value, functools.partial):
             return digest_of("partial", *map(self.digest, (value.func, value.args, value.keywords)))
         if isinstance(value, types.MethodType):
-            return digest_of("method", self.digest(value.__self__), value.__func__.__qualname__)
+            # What the run's own methods do (progress, seeding) is no part of a result.
+            owner = digest_of("run") if _is_the_run(value.__self__) else self.digest(value.__self__)
+            return digest_of("method", owner, value.__func__.__qualname__)
         if isinstance(value, types.ModuleType):
             self._take(value.__name__)
             return digest_of("module", value.__name__)
@@ -304,15 +350,27 @@ class Reads:
             named = {n: v for n, v in vars(inner).items() if n != "_abc_impl"}  # an abstract class's own books
             body = {n: v for n, v in named.items() if not n.startswith("__") or inspect.isfunction(v)}
             return digest_of(inner.__qualname__, self.digest([*inner.__mro__[1:]]), self.digest(body))
-        return self.function(inner)
+        self.functions[inner.__qualname__] = code_digest(inner.__code__)
+        layers = [self._made(layer) for layer in _layers(value) if self._is_editable(layer)]
+        return digest_of(self._made(inner), *layers) if layers else self._made(inner)
 
-    def function(self, function: types.FunctionType) -> str:
-        """Hash of a notebook function, defaults and closure included; the names that it reads are taken along."""
-        code = code_digest(function.__code__)
-        self.functions[function.__qualname__] = code
-        for chain in _global_chains(function.__code__):
-            self._read(chain)
-        return digest_of(code, self._closure(function))
+    def _is_editable(self, layer: Any) -> bool:
+        """Whether what a decorator put around a function is code of the notebook or of `lib`."""
+        module = layer.__globals__.get("__name__") if isinstance(layer, types.FunctionType) else None
+        return module == self.namespace.get("__name__") or str(module).startswith("lib.")
+
+    def _made(self, function: types.FunctionType) -> str:
+        """Hash of a function, defaults and closure included; the names of the notebook that it reads are taken along.
+
+        Of code that lies in `lib` its module is taken, which holds all that it reads there.
+        """
+        module = str(function.__globals__.get("__name__"))
+        if module.startswith("lib."):
+            self._take(module)
+        else:
+            for chain in _global_chains(function.__code__):
+                self._read(chain)
+        return digest_of(code_digest(function.__code__), self._closure(function))
 
     def _closure(self, function: types.FunctionType) -> str:
         cells = [cell.cell_contents for cell in function.__closure__ or () if _is_filled(cell)]
@@ -348,7 +406,10 @@ class Reads:
             self._take(value.__name__)
             return
         if _is_the_run(value):
-            return
+            if len(chain) > 1 and chain[1] != "parameters":
+                return  # what its methods show and write is no part of a result
+            if len(chain) > 1:
+                value, path = cast(Any, value).parameters, chain[:2]
         name = ".".join(path)
         if name not in self.values and name not in self.functions:
             self.values[name] = ""  # taken: a function that leads back here stops
@@ -380,13 +441,16 @@ class Reads:
 
     def _own_file(self, name: str) -> None:
         file = getattr(sys.modules[name], "__file__", None)
-        if file and name != self.namespace.get("__name__") and Path(file).suffix == ".py":
+        known = name == self.namespace.get("__name__") or f"file {name}" in self.values
+        if file and not known and Path(file).suffix == ".py":
             tree = ast.parse(Path(file).read_text(encoding="utf8"))
             self.values[f"file {name}"] = digest_of(normal_form(tree))
+            for module in modules_named_in(tree):
+                self._take(module)
 
 
 def _is_the_run(value: Any) -> bool:
-    """Whether a value is the notebook's run, which counts by its seed alone: what it shows and writes is no result."""
+    """Whether a value is the notebook's run, which counts by what it was begun with: what it notes is no result."""
     return getattr(type(value), "infrastructure", False) is True
 
 
@@ -416,6 +480,25 @@ def parts_of(stage: str, compute: Callable[..., Any], namespace: dict[str, Any])
 def changed_under_us(parts: dict[str, Any]) -> list[str]:
     """Modules among a stage's parts whose file has changed since this process imported it."""
     return [module for module in parts["modules"] if edited_since_start(module)]
+
+
+def _layers(function: Any) -> Iterator[Any]:
+    """What decorators have put around a function, the outermost first, as far as `functools.wraps` tells of it."""
+    while hasattr(function, "__wrapped__"):
+        yield function
+        function = function.__wrapped__
+
+
+def _told_by_reduce(value: Any) -> list[Any]:
+    """What an object of Python's own or of a library in C says that it is made from (`range`, `deque`, a date)."""
+    kind = type(value)
+    if (kind.__reduce_ex__, kind.__reduce__) == (object.__reduce_ex__, object.__reduce__):
+        return []
+    try:
+        parts = value.__reduce_ex__(4)
+    except TypeError:  # it cannot be copied: a lock, a generator
+        return []
+    return [list(part) if isinstance(part, Iterator) else part for part in parts] if isinstance(parts, tuple) else []
 
 
 def _is_filled(cell) -> bool:
@@ -497,17 +580,29 @@ def _torch(reads: Reads, value: Any) -> str | None:
 def _module(reads: Reads, network: Any) -> str:
     """A network: its classes, their numbers, the settings of its configuration, and every weight.
 
-    Switches (training, cache, checkpointing) are left out: a step before may leave them either way.
+    Switches (training, cache, checkpointing) are left out: a step before may leave them either way. A network that the
+    notebook writes or puts together from torch's layers has no configuration, so all that its layers hold counts
+    (`stride`, `padding_mode`, an activation function) but the training switch.
     """
-    found = []
+    import torch
+
+    found, bare = [], vars(torch.nn.Module())
+    whole = _is_plain_network(reads, type(network))
     for name, part in network.named_modules():
         numbers = {k: v for k, v in vars(part).items() if isinstance(v, int | float) and not isinstance(v, bool)}
         found += [name, reads._code(type(part)), reads.digest(numbers)]
+        others = {k: v for k, v in vars(part).items() if k not in (*bare, *numbers)}
+        if others and whole and _is_plain_network(reads, type(part)):
+            found.append(reads.digest(others))
     config = getattr(network, "config", None)
     if config is not None and hasattr(config, "to_dict"):
         found.append(digest_of(json.dumps(_settings(config.to_dict()), sort_keys=True, default=str)))
     state = {**dict(network.named_parameters()), **dict(network.named_buffers())}
     return digest_of("network", *found, *(part for k, v in state.items() for part in (k, reads.digest(v))))
+
+
+def _is_plain_network(reads: Reads, kind: type) -> bool:
+    return kind.__module__ == reads.namespace.get("__name__") or kind.__module__.startswith("torch.nn.")
 
 
 def _settings(config: Any) -> Any:

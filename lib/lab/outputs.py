@@ -4,9 +4,9 @@ A kernel sends what is written to its streams in many small pieces, with the cod
 lines. The pieces of a cell are joined, redrawn as a terminal would, and each progress bar keeps its last state.
 """
 
+import os
 import re
 from collections.abc import Sequence
-from pathlib import Path
 
 from nbformat import NotebookNode
 
@@ -117,4 +117,5 @@ def _bar_of(line: str) -> tuple[str | None, ...]:
 
 def without_paths(text: str) -> str:
     """Text with this machine's folders replaced by what a reader elsewhere can use."""
-    return text.replace(str(root()), ".").replace(str(Path.home()), "~")
+    text, home = text.replace(str(root()), "."), os.path.expanduser("~")  # a user in a container may have none, or "/"
+    return text if home == "/" else text.replace(home, "~")

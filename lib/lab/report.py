@@ -133,7 +133,8 @@ def print_verdicts(profile: str, only: list[str] | None = None) -> None:
     for record in results(profile, only):
         for claim in record["claims"]:
             mark = f"[{SHOWN[claim['verdict']][1]}]{escape(marked(claim))}[/]"
-            verdicts.add_row(record["paper"], claim["id"], escape(interval(claim)), claim["rule"], claim["n"], mark)
+            told = [escape(text) for text in (interval(claim), claim["rule"], claim["n"])]
+            verdicts.add_row(record["paper"], claim["id"], *told, mark)
         verdicts.add_section()
         if record["checks"] or record["gates"]:
             apart.add_row(record["paper"], *(escape(tally_in_words(record[kind])) for kind in ("checks", "gates")))
@@ -161,7 +162,8 @@ def print_sweep(rows: list[dict[str, Any]]) -> None:
     for row in rows:
         colour = SHOWN[row["verdict"]][1] if row["verdict"] in SHOWN else "default"
         verdict = f"[{colour}]{escape(verdict_in_words(row))}[/]"
-        over.add_row(row["paper"], row["claim"], str(len(row["seeds"])), escape(interval(row)), row["rule"], verdict)
+        told = [escape(text) for text in (interval(row), row["rule"])]
+        over.add_row(row["paper"], row["claim"], str(len(row["seeds"])), *told, verdict)
     console().print(over if over.row_count else "No run of this sweep has finished.")
 
 
@@ -181,13 +183,15 @@ def print_replicates(profile: str, only: Sequence[str]) -> None:
 
 def print_outcomes(outcomes) -> None:
     """Print papers × verdicts × minutes at the end of `make reproduce`."""
+    from rich.markup import escape
+
     ended = table("papers", "paper", "run", "minutes", "verdicts", "results")
     for outcome in outcomes:
         verdicts = ""
         if outcome.state != "failed":
             counted = Counter(claim["verdict"] for claim in read(outcome.job.results / RESULTS)["claims"])
             verdicts = ", ".join(f"{count} {verdict}" for verdict, count in counted.items())
-        where = outcome.reason or f"{relative(outcome.job.results)}/"
+        where = escape(outcome.reason or f"{relative(outcome.job.results)}/")
         ended.add_row(outcome.job.paper, outcome.state, f"{outcome.minutes:.1f}", verdicts, where)
     console().print(ended)
 
@@ -259,7 +263,8 @@ def _claims_of(record: dict[str, Any]) -> str:
     lines = [f"## {papers.load(record['paper']).short}", ""]
     if earlier(record):
         again = f"`make reproduce PAPERS={record['paper']}` runs today's."
-        lines += [f"*These are results of an earlier experiment (commit {record['commit'][:10]}); {again}*", ""]
+        commit = f" (commit {record['commit'][:10]})" if record["commit"] else ""  # a downloaded archive has none
+        lines += [f"*These are results of an earlier experiment{commit}; {again}*", ""]
     lines += [record["finding"].strip(), ""] if record["finding"] else []
     lines += ["| verdict | claim | measured | estimate [95 % interval] | holds if |", "|---|---|---|---|---|"]
     for claim in record["claims"]:

@@ -1,5 +1,6 @@
 """`make reproduce`: run the papers of a profile one after another, skip what has not changed, go on after a failure."""
 
+import ast
 import hashlib
 import json
 import os
@@ -54,23 +55,41 @@ class Job:
         )
 
     def cells(self) -> list[str]:
-        """Code cells of the notebook as it is run, the parameters' literals being those of the `cpu` profile."""
+        """Code cells of the notebook as it is run, the parameters' literals being those of the `cpu` profile.
+
+        Raises TenfoldError for a cell that is not Python.
+        """
         source = cell.canonical(cell.load(self.notebook), profiles.stated(self.notebook), self.notebook.name)
-        return ["".join(c["source"]) for c in source["cells"] if c["cell_type"] == "code"]
+        found = ["".join(c["source"]) for c in source["cells"] if c["cell_type"] == "code"]
+        for number, text in enumerate(found, start=1):
+            try:
+                ast.parse(text)
+            except SyntaxError as error:
+                raise TenfoldError(
+                    f"{self.notebook.name}: line {error.lineno} of code cell {number} is not Python ({error.msg}): "
+                    "mend it; what starts with % or ! is for JupyterLab alone."
+                ) from None
+        return found
 
     def modules(self) -> dict[str, str]:
         """Digest of each module of `lib` that the run can reach: the same that the keys of its stages hold."""
         return forecast.code_of({"lib.lab", "lib.lab.runner", *forecast.imported(self.cells()).values()})
 
+    def data(self) -> dict[str, str]:
+        """Fingerprints of what the run reads beside code and assets: what is shipped for its rooms, files it needs."""
+        needed = [self.parameters[name] for name in self.requires.get("files", [])]
+        reads = keys.Reads({})
+        return keys.shipped_to(self.modules()) | {name: reads.digest(root() / name) for name in needed}
+
     def inputs(self) -> str:
-        """Hash of everything the run is made from: notebook, reachable code, its records, parameters, pinned versions.
+        """Hash of everything the run is made from: notebook, code, data, its records, parameters, pinned versions.
 
         What an edit in JupyterLab leaves behind (literals, outputs, metadata), comments and docstrings of `lib`, and
         code that the notebook cannot reach do not count.
         """
         source = cell.source_digest(self.notebook, profiles.stated(self.notebook))
         imitated = {name: os.environ[name] for name in keys.IMITATED if name in os.environ}
-        parts = [self.profile, self.parameters, source, self.modules(), imitated]
+        parts = [self.profile, self.parameters, source, self.modules(), self.data(), imitated]
         digest = hashlib.sha256(json.dumps(parts, sort_keys=True).encode())
         beside = [papers.path_of(self.paper), figures.STYLE]
         for file in [*beside, root() / "requirements.lock", lib.pins_file()]:
@@ -83,9 +102,15 @@ class Job:
         return folder / f"{self.name}.json"
 
     def up_to_date(self) -> bool:
-        """Whether the results that lie there came from exactly these inputs on this machine."""
+        """Whether the results that lie there came from exactly these inputs on this machine.
+
+        What cannot be read is not up to date: its run says why, and those of other papers go on.
+        """
         kept = self._stamped()
-        return bool(kept) and kept["inputs"] == self.inputs() and kept["results"] == _hash(self.results / RESULTS)
+        try:
+            return bool(kept) and kept["inputs"] == self.inputs() and kept["results"] == _hash(self.results / RESULTS)
+        except TenfoldError:
+            return False
 
     def stages(self) -> list[forecast.Forecast]:
         """What a run would keep and compute, stage by stage; empty where this machine has not run it yet."""
@@ -106,8 +131,11 @@ class Job:
         return {"inputs": self.inputs(), **told_from}
 
     def remember(self, made_from: dict[str, Any]) -> None:
-        """Write the stamp of the run that just finished."""
-        write_json(self.stamp(), made_from | {"results": _hash(self.results / RESULTS)})
+        """Write the stamp of the run that just finished; raises TenfoldError where the cache cannot be written."""
+        try:
+            write_json(self.stamp(), made_from | {"results": _hash(self.results / RESULTS)})
+        except OSError as error:
+            raise lib.unwritable(self.stamp().parent, "TENFOLD_CACHE", error) from None
 
 
 def plan(

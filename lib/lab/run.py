@@ -1,6 +1,7 @@
 """A notebook's run: validated parameters, seeds, device, and every result it hands in."""
 
 import json
+import math
 import os
 import random
 import sys
@@ -135,10 +136,6 @@ class Run:
         self.reseed(name)  # what follows must not depend on whether the stage ran
         return kept.value
 
-    def fingerprint(self) -> list[Any]:
-        """What a stage depends on that takes the whole run: nothing but these."""
-        return [self.paper, self.seed, self.device, self.dtype]
-
     def progress(self, items: Iterable, label: str) -> Iterable:
         """Items with a progress bar; where no one watches, quiet steps of some seconds and no bar below another."""
         from tqdm import tqdm
@@ -147,7 +144,9 @@ class Run:
         return tqdm(items, desc=label, file=sys.stderr, leave=True, mininterval=seconds, position=position)
 
     def metric(self, name: str, value: float) -> float:
-        """Keep one number for results.json and the regression test."""
+        """Keep one number for results.json and the regression test; raises TenfoldError where it is not finite."""
+        if not math.isfinite(value):
+            raise TenfoldError(f"metric {name!r} is {value}, which is no number to keep: find out where it came from.")
         self.results["metrics"][name] = float(value)
         return value
 

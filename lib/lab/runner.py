@@ -18,14 +18,16 @@ from pathlib import Path
 from typing import Any
 
 import nbformat
+import psutil
 
-from lib import TenfoldError, root
+from lib import TenfoldError, root, unwritable
 from lib.lab import outputs, profiles
 from lib.lab import parameters as cell
-from lib.lab.cache import full_disk_refused, process_lives
+from lib.lab.cache import full_disk_refused
 from lib.lab.run import RESULTS, relative
 
 ENGINE = "tenfold"
+SAME_BEGINNING = 5  # seconds by which a process's beginning may read otherwise after its clock was set
 KERNEL_START = 180  # seconds: a busy machine takes longer than the minute that papermill gives
 # Notices of libraries that a published notebook does without, by their first words; in JupyterLab they are shown.
 NOTICES = (
@@ -77,7 +79,7 @@ def run_notebook(
     name = results.name
     failed = results.with_name(f"{name}.failed.ipynb")
     position, began = Position(), time.monotonic()
-    with _staging(results) as staging:
+    with _refuse_unwritable(results.parent), _staging(results) as staging:
         executed = staging / notebook.name
         told = {
             "TENFOLD_PROFILE": profile, "TENFOLD_OUTPUT": str(staging), "TENFOLD_NOTEBOOK": str(notebook.resolve()),
@@ -184,16 +186,37 @@ def _staging(results: Path):
     """Hidden folder beside the results that holds a run while it goes on."""
     staging = results.with_name(f".{results.name}.running")
     owner = staging / "pid"
-    if owner.exists() and process_lives(int(owner.read_text() or 0)):
-        raise TenfoldError(f"{results.name} is already running (process {owner.read_text()}): wait for it, or end it.")
+    if pid := _still_running(owner):
+        raise TenfoldError(f"{results.name} is already running (process {pid}): wait for it, or end it.")
     shutil.rmtree(staging, ignore_errors=True)
-    with full_disk_refused(results.parent):
-        staging.mkdir(parents=True)
-        owner.write_text(str(os.getpid()))
     try:
+        staging.mkdir(parents=True)
+        owner.write_text(f"{os.getpid()} {psutil.Process().create_time():.0f}")
         yield staging
     finally:
         shutil.rmtree(staging, ignore_errors=True)
+
+
+def _still_running(owner: Path) -> int:
+    """Number of the process that a note names with its beginning; 0 where it has ended, whoever has its number now.
+
+    A note without any number was cut short by a full disk or a kill, and one without a beginning is taken at its word.
+    """
+    try:
+        pid, *began = map(int, owner.read_text().split())
+        begins = psutil.Process(pid).create_time()
+    except (OSError, ValueError, psutil.NoSuchProcess):
+        return 0
+    return pid if not began or abs(begins - began[0]) < SAME_BEGINNING else 0
+
+
+@contextlib.contextmanager
+def _refuse_unwritable(folder: Path):
+    """Turn an error in writing results into one sentence, so that other papers go on."""
+    try:
+        yield
+    except OSError as error:
+        raise unwritable(folder, "TENFOLD_FIGURES", error) from None
 
 
 def _take_place(staging: Path, results: Path) -> None:

@@ -364,3 +364,140 @@ def test_a_tokenizer_counts_by_its_vocabulary_whatever_it_was_last_asked():
     assert digest(other) != before
     first.add_tokens(["d"])
     assert digest(first) != before
+
+
+RUN = """
+from lib.lab.run import Run
+run = Run.__new__(Run)
+run.device, run.parameters = {device!r}, {{"documents": {documents}}}
+def size(run):
+    return run.parameters["documents"], run.device
+def compute():
+    return {body}
+"""
+
+
+@pytest.mark.parametrize("body", ["run.parameters['documents']", "size(run)"])
+def test_a_parameter_counts_that_a_stage_takes_from_the_run(body):
+    first = parts(RUN.format(device="cpu", documents=1, body=body))
+    assert first == parts(RUN.format(device="cpu", documents=1, body=body))
+    assert first != parts(RUN.format(device="cpu", documents=2, body=body))
+    assert parts(RUN.format(device="cpu", documents=1, body="size(run)")) != parts(
+        RUN.format(device="cuda", documents=1, body="size(run)")
+    )
+
+
+CLASSES = {
+    "a named tuple": "from typing import NamedTuple\nclass Kind(NamedTuple):\n    x: int = 1\n{method}\nmade = Kind()",
+    "a dict": "class Kind(dict):\n{method}\nmade = Kind(x=1)",
+    "a list": "class Kind(list):\n{method}\nmade = Kind([1])",
+    "a string": "class Kind(str):\n{method}\nmade = Kind('x')",
+    "an enumeration of numbers": "import enum\nclass Kind(enum.IntEnum):\n    A = 1\n{method}\nmade = Kind.A",
+}
+
+
+@pytest.mark.parametrize("kind", CLASSES)
+def test_a_class_of_the_notebook_counts_by_its_code_whatever_it_is_built_upon(kind):
+    def of(number):
+        method = f"    def score(self):\n        return {number}"
+        return parts(CLASSES[kind].format(method=method) + "\ndef compute():\n    return made.score()")
+
+    assert of(1) == of(1)
+    assert of(1) != of(2)
+
+
+DECORATED = """
+def scaled(factor):
+    def around(function):
+        @functools.wraps(function)
+        def inner():
+            return factor * function()
+        return inner
+    return around
+
+@scaled({factor})
+def measure():
+    return 1
+
+def compute():
+    return measure()
+"""
+
+
+def test_what_a_decorator_of_the_notebook_does_counts():
+    first = DECORATED.format(factor=2)
+    assert parts(first) == parts(first)
+    assert parts(first) != parts(DECORATED.format(factor=3))
+    assert parts(first) != parts(first.replace("factor * function", "factor + function"))
+    plain = "@torch.inference_mode()\ndef compute():\n    return alpha"
+    assert parts(plain) == parts(plain)
+
+
+@pytest.mark.parametrize("how", ["property", "classmethod", "staticmethod", "functools.cached_property"])
+def test_each_kind_of_method_counts_by_its_code(how):
+    source = f"""
+    class Thing:
+        @{how}
+        def size(*whose):
+            return [1]
+    thing = Thing()
+    def helper(any):
+        return any.size
+    def compute():
+        return helper(thing)
+    """
+    assert parts(source) == parts(source)
+    assert parts(source) != parts(source.replace("[1]", "[2]"))
+
+
+@pytest.mark.parametrize(
+    ("made", "other"),
+    [
+        ("range(3)", "range(4)"),
+        ("__import__('collections').deque([1, 2])", "__import__('collections').deque([1, 3])"),
+        ("__import__('datetime').date(2020, 1, 1)", "__import__('datetime').date(2020, 1, 2)"),
+        ("__import__('collections').defaultdict(lambda: 1)", "__import__('collections').defaultdict(lambda: 2)"),
+        ("np.ma.array([1.0, 2.0], mask=[0, 1])", "np.ma.array([1.0, 2.0], mask=[1, 0])"),
+    ],
+)
+def test_values_of_pythons_own_kinds_count_by_content(made, other):
+    source = "thing = {}\ndef compute():\n    return thing"
+    assert parts(source.format(made)) == parts(source.format(made))
+    assert parts(source.format(made)) != parts(source.format(other))
+
+
+@pytest.mark.parametrize(
+    ("made", "other"),
+    [
+        ("torch.nn.Conv2d(1, 1, 3)", "torch.nn.Conv2d(1, 1, 3, stride=2)"),
+        ("torch.nn.Conv2d(1, 1, 3, padding=1)", "torch.nn.Conv2d(1, 1, 3, padding=1, padding_mode='circular')"),
+        ("torch.nn.Sequential(torch.nn.GELU())", "torch.nn.Sequential(torch.nn.GELU(approximate='tanh'))"),
+        ("Net(torch.relu)", "Net(torch.tanh)"),
+    ],
+)
+def test_a_network_of_the_notebook_counts_by_all_that_its_layers_hold(made, other):
+    source = """
+    class Net(torch.nn.Module):
+        def __init__(self, act):
+            super().__init__()
+            self.act = act
+    torch.manual_seed(0)
+    net = {}
+    def compute():
+        return net(torch.ones(1, 1, 9, 9))
+    """
+    assert parts(source.format(made)) == parts(source.format(made))
+    assert parts(source.format(made)) == parts(source.format(f"{made}.eval()"))
+    assert parts(source.format(made)) != parts(source.format(other))
+
+
+def test_what_a_module_of_the_readers_own_imports_counts_too(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "my_outer_module.py").write_text("import my_inner_module\nfrom lib import lorc\nf = lambda: 1\n")
+    inner = tmp_path / "my_inner_module.py"
+    inner.write_text("import my_outer_module\nvalue = 1\n")
+    source = "from my_outer_module import f\ndef compute():\n    return f()"
+    before = parts(source)
+    assert "lib.lorc.modeling" in before["modules"]
+    inner.write_text("import my_outer_module\nvalue = 2\n")
+    assert parts(source) != before

@@ -138,6 +138,11 @@ def test_results_are_of_an_earlier_experiment_where_the_claims_read_otherwise():
     assert report.earlier({"paper": "grin", "claims": [judged[0] | {"measured": "something else"}, *judged[1:]]})
     assert not report.earlier({"paper": "grin", "claims": [judged[0] | {"rule": "> 7"}, *judged[1:]]})
     assert report.earlier({"paper": "grin", "claims": [judged[0] | {"gates": ()}, *judged[1:]]})
+    assert report.earlier({"paper": "grin", "claims": [judged[0] | {"verdict": claims.NEEDS_GPU}, *judged[1:]]})
+    gates = [claims.measure(gate, "cpu", estimate=1.0).as_dict() for gate in papers.load("grin").gates]
+    assert not report.earlier({"paper": "grin", "claims": judged, "gates": gates})
+    moved = [gates[0] | {"rule": "≥ 7"}, *gates[1:]]
+    assert report.earlier({"paper": "grin", "claims": judged, "gates": moved}), "what a gate kept back stays so"
 
 
 def test_a_page_that_lost_its_markers_is_not_written():

@@ -39,6 +39,15 @@ def test_it_goes_on_after_a_failure_and_says_so(house, capsys):
 
 
 @pytest.mark.usefixtures("papers")
+def test_a_cell_that_is_not_python_is_said_and_the_others_go_on(write_notebook, house, capsys):
+    write_notebook("value = 1  # n\nseed = 0  # s", "%matplotlib inline\n" + FINISH, name="01_one.ipynb")
+    assert main(["reproduce", "--profile", "smoke"]) == 1
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "line 1 of code cell 2 is not Python" in printed
+    assert (house / "figures/smoke/three/results.json").exists()
+
+
+@pytest.mark.usefixtures("papers")
 def test_a_failed_check_is_told_last_and_sets_the_exit_status(write_notebook, house, capsys):
     checks = "[{'id': 'exact', 'what': 'w', 'estimate': 0.5, 'ci': None, 'n': '', 'rule': '≤ 0.1', 'passed': False}]"
     told = FINISH.replace("'claims': [claim]", f"'claims': [claim], 'checks': {checks}")
