@@ -290,7 +290,8 @@ class Journal(Mapping[str, Any]):
         self._open()
 
     def __del__(self) -> None:
-        if (database := vars(self).get("_database")) is not None:  # sqlite3 by itself waits for the garbage collector
+        # sqlite3 by itself waits for the garbage collector; where Python ends, the module may be gone before a journal.
+        if (database := vars(self).get("_database")) is not None and sqlite3 is not None:
             with suppress(sqlite3.Error):
                 database.close()
 

@@ -31,6 +31,8 @@ def test_links_of_a_guide_lead_to_pages_of_the_site_or_to_none():
     )
     moved = "[a](../families.md) [b](../claims.md#lorc) c (`tests/MUTANTS.md`) [d](#e) [f](https://g.h)"
     assert pages.on_site(links, "../") == moved
+    picture = "![loss minus that of Palu](../figures/cpu/lorc/peers.png)"
+    assert pages.on_site(picture, "../") == "![loss minus that of Palu](../figures/lorc/peers.png)"
 
 
 def undocumented(room, *pages):

@@ -10,6 +10,7 @@ from lib.lab.site import pages
 project, author, copyright, release = "Tenfold", "The Tenfold authors", "The Tenfold authors, Apache-2.0", __version__
 extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.mathjax", "sphinx.ext.viewcode"]
 myst_enable_extensions = ["amsmath", "dollarmath", "colon_fence"]
+myst_dmath_double_inline = True  # a formula within a sentence ends where it ends, not with the paragraph
 myst_heading_anchors = 3
 nb_execution_mode = "off"
 nb_merge_streams = True

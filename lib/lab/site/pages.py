@@ -16,7 +16,7 @@ from lib.lab.run import RESULTS
 PROFILE = "cpu"
 CODE = re.compile(r"(`+[^`]+`+)")
 SPECIAL = re.compile(r"([\\*|_:])")
-LINK = re.compile(r"\[([^\]]+)\]\((?!https?:)(?:\.\./)?([^)#\s]*)(#[^)\s]*)?\)")
+LINK = re.compile(r"(!?)\[([^\]]+)\]\((?!https?:)(?:\.\./)?([^)#\s]*)(#[^)\s]*)?\)")
 TABLE = re.compile(r"^(\| (?:verdict|outcome) \|.*\n(?:\|.*\n)+)", re.M)
 MOVED = {"tests/FAMILIES.md": "families.md", f"figures/{PROFILE}/CLAIMS.md": "claims.md"}
 
@@ -56,9 +56,11 @@ def on_site(text: str, up: str = "") -> str:
     """
 
     def moved(match: re.Match[str]) -> str:
-        said, file, place = match[1], match[2], match[3] or ""
+        picture, said, file, place = match[1], match[2], match[3], match[4] or ""
         if not file:
             return match[0]
+        if picture and file.startswith(f"figures/{PROFILE}/"):
+            return f"![{said}]({up}{file.replace(f'{PROFILE}/', '', 1)})"
         if file in MOVED or file.startswith("notebooks/"):
             return f"[{said}]({up}{MOVED.get(file, file)}{place})"
         if file.startswith(f"figures/{PROFILE}/benchmarks/"):
