@@ -31,8 +31,17 @@ def test_the_fixed_style_is_the_best_on_the_training_tasks():
     assert baselines.with_style(CANDIDATES, "none such") == 0
     assert baselines.style_wins(training, "format-line").tolist() == [1.0, 1.0]
     assert baselines.style_wins(training, "one-sentence").tolist() == [0.0, 0.0]
+    assert baselines.chance_to_win(training, "format-line") == pytest.approx(1 / 3)
     with pytest.raises(ValueError, match="at least one table"):
         baselines.best_style([])
+
+
+def test_the_best_style_is_tried_on_the_other_half_of_the_examples():
+    steady = table([[0, 1, 0.4, 0.6]] * 2)  # styles are worth 0, 1 and .5: the best is .5 above their mean
+    assert baselines.best_style_transferred(steady) == pytest.approx(0.5)
+    turning = table([[0, 1, 0.5, 0.5], [1, 0, 0.5, 0.5]])  # what leads on one half trails on the other
+    assert baselines.best_style_transferred(turning) == pytest.approx(-0.5)
+    assert baselines.best_style_transferred(table([[0.3] * 4] * 4)) == pytest.approx(0)
 
 
 def test_the_models_own_judgements(lm):

@@ -29,14 +29,19 @@ Score = Callable[[int, Sequence[Candidate]], Float[np.ndarray, " candidates"]]
 Paraphraser = Callable[[Sequence[str], int], list[list[str]]]
 
 
+def _columns(table: LabelTable) -> dict[str, list[int]]:
+    """Columns of a task's candidates by style."""
+    columns: dict[str, list[int]] = defaultdict(list)
+    for c, candidate in enumerate(table.candidates):
+        columns[candidate.style].append(c)
+    return columns
+
+
 def style_gains(tables: Sequence[LabelTable]) -> dict[str, list[float]]:
     """Give each style's mean metric less the mean over all candidates, one value a task that has the style."""
     gains: dict[str, list[float]] = defaultdict(list)
     for table in tables:
-        columns: dict[str, list[int]] = defaultdict(list)
-        for c, candidate in enumerate(table.candidates):
-            columns[candidate.style].append(c)
-        for style, own in columns.items():
+        for style, own in _columns(table).items():
             gains[style].append(float(table.metric[:, own].mean() - table.metric.mean()))
     return dict(gains)
 
@@ -67,6 +72,20 @@ def style_wins(tables: Sequence[LabelTable], style: str) -> Float[np.ndarray, " 
         if style in gains:
             wins.append(float(gains[style][0] >= max(values[0] for values in gains.values())))
     return np.array(wins)
+
+
+def chance_to_win(tables: Sequence[LabelTable], style: str) -> float:
+    """Give the mean of `style_wins` where chance alone decides: of one over the number of a task's styles."""
+    return float(np.mean([1 / len(columns) for columns in map(_columns, tables) if style in columns]))
+
+
+def best_style_transferred(table: LabelTable) -> float:
+    """Give what the best style of one half of a task's examples gains over the mean of its styles on the other half.
+
+    As `transferred_best`: noise around 0 where a task's styles are alike.
+    """
+    styles = np.stack([table.metric[:, own].mean(1) for own in _columns(table).values()], axis=1)
+    return transferred_best(np.column_stack([styles, styles.mean(1)]), -1)
 
 
 def transferred_best(metric: Float[np.ndarray, "examples candidates"], reference: int) -> float:

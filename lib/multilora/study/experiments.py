@@ -128,6 +128,13 @@ def jobs_of(points: Points, folder: Path) -> tuple[list[tuple], list[dict[str, A
     return jobs, labels
 
 
+def beyond_no_lora(
+    values: Mapping[str, Float[np.ndarray, "sets images"]], *methods: str
+) -> Float[np.ndarray, "sets images"]:
+    """Return what a method shows less what the base model shows without a LoRA: of the method that shows least."""
+    return min((values[method] - values[NO_LORA] for method in methods), key=np.mean)
+
+
 def in_places(
     folder: Path, setting: str, element: Element, condition: Condition, seeds: Sequence[int], **options: Any
 ) -> list[np.ndarray]:
