@@ -149,12 +149,12 @@ def test_a_second_run_of_the_same_paper_at_once_is_refused(house, write_notebook
     assert hidden.exists()
 
 
-@pytest.mark.parametrize("note", [f"{os.getpid()} 1000", "", "half a"])
+@pytest.mark.parametrize("note", ["{pid} 1000", "", "half a"])
 def test_a_note_of_a_process_that_has_ended_stops_no_run(house, write_notebook, run, note):
     """Numbers of processes are given out again; a full disk leaves half a note."""
     hidden = house / "figures/smoke/.trap.running"
     hidden.mkdir(parents=True)
-    (hidden / "pid").write_text(note)
+    (hidden / "pid").write_text(note.format(pid=os.getpid()))
     run(write_notebook(DECLARED, "print('trap')"))
     assert outputs(house) == ["trap"]
 
