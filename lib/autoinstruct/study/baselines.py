@@ -102,16 +102,26 @@ def transferred_best(metric: Float[np.ndarray, "examples candidates"], reference
 
 
 def cross_validate(
-    model: Any, tokenizer: Any, task: Task, candidates: Sequence[Candidate], *, shown: int, batch_rows: int = 64
+    model: Any,
+    tokenizer: Any,
+    task: Task,
+    candidates: Sequence[Candidate],
+    *,
+    shown: int,
+    max_new_tokens: int,
+    batch_rows: int = 64,
 ) -> Float[np.ndarray, " candidates"]:
-    """Give the mean gold `choice` of each candidate on a task's first demonstrations, each asked zero-shot.
+    """Give the mean ROUGE-L of each candidate on a task's first demonstrations, each asked zero-shot.
 
-    Deviation: the paper answers one demonstration after the others.
+    A millionth of the gold `choice` decides between equals. Deviation: the paper answers one demonstration after the
+    others.
     """
     few = [Example(demo.input, (demo.output,)) for demo in task.demonstrations[:shown]]
     pairs = [Pair(c.text, row.input, row.answers, others=task.others(row)) for c in candidates for row in few]
-    labels = label(model, tokenizer, pairs, max_new_tokens=0, batch_rows=batch_rows, progress=False)
-    return np.array([one.choice for one in labels]).reshape(len(candidates), -1).mean(-1)
+    options = {"max_new_tokens": max_new_tokens, "batch_rows": batch_rows, "progress": False}
+    labels = label(model, tokenizer, pairs, **options)
+    scores = np.array([one.rouge_l + 1e-6 * np.nan_to_num(one.choice) for one in labels])
+    return scores.reshape(len(candidates), -1).mean(-1)
 
 
 def ask_the_model(

@@ -122,10 +122,18 @@ def score_tables(frame: pd.DataFrame, tables: Sequence[LabelTable]) -> list[Floa
 
 
 def judgements(
-    model: Any, tokenizer: Any, task: Task, candidates: Sequence[Candidate], *, shown: int, batch_rows: int
+    model: Any,
+    tokenizer: Any,
+    task: Task,
+    candidates: Sequence[Candidate],
+    *,
+    shown: int,
+    max_new_tokens: int,
+    batch_rows: int,
 ) -> pd.DataFrame:
     """Judge candidates without a ranker: `validated` on `shown` demonstrations, and `asked` of the model itself."""
-    validated = baselines.cross_validate(model, tokenizer, task, candidates, shown=shown, batch_rows=batch_rows)
+    options: dict[str, Any] = {"shown": shown, "max_new_tokens": max_new_tokens, "batch_rows": batch_rows}
+    validated = baselines.cross_validate(model, tokenizer, task, candidates, **options)
     asked = baselines.ask_the_model(model, tokenizer, candidates, task.demonstrations[:shown])
     return pd.DataFrame({"task": task.name, "validated": validated, "asked": asked})
 
@@ -140,12 +148,13 @@ def ape_winners(
     rounds: int,
     keep: int,
     shown: int,
+    max_new_tokens: int,
     batch_rows: int,
 ) -> pd.DataFrame:
     """Search by APE from what a model wrote for each task: the best after each round, with its score."""
 
     def score(index: int, candidates: Sequence[Candidate]) -> np.ndarray:
-        options: dict[str, Any] = {"shown": shown, "batch_rows": batch_rows}
+        options: dict[str, Any] = {"shown": shown, "max_new_tokens": max_new_tokens, "batch_rows": batch_rows}
         return baselines.cross_validate(model, tokenizer, tasks[index], candidates, **options)
 
     pools = [[c for c in own if c.origin == "model"] for own in sets]
