@@ -1,6 +1,6 @@
 """Auto-Instruct as an optimiser of DSPy, beside COPRO and MIPROv2: `AutoInstruct(metric).compile(program, trainset=…)`.
 
-DSPy is an optional package (`pip install 'tenfold[peers]'`), imported when this module is.
+DSPy is an optional package (`pip install dspy`), imported when this module is.
 """
 
 from collections.abc import Callable, Sequence
@@ -17,7 +17,7 @@ try:
     import dspy
     from dspy.teleprompt import Teleprompter
 except ModuleNotFoundError as error:
-    raise TenfoldError("DSPy is not installed here: `pip install 'tenfold[peers]'` brings it.") from error
+    raise TenfoldError("DSPy is not installed here: `pip install dspy` brings it.") from error
 
 
 class DspyChat:

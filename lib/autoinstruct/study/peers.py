@@ -1,7 +1,7 @@
 """A peer from another library: DSPy's COPRO (its optimiser of instructions) with a local Hugging Face model.
 
 COPRO asks a language model for better instructions than the one it is given, tries each on the demonstrations, shows
-the model its attempts with their scores, and asks again. DSPy is an optional package (`pip install 'tenfold[peers]'`)
+the model its attempts with their scores, and asks again. DSPy is an optional package (`pip install dspy`)
 and is imported only when something here is called. Nothing leaves the machine: the language model is an engine of
 this process, and DSPy's caches are off.
 """
@@ -28,7 +28,7 @@ def import_dspy() -> Any:
     try:
         import dspy
     except ModuleNotFoundError as error:
-        raise TenfoldError("DSPy is not installed here: `pip install 'tenfold[peers]'` brings it.") from error
+        raise TenfoldError("DSPy is not installed here: `pip install dspy` brings it.") from error
     return dspy
 
 
