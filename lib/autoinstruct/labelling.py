@@ -89,10 +89,9 @@ def label(
         settings |= {"weights": _weights_key(model), "template": getattr(tokenizer, "chat_template", None)}
     keys = [key_of(asdict(pair), settings) for pair in pairs]
     with Journal(store) as journal:
-        done = {
-            key: Label(**record | {"other_log_probs": tuple(record["other_log_probs"])})
-            for key, record in journal.items()
-        }
+        asked = set(keys)  # the file may hold more than labels
+        kept = {key: row for key, row in journal.items() if key in asked}
+        done = {key: Label(**row | {"other_log_probs": tuple(row["other_log_probs"])}) for key, row in kept.items()}
         open_pairs = {key: pair for key, pair in zip(keys, pairs, strict=True) if key not in done}
         prompts = {key: _prompt(tokenizer, pair) for key, pair in open_pairs.items()}
         with tqdm(total=len(prompts), desc="label", unit="pair", disable=not progress, mininterval=1.0) as bar:

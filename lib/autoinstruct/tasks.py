@@ -93,9 +93,9 @@ class Rule:
         return self.demonstrations + self.screening + self.examples
 
 
-def read_jsonl(path: Path) -> list[dict[str, Any]]:
+def read_jsonl(path: Path | str) -> list[dict[str, Any]]:
     """Read rows of a user's own tasks, one JSON object a line; raises TenfoldError for a line that is none."""
-    rows = []
+    rows, path = [], Path(path)
     for number, line in enumerate(path.read_text(encoding="utf8").split("\n"), start=1):
         if not line.strip():
             continue

@@ -76,6 +76,8 @@ def pooled_states(
 
 def _check(model: Any, sequences: Sequence[Sequence[int]], begins: Sequence[int]) -> None:
     context = getattr(model.config, "max_position_embeddings", None)
+    if any(isinstance(sequence, str) for sequence in sequences):
+        raise ValueError("sequences are lists of token ids, and these hold texts: give tokenizer(texts).input_ids")
     for index, (sequence, begin) in enumerate(zip(sequences, begins, strict=True)):
         if not 0 <= begin < len(sequence):
             raise ValueError(f"sequence {index} has {len(sequence)} tokens and a span from {begin} on: it is empty")

@@ -259,11 +259,15 @@ class SciAgent:
         return SciAgent(self.planner, self.action, tools, self.sandbox, self.index, self.shown)
 
     def solve(self, question: str) -> Trace:
-        """Solve one question; raises ValueError for an empty one."""
+        """Solve one question; raises ValueError for an empty one, or a list (`solve_all` takes those)."""
+        if not isinstance(question, str):
+            raise ValueError(f"solve takes one question as a text, not a {type(question).__name__}: use solve_all")
         return self.solve_all([question])[0]
 
     def solve_all(self, questions: Sequence[str], *, progress: bool = False) -> list[Trace]:
-        """Solve many questions, in batches."""
+        """Solve many questions, in batches; raises ValueError for an empty one, or one text in place of a list."""
+        if isinstance(questions, str):
+            raise ValueError("solve_all takes a list of questions, and this is one text: use solve")
         if not all(q.strip() for q in questions):
             raise ValueError("a question is empty: say what to compute and from what")
         plans = self.planner.plans(questions, progress=progress)

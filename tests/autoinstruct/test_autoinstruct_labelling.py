@@ -123,6 +123,8 @@ def test_a_crash_loses_one_batch_and_a_second_call_goes_on(lm, tmp_path, monkeyp
     assert sum(counted) + done[0] == len(pairs())
     assert [one.output for one in labels] == [one.output for one in label(*lm, pairs(), **options)]
     counted.clear()
+    with Journal(store) as journal:  # the file of something else, too
+        journal.put("an earlier judgement", {"winner": "first"})
     again = label(*lm, pairs(), store=store, **options)
     assert [one.log_prob for one in again] == [one.log_prob for one in labels]
     assert not counted

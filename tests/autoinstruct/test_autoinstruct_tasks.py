@@ -64,7 +64,7 @@ def test_natural_instructions_columns_and_a_users_json_lines(tmp_path):
     assert read_jsonl(path)[0]["answer"] == "2"
     path.write_text("{}\nnot json\n")
     with pytest.raises(TenfoldError, match="line 2"):
-        read_jsonl(path)
+        read_jsonl(str(path))
 
 
 def test_numbers_are_taken_as_texts():

@@ -70,9 +70,11 @@ def test_the_mean_runs_over_the_span(model):
     torch.testing.assert_close(found.mean[0], states[2:].mean(0), atol=1e-5, rtol=1e-4)
 
 
-def test_embedding_refusals(model):
+def test_embedding_refusals(model, as_installed):
     with pytest.raises(ValueError, match="nothing to read"):
         pooled_states(model, [])
+    with pytest.raises(ValueError, match="these hold texts"):
+        pooled_states(model, ["a text", "another"])
     with pytest.raises(ValueError, match="it is empty"):
         pooled_states(model, [[1, 2]], starts=[2])
     with pytest.raises(ValueError, match="the model reads 256"):

@@ -332,11 +332,15 @@ def test_an_instruction_goes_before_the_actions_prompt(monkeypatch, tools, warm)
     assert [prompt.startswith("Be exact.\n\nFunctions:") for prompt in script.prompts] == [False, True]
 
 
-def test_swapping_the_toolset_needs_nothing_else(monkeypatch, tools, warm):
+def test_swapping_the_toolset_needs_nothing_else(monkeypatch, tools, warm, as_installed):
     Scripted(monkeypatch, ["p", "answer = fv(0.1, 2, -1, -10)"])
     assert new_agent(tools, warm).swap(tools.subset({"fv"})).solve("future value").answer == pytest.approx(14.2)
     with pytest.raises(ValueError, match="the toolset is empty"):
         new_agent(Toolset(), warm)
+    with pytest.raises(ValueError, match="not a list: use solve_all"):
+        new_agent(tools, warm).solve(["one", "two"])
+    with pytest.raises(ValueError, match="this is one text: use solve"):
+        new_agent(tools, warm).solve_all("one")
     with pytest.raises(ValueError, match="a question is empty"):
         new_agent(tools, warm).solve("  ")
 
