@@ -1,12 +1,13 @@
 """`lib/<paper>/paper.toml`: the paper's facts, and what a run of its notebook has to hand in.
 
-Four things, each of which has a table or a key of its own:
+Five things, each of which has a table or a key of its own:
 
 - `[[claims]]`, what the paper says, quoted, with the rule that decides it;
 - `[[checks]]`, identities and bounds of our own code, which say nothing about the paper;
 - `[[gates]]`, measured preconditions without which the verdict of a claim would mean nothing;
 - `finding`, one or two sentences with places that the results fill: `{name}` for a metric or for the estimate of a
-  claim, check or gate, `{name:.2%}` in a format of Python's, `{name:ci}` with its interval, `{name:verdict}` in words.
+  claim, check or gate, `{name:.2%}` in a format of Python's, `{name:ci}` with its interval, `{name:verdict}` in words;
+- `headline`, what README's table says was found: the paper's main point in plain words, and `{claim}` for its verdict.
 """
 
 import string
@@ -116,6 +117,7 @@ class PaperRecord(Record):
     authors_code_licence: str = ""
     bibtex: str
     not_reproduced: tuple[str, ...] = ()
+    headline: str = ""
     finding: str = ""
     claims: tuple[ClaimRecord, ...]
     checks: tuple[CheckRecord, ...] = ()
@@ -147,6 +149,14 @@ class PaperRecord(Record):
                     format(0.0, spec)
                 except ValueError as error:
                     raise ValueError(f"the finding's place {{{name}:{spec}}} has no format of a number") from error
+        return self
+
+    @model_validator(mode="after")
+    def _headline_names_claims(self):
+        known = [claim.id for claim in self.claims]
+        for _, name, spec in places(self.headline):
+            if name is not None and (spec or name not in known):
+                raise ValueError(f"the headline's place {{{name}{':' * bool(spec)}{spec}}} is no {{claim}}")
         return self
 
     def all(self) -> tuple[ClaimRecord | CheckRecord | GateRecord, ...]:

@@ -37,7 +37,7 @@ SHOWN = {
     NEEDS_GPU: ("·", "dim", "0.88"),
     NEEDS_CPU: ("·", "dim", "0.88"),
 }
-UNSTEADY = "did not hold at another seed"
+UNSTEADY, UNSTEADY_MARK = "did not hold at another seed", "↺"
 # Verdicts that are said otherwise where they are counted.
 COUNTED = {
     NOT_TESTABLE: "not testable", NEEDS_GPU: "left to a GPU", NEEDS_CPU: "left to the cpu profile",
@@ -204,24 +204,51 @@ def line(*cells: str) -> str:
     return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
 
 
-def counted(claims: Iterable[dict[str, Any]]) -> str:
-    """Count claims by verdict, such as `3 reproduced, 1 contradicted`; apart those not held at another seed."""
-    counts = Counter(UNSTEADY if held(claim) is False else claim["verdict"] for claim in claims)
-    return ", ".join(f"{counts[name]} {COUNTED.get(name, name)}" for name in (*VERDICTS, UNSTEADY) if counts[name])
+def counted(claims: Iterable[dict[str, Any]], *, words: bool = True) -> str:
+    """Count claims by verdict, such as `3 ✔ reproduced, 1 ✘ contradicted`; apart those not held at another seed.
+
+    With `words=False` by the marks alone: `3 ✔ 1 ✘`.
+    """
+    counts = Counter(map(_counted_as, claims))
+    names = [name for name in (*VERDICTS, UNSTEADY) if counts[name]]
+    return (", " if words else " ").join(f"{counts[name]} {_said(name) if words else _mark(name)}" for name in names)
+
+
+def _counted_as(claim: dict[str, Any]) -> str:
+    return UNSTEADY if held(claim) is False else claim["verdict"]
+
+
+def _mark(name: str) -> str:
+    return UNSTEADY_MARK if name == UNSTEADY else SHOWN[name][0]
+
+
+def _said(name: str) -> str:
+    return f"{_mark(name)} {COUNTED.get(name, name)}"
+
+
+def headline(record: dict[str, Any]) -> str:
+    """Say a paper's main point with the verdicts of the claims that it names; empty for an earlier experiment."""
+    paper, claims = papers.load(record["paper"]), {claim["id"]: claim for claim in record["claims"]}
+    if earlier(record):
+        return ""
+    parts = papers.places(paper.headline)
+    return "".join(words + (f"**{_said(_counted_as(claims[name]))}**" if name else "") for words, name, _ in parts)
 
 
 def papers_table(profile: str) -> str:
-    """Write the README's table: a row a paper, its verdicts counted, and below it the sum and what the runs took."""
+    """Write the README's table: a row a paper with its headline and verdicts; below, their sum and what runs took."""
     found = {record["paper"]: record for record in results(profile)}
     lines = ["| paper | in a line | what we found | notebook | guide |", "|---|---|---|---|---|"]
     for name, notebook in paths.paper_notebooks().items():
         paper, guide = papers.load(name), guides.load(name)
-        verdicts = counted(found[name]["claims"]) if name in found else ""
-        told = f"[{verdicts}](figures/{profile}/CLAIMS.md#{anchor(paper.short)})" if verdicts else "not run yet"
-        told += " (an earlier experiment)" if verdicts and earlier(found[name]) else ""
+        told = "not run yet"
+        if name in found:
+            said = "an earlier experiment" if earlier(found[name]) else headline(found[name])
+            marks = counted(found[name]["claims"], words=False)
+            told = f"{said} [({marks})](figures/{profile}/CLAIMS.md#{anchor(paper.short)})".strip()
         cells = [f"[{paper.short}](https://arxiv.org/abs/{paper.arxiv})", guide.plain if guide else paper.title, told]
         cells += [f"[{notebook.stem[:2]}](notebooks/{notebook.name})"]
-        lines.append(line(*cells, f"[lib.{name}](docs/{name}.md)" if guide else f"`lib.{name}`"))
+        lines.append(line(*cells, f"[guide](docs/{name}.md)" if guide else f"`lib.{name}`"))
     if found:
         claims = [claim for record in found.values() for claim in record["claims"]]
         told = [f"All {len(claims)} claims: {counted(claims)}.", _again(claims), _taken(list(found.values()))]

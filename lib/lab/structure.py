@@ -156,6 +156,8 @@ def _paper(paper: str, code) -> list[str]:
     ]
     if not record.finding:
         found.append("paper.toml has no `finding`: one or two sentences with places that results fill")
+    if not record.headline:
+        found.append("paper.toml has no `headline`: the paper's main point in words, with {claim} for its verdict")
     return found + _costs(paper)
 
 

@@ -177,6 +177,8 @@ def test_an_unknown_key_in_a_paper_record_is_refused():
         ({"finding": "It is {c:nonsense}."}, "no format of a number"),
         ({"finding": "It is {c."}, "expected '}'"),
         ({"finding": "It is {}."}, "{name}"),
+        ({"headline": "It is {cc}"}, r"place {cc} is no {claim}"),
+        ({"headline": "It is {c:verdict}"}, r"place {c:verdict} is no {claim}"),
     ],
 )
 def test_a_record_that_does_not_hang_together_is_refused(options, message):

@@ -33,6 +33,8 @@ def finished(house, write_notebook, monkeypatch):
     """Two finished papers: `lorc` with all there can be, `grin` as a file from before checks and gates."""
     monkeypatch.setattr(report, "earlier", lambda record: record["paper"] == "grin")
     monkeypatch.setattr(report, "judged_again", lambda record, _paper: record)  # its claims are not those of a paper
+    read, said = papers.load, {"headline": "half is free: {free}; and more: {gated}"}
+    monkeypatch.setattr(papers, "load", lambda paper: read(paper).model_copy(update=said))
     shut = claims.measure(GateRecord(id="drafter-accepts", what="It is accepted.", **RULE), "cpu", estimate=0.17)
     open_gate = claims.measure(GateRecord(id="learned", what="It has learned.", **RULE), "cpu", estimate=0.7)
     kept = claims.measure(CheckRecord(id="exact", what="It is exact.", **RULE), "cpu", estimate=1.0, n="3 texts")
@@ -86,12 +88,12 @@ def test_the_readme_has_a_row_a_paper_and_counts_its_verdicts():
     rows, below = report.papers_table("cpu").split("\n\n")
     assert rows.splitlines()[2] == (
         "| [LoRC](https://arxiv.org/abs/2410.03111) | cache a short latent instead of keys and values "
-        "| [1 reproduced, 1 not testable, 1 left to a GPU](figures/cpu/CLAIMS.md#lorc) "
-        "| [02](notebooks/02_lorc.ipynb) | [lib.lorc](docs/lorc.md) |"
+        "| half is free: **✔ reproduced**; and more: **⊘ not testable** [(1 ✔ 1 ⊘ 1 ·)](figures/cpu/CLAIMS.md#lorc) "
+        "| [02](notebooks/02_lorc.ipynb) | [guide](docs/lorc.md) |"
     )
-    assert "| [1 contradicted](figures/cpu/CLAIMS.md#grin) (an earlier experiment) |" in rows.splitlines()[3]
+    assert "| an earlier experiment [(1 ✘)](figures/cpu/CLAIMS.md#grin) |" in rows.splitlines()[3]
     assert below == (
-        "All 4 claims: 1 reproduced, 1 contradicted, 1 not testable, 1 left to a GPU. "
+        "All 4 claims: 1 ✔ reproduced, 1 ✘ contradicted, 1 ⊘ not testable, 1 · left to a GPU. "
         "The runs took 2 minutes in all and 3.5 GiB at most, on 2 cores of an engine."
     )
 
@@ -110,9 +112,7 @@ def test_a_verdict_that_does_not_hold_at_another_seed_is_shown_beside_it_and_cou
     moved = [claim | {"estimate": claim["estimate"] and claim["estimate"] + 0.01} for claim in record["claims"]]
     write_json(again, record | {"claims": moved})
     assert "| ✔ reproduced; held again: ✔ reproduced, 0.91 [0.8, 1] | free |" in report.claims_page("cpu")
-    assert "1 reproduced, 1 contradicted, 1 not testable, 1 left to a GPU. 2 of the 2 verdicts tried at another" in (
-        report.papers_table("cpu")
-    )
+    assert "1 · left to a GPU. 2 of the 2 verdicts tried at another seed held." in report.papers_table("cpu")
     write_json(again, record | {"claims": moved, "parameters": record["parameters"] | {"documents": 8}})
     assert "another seed" not in report.papers_table("cpu"), "a smaller run says nothing"
     write_json(again, record)
@@ -120,9 +120,9 @@ def test_a_verdict_that_does_not_hold_at_another_seed_is_shown_beside_it_and_cou
     moved[0] |= {"verdict": claims.INCONCLUSIVE, "estimate": 0.5, "ci": [0.3, 0.7]}
     write_json(again, record | {"claims": moved})
     assert "| ✔ reproduced; at another seed: ~ inconclusive, 0.5 [0.3, 0.7] | free |" in report.claims_page("cpu")
-    assert "All 4 claims: 1 contradicted, 1 not testable, 1 left to a GPU, 1 not held again. 1 of the 2" in (
-        report.papers_table("cpu")
-    )
+    table = report.papers_table("cpu")
+    assert "claims: 1 ✘ contradicted, 1 ⊘ not testable, 1 · left to a GPU, 1 ↺ not held again. 1 of the 2" in table
+    assert "half is free: **↺ not held again**; and more" in table
     report.print_replicates("cpu", ["lorc"])
     assert "1 of the 2 verdicts tried at another seed held." in capsys.readouterr().out
     picture.draw(report.results("cpu"), tmp_path / "verdicts.png")

@@ -104,6 +104,7 @@ def test_what_paper_toml_asks_for_is_handed_in_and_hangs_together(monkeypatch):
             "checks": (papers.CheckRecord(id="exact", what="w", **rule),),
             "gates": (papers.GateRecord(id="idle", what="w", **rule),),
             "finding": "It is {large}, {large:verdict}, and exact to {exact}.",
+            "headline": "",
         }
     )
     monkeypatch.setattr(papers, "load", lambda paper: record)
@@ -112,4 +113,5 @@ def test_what_paper_toml_asks_for_is_handed_in_and_hangs_together(monkeypatch):
         "check 'exact' of paper.toml is not handed in",
         "gate 'idle' of paper.toml is named by no claim",
         "the finding rests on 'large', which the cpu profile does not decide",
+        "paper.toml has no `headline`: the paper's main point in words, with {claim} for its verdict",
     ]
