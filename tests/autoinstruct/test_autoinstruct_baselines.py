@@ -32,6 +32,8 @@ def test_the_fixed_style_is_the_best_on_the_training_tasks():
     assert baselines.with_style(CANDIDATES, "none such") == 0
     assert baselines.style_wins(training, "format-line").tolist() == [1.0, 1.0]
     assert baselines.style_wins(training, "one-sentence").tolist() == [0.0, 0.0]
+    tied, alike = table([[0.9, 0.9, 0.1, 0.2]]), table([[0.0, 0.0, 0.0, 0.0]])
+    assert baselines.style_wins([tied, alike], "format-line").tolist() == [0.5]
     assert baselines.chance_to_win(training, "format-line") == pytest.approx(1 / 3)
     with pytest.raises(ValueError, match="at least one table"):
         baselines.best_style([])

@@ -155,7 +155,7 @@ def test_the_readme_table_is_made_from_results(monkeypatch):
     reproduce.reproduce(reproduce.plan("smoke", ["one", "three"]))
     rows = report.papers_table("smoke").splitlines()[2:]
     assert [row.split(" | ")[2] for row in rows[:3]] == [
-        "[1 reproduced](figures/smoke/CLAIMS.md#one)", "not run yet", "[1 reproduced](figures/smoke/CLAIMS.md#three)",
+        "[(1 ✔)](figures/smoke/CLAIMS.md#one)", "not run yet", "[(1 ✔)](figures/smoke/CLAIMS.md#three)",
     ]  # fmt: skip
     assert "| ✔ reproduced | c | m | 1 [0.5, 1.5] | > 0 |" in report.claims_page("smoke")
 

@@ -65,12 +65,16 @@ def with_style(candidates: Sequence[Candidate], style: str) -> int:
 
 
 def style_wins(tables: Sequence[LabelTable], style: str) -> Float[np.ndarray, " tasks"]:
-    """Tell for each task that has a style, whether its candidates' mean is (tied-)best among the task's styles."""
+    """Tell of each task that has a style whether its candidates' mean is the best of the task's styles.
+
+    A tie of m styles counts 1 / m; tasks whose styles are all alike tell nothing and are left out.
+    """
     wins = []
-    for table in tables:
-        gains = style_gains([table])
-        if style in gains:
-            wins.append(float(gains[style][0] >= max(values[0] for values in gains.values())))
+    for gains in map(style_gains, ([table] for table in tables)):
+        best = max(values[0] for values in gains.values())
+        tied = [name for name, values in gains.items() if np.isclose(values[0], best, rtol=0, atol=1e-9)]
+        if style in gains and len(tied) < len(gains):
+            wins.append(float(style in tied) / len(tied))
     return np.array(wins)
 
 
