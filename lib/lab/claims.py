@@ -25,7 +25,9 @@ NO_EFFECT = "no such effect"
 NOT_TESTABLE = "not testable here"
 NEEDS_GPU = "needs the gpu profile"
 NEEDS_CPU = "needs the cpu profile"  # only ever in the smoke profile, whose sizes are too small for the claim
-VERDICTS = (REPRODUCED, INCONCLUSIVE, NO_EFFECT, CONTRADICTED, NOT_TESTABLE, NEEDS_GPU, NEEDS_CPU)
+TO_RUN = "to be run again"  # what it measures, its scale or its gates have changed since the run that is shown
+VERDICTS = (REPRODUCED, INCONCLUSIVE, NO_EFFECT, CONTRADICTED, NOT_TESTABLE, NEEDS_GPU, NEEDS_CPU, TO_RUN)
+BY_RULE = (REPRODUCED, CONTRADICTED, INCONCLUSIVE, NO_EFFECT)
 
 NOT_MEASURED = "not measured"
 
@@ -250,37 +252,54 @@ def _filled(outcome: JudgedClaim | Measured, spec: str) -> str:
 
 
 def judged_again(content: Mapping[str, Any], paper: PaperRecord) -> dict[str, Any]:
-    """Content of a results.json, its estimates judged by today's rules and its finding told anew.
+    """Content of a results.json as the claims of `paper`, its estimates judged by today's rules, its finding told anew.
 
-    For results of the very claims that `paper` has; what a gate or a scale kept from a verdict stays so.
+    What a gate or a scale kept from a verdict stays so. A claim that reads otherwise than in the run, in what it
+    measures, its scale or its gates, is `TO_RUN`; where the finding then names what the run had not, it stays as told.
     """
-    judged, rules = [], {claim.id: claim for claim in paper.claims}
-    for claim in content["claims"]:
-        by_rule = claim["verdict"] in (REPRODUCED, CONTRADICTED, INCONCLUSIVE, NO_EFFECT)
-        rule = rules[claim["id"]]
-        told = verdict(rule, (claim["ci"][0], claim["ci"][1])) if by_rule else claim["verdict"]
-        today = {"verdict": told, "rule": rule_in_words(rule), "smallest_effect": rule.smallest_effect}
-        judged.append(dict(claim) | today)
+    told, judged = {claim["id"]: claim for claim in content["claims"]}, []
+    for claim in paper.claims:
+        today = {"rule": rule_in_words(claim), "smallest_effect": claim.smallest_effect}
+        if claim.id not in told or _reads_otherwise(told[claim.id], claim, content, paper):
+            judged.append(_to_run(claim))
+        elif told[claim.id]["verdict"] in BY_RULE:
+            low, high = told[claim.id]["ci"]
+            judged.append(_to_run(claim) | told[claim.id] | today | {"verdict": verdict(claim, (low, high))})
+        else:
+            judged.append(_to_run(claim) | told[claim.id] | today)
     outcomes: dict[str, JudgedClaim | Measured] = {claim["id"]: JudgedClaim(**_as_tuples(claim)) for claim in judged}
     outcomes |= {one["id"]: Measured(**_as_tuples(one)) for kind in ("checks", "gates") for one in content[kind]}
-    return dict(content) | {"claims": judged, "finding": fill(paper.finding, content["metrics"], outcomes)}
+    try:
+        finding = fill(paper.finding, content["metrics"], outcomes)
+    except TenfoldError:
+        if all(claim["verdict"] != TO_RUN for claim in judged):
+            raise
+        finding = content["finding"]
+    return dict(content) | {"claims": judged, "finding": finding}
 
 
-def reads_otherwise(record: Mapping[str, Any], paper: PaperRecord) -> bool:
-    """Whether results are of an earlier experiment: what claims measure, their scales or gates now read otherwise.
+def _to_run(claim: ClaimRecord) -> dict[str, Any]:
+    return JudgedClaim(
+        **_shared(claim), estimate=None, ci=None, n="", quote=claim.quote, place=claim.place, verdict=TO_RUN,
+        timed=claim.timed, gates=claim.gates, failed_gates=(), smallest_effect=claim.smallest_effect,
+        planned_count=claim.planned_count,
+    ).as_dict()  # fmt: skip
 
-    A claim's rule alone may change: a number that was measured is judged by today's. A gate's may not, for what it kept
-    from a verdict stays so.
+
+def _reads_otherwise(
+    told: Mapping[str, Any], claim: ClaimRecord, content: Mapping[str, Any], paper: PaperRecord
+) -> bool:
+    """Whether a claim of a run was another than today's: in what it measures, its scale or its gates.
+
+    Its rule alone may change: a number that was measured is judged by today's. A gate's may not, for what it kept from
+    a verdict stays so.
     """
-    profile, apart = record.get("profile", "cpu"), (NEEDS_GPU, NEEDS_CPU)
-    judged = {
-        (c["id"], c["measured"], c["unit"], tuple(c.get("gates", ())), c["verdict"] not in apart)
-        for c in record["claims"]
-    }
-    if judged != {(c.id, c.estimate, c.unit, c.gates, decides(c, profile)) for c in paper.claims}:
+    decided = told["verdict"] not in (NEEDS_GPU, NEEDS_CPU)
+    if (told["measured"], told["unit"], tuple(told.get("gates", ())), decided) != (
+        claim.estimate, claim.unit, claim.gates, decides(claim, content.get("profile", "cpu")),
+    ):  # fmt: skip
         return True
-    named = {gate for claim in paper.claims for gate in claim.gates}
-    gates = {(g["id"], g["measured"], g["rule"]) for g in record.get("gates", ()) if g["id"] in named}
+    gates = {(g["id"], g["measured"], g["rule"]) for g in content.get("gates", ()) if g["id"] in claim.gates}
     return not gates <= {(gate.id, gate.estimate, rule_in_words(gate)) for gate in paper.gates}
 
 

@@ -4,8 +4,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from lib.lab import paths, report
-from lib.lab.claims import NEEDS_CPU, REPRODUCED, VERDICTS, passed_in_words
+from lib.lab import paths
+from lib.lab.claims import NEEDS_CPU, REPRODUCED, TO_RUN, VERDICTS, passed_in_words
 from lib.lab.figures import figure_style
 from lib.lab.replicate import held
 from lib.lab.report import SHOWN, UNSTEADY, tally
@@ -32,19 +32,18 @@ def draw(records: list[dict[str, Any]], path: Path) -> None:
         for row, record in enumerate(records):
             _draw_row(axis, row, record, widest, kinds)
         axis.set(xlim=(-0.1, width), ylim=(len(records), -0.2), xticks=[], title="claims, by verdict of a run")
-        names = [record["paper"] + ("\n(earlier)" if report.earlier(record) else "") for record in records]
-        axis.set_yticks([row + 0.4 for row in range(len(records))], names)
+        axis.set_yticks([row + 0.4 for row in range(len(records))], [record["paper"] for record in records])
         axis.grid(False)
         axis.tick_params(length=0)
         axis.spines[:].set_visible(False)
         drawn = {claim["verdict"] for record in records for claim in record["claims"]}
-        named = [verdict for verdict in VERDICTS if verdict != NEEDS_CPU or verdict in drawn]
+        named = [verdict for verdict in VERDICTS if verdict not in (NEEDS_CPU, TO_RUN) or verdict in drawn]
         handles = [plt.Rectangle((0, 0), 1, 1, color=SHOWN[verdict][2]) for verdict in named]
         labels = [f"{SHOWN[verdict][0]} {verdict}" for verdict in named]
         if any(held(claim) is False for record in records for claim in record["claims"]):
             handles.append(plt.Rectangle((0, 0), 1, 1, **UNSTEADY_SQUARE, facecolor="white"))
             labels.append(UNSTEADY)
-        fig.legend(handles, labels, loc="outside lower center", ncols=len(named), fontsize=8)
+        fig.legend(handles, labels, loc="outside lower center", ncols=(len(handles) + 1) // 2, fontsize=8)
         path.parent.mkdir(parents=True, exist_ok=True)
         fig.savefig(path, metadata={"Software": None})
         pd.DataFrame(_rows(records)).to_csv(path.with_suffix(".csv"), index=False)

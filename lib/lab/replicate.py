@@ -12,13 +12,13 @@ from typing import Any
 
 from lib import TenfoldError
 from lib.lab import paths, runner
-from lib.lab.claims import NEEDS_CPU, NEEDS_GPU, judged_again, read, reads_otherwise
+from lib.lab.claims import NEEDS_CPU, NEEDS_GPU, TO_RUN, judged_again, read
 from lib.lab.golden import INSTRUCTIONS, imitated
 from lib.lab.papers import PaperRecord
 from lib.lab.reproduce import Job, Outcome, plan, run_job
 from lib.lab.run import RESULTS
 
-UNJUDGED = (NEEDS_CPU, NEEDS_GPU)
+UNJUDGED = (NEEDS_CPU, NEEDS_GPU, TO_RUN)
 
 
 def jobs(profile: str, names: list[str], seed: int, instructions: str) -> list[Job]:
@@ -47,14 +47,14 @@ def replicate(todo: list[Job], instructions: str) -> Iterator[Outcome]:
 def with_replicates(record: Mapping[str, Any], paper: PaperRecord) -> dict[str, Any]:
     """Add to each claim of a published run `again`: the same claim as the finished runs at other seeds judge it.
 
-    Runs of an earlier experiment, whose claims read otherwise or whose other parameters differ, say nothing, and
-    neither does an estimate that the seed did not move.
+    Runs whose other parameters differ say nothing, and neither does a claim that read otherwise there, nor an estimate
+    that the seed did not move.
     """
     files = sorted(paths.replicate_dir(record["profile"]).glob(f"{record['paper']}-seed-*/{RESULTS}"))
-    same = [run for run in map(read, files) if not reads_otherwise(run, paper) and _sizes(run) == _sizes(record)]
+    same = [run for run in map(read, files) if _sizes(run) == _sizes(record)]
     again = [{claim["id"]: claim for claim in judged_again(run, paper)["claims"]} for run in same]
     claims = [
-        claim | {"again": [run[claim["id"]] for run in again if _moved(claim, run[claim["id"]])]}
+        claim | {"again": [run[claim["id"]] for run in again if _says(run[claim["id"]], claim)]}
         for claim in record["claims"]
     ]
     return dict(record) | {"claims": claims}
@@ -64,7 +64,9 @@ def _sizes(run: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in run["parameters"].items() if name != "seed"}
 
 
-def _moved(claim: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+def _says(other: Mapping[str, Any], claim: Mapping[str, Any]) -> bool:
+    if TO_RUN in (other["verdict"], claim["verdict"]):
+        return False
     one, two = claim["estimate"], other["estimate"]
     return one is None or two is None or not math.isclose(one, two, rel_tol=1e-6, abs_tol=1e-12)
 

@@ -16,11 +16,11 @@ from lib.lab.claims import (
     NO_EFFECT,
     NOT_TESTABLE,
     REPRODUCED,
+    TO_RUN,
     VERDICTS,
     interval,
     judged_again,
     read,
-    reads_otherwise,
     verdict_in_words,
 )
 from lib.lab.replicate import held, with_replicates
@@ -36,6 +36,7 @@ SHOWN = {
     NOT_TESTABLE: ("⊘", "magenta", "#c9b3d6"),
     NEEDS_GPU: ("·", "dim", "0.88"),
     NEEDS_CPU: ("·", "dim", "0.88"),
+    TO_RUN: ("…", "dim", "0.94"),
 }
 UNSTEADY, UNSTEADY_MARK = "did not hold at another seed", "↺"
 # Verdicts that are said otherwise where they are counted.
@@ -48,7 +49,7 @@ COUNTED = {
 def results(profile: str, only: Sequence[str] | None = None) -> list[dict[str, Any]]:
     """Read the results of all papers (or of some) that have a finished run in this profile, in the notebooks' order.
 
-    Verdicts and findings are those of today's rules; results of an earlier experiment are as they were told.
+    Verdicts and findings are those of today's rules; a claim that read otherwise when it was run is to be run again.
     """
     files = [paths.results_dir(profile, paper) / RESULTS for paper in paths.paper_notebooks()]
     records = [read(path) for path in files if path.exists()]
@@ -57,16 +58,9 @@ def results(profile: str, only: Sequence[str] | None = None) -> list[dict[str, A
 
 
 def as_today(record: dict[str, Any]) -> dict[str, Any]:
-    """Judge results by today's rules, beside those at other seeds; an earlier experiment's stay as they were told."""
-    if earlier(record):
-        return record
+    """Judge results by today's rules, beside those at other seeds."""
     paper = papers.load(record["paper"])
     return with_replicates(judged_again(record, paper), paper)
-
-
-def earlier(record: dict[str, Any]) -> bool:
-    """Whether results are of an earlier experiment than today's `paper.toml` describes."""
-    return reads_otherwise(record, papers.load(record["paper"]))
 
 
 def marked(claim: dict[str, Any]) -> str:
@@ -227,11 +221,8 @@ def _said(name: str) -> str:
 
 
 def headline(record: dict[str, Any]) -> str:
-    """Say a paper's main point with the verdicts of the claims that it names; empty for an earlier experiment."""
-    paper, claims = papers.load(record["paper"]), {claim["id"]: claim for claim in record["claims"]}
-    if earlier(record):
-        return ""
-    parts = papers.places(paper.headline)
+    """Say a paper's main point with the verdicts of the claims that it names."""
+    claims, parts = {c["id"]: c for c in record["claims"]}, papers.places(papers.load(record["paper"]).headline)
     return "".join(words + (f"**{_said(_counted_as(claims[name]))}**" if name else "") for words, name, _ in parts)
 
 
@@ -243,9 +234,8 @@ def papers_table(profile: str) -> str:
         paper, guide = papers.load(name), guides.load(name)
         told = "not run yet"
         if name in found:
-            said = "an earlier experiment" if earlier(found[name]) else headline(found[name])
             marks = counted(found[name]["claims"], words=False)
-            told = f"{said} [({marks})](figures/{profile}/CLAIMS.md#{anchor(paper.short)})".strip()
+            told = f"{headline(found[name])} [({marks})](figures/{profile}/CLAIMS.md#{anchor(paper.short)})"
         cells = [f"[{paper.short}](https://arxiv.org/abs/{paper.arxiv})", guide.plain if guide else paper.title, told]
         cells += [f"[{notebook.stem[:2]}](notebooks/{notebook.name})"]
         lines.append(line(*cells, f"[guide](docs/{name}.md)" if guide else f"`lib.{name}`"))
@@ -288,10 +278,10 @@ def claims_page(profile: str) -> str:
 
 def _claims_of(record: dict[str, Any]) -> str:
     lines = [f"## {papers.load(record['paper']).short}", ""]
-    if earlier(record):
-        again = f"`make reproduce PAPERS={record['paper']}` runs today's."
-        commit = f" (commit {record['commit'][:10]})" if record["commit"] else ""  # a downloaded archive has none
-        lines += [f"*These are results of an earlier experiment{commit}; {again}*", ""]
+    if stale := sum(claim["verdict"] == TO_RUN for claim in record["claims"]):
+        since = f" since commit {record['commit'][:10]}" if record["commit"] else ""  # a downloaded archive has none
+        again = f"`make reproduce PAPERS={record['paper']}`"
+        lines += [f"*Claims that read otherwise{since}, and are to be run again: {stale} ({again}).*", ""]
     lines += [record["finding"].strip(), ""] if record["finding"] else []
     lines += ["| verdict | claim | measured | estimate [95 % interval] | holds if |", "|---|---|---|---|---|"]
     for claim in record["claims"]:

@@ -91,7 +91,7 @@ def test_results_are_judged_again_by_todays_rules_and_their_finding_told_anew():
     ]
     content = {"claims": [t.as_dict() for t in told], "checks": [], "gates": [failed.as_dict()], "metrics": {"m": 2.0}}
     assert content["claims"][0]["verdict"] == "inconclusive"
-    today = paper(claims=(one, shut, gpu), gates=(gate(),), finding="{m:.0f}: {c:verdict}, {g:.2f}")
+    today = paper(claims=(one, shut, gpu), gates=(gate(threshold=0.5),), finding="{m:.0f}: {c:verdict}, {g:.2f}")
     again = claims.judged_again(content | {"finding": "old"}, today)
     assert [c["verdict"] for c in again["claims"]] == ["no such effect", "not testable here", "needs the gpu profile"]
     assert again["finding"] == "2: no such effect, 0.17"

@@ -30,8 +30,7 @@ def result(paper, **options):
 
 @pytest.fixture
 def finished(house, write_notebook, monkeypatch):
-    """Two finished papers: `lorc` with all there can be, `grin` as a file from before checks and gates."""
-    monkeypatch.setattr(report, "earlier", lambda record: record["paper"] == "grin")
+    """Two finished papers: `lorc` with all there can be, `grin` without checks and gates, one claim to be run again."""
     monkeypatch.setattr(report, "judged_again", lambda record, _paper: record)  # its claims are not those of a paper
     read, said = papers.load, {"headline": "half is free: {free}; and more: {gated}"}
     monkeypatch.setattr(papers, "load", lambda paper: read(paper).model_copy(update=said))
@@ -56,9 +55,9 @@ def finished(house, write_notebook, monkeypatch):
         write_notebook("seed = 0  # s", name=name)
     outcomes = {"claims": judged, "checks": [kept, broken, later], "gates": [shut, open_gate]}
     result("lorc", finding=FINDING, **{kind: [o.as_dict() for o in found] for kind, found in outcomes.items()})
-    old = claims.judge(ClaimRecord(id="early", quote="q", place="p", **RULE), "cpu", estimate=0.1, ci=(0.0, 0.2))
-    new_keys = ("gates", "failed_gates", "smallest_effect", "planned_count")
-    result("grin", claims=[{key: value for key, value in old.as_dict().items() if key not in new_keys}])
+    early = claims.judge(ClaimRecord(id="free", quote="q", place="p", **RULE), "cpu", estimate=0.1, ci=(0.0, 0.2))
+    changed = early.as_dict() | {"id": "gated", "verdict": claims.TO_RUN, "estimate": None, "ci": None}
+    result("grin", claims=[early.as_dict(), changed])
     return house
 
 
@@ -79,8 +78,9 @@ def test_the_claims_page_opens_with_the_finding_and_counts_checks_and_gates_apar
         ["· needs the gpu profile", "large"],
     ]
     assert rows[0][2:] == ["share \\| of tokens", "0.9 [0.8, 1]", "> 0.5"]
-    assert grin.startswith("GRIN\n\n*These are results of an earlier experiment (commit 0123456789)")
-    assert "✘ contradicted | early" in grin
+    assert grin.startswith("GRIN\n\n*Claims that read otherwise since commit 0123456789, and are to be run again: 1 (")
+    assert "✘ contradicted | free" in grin
+    assert "… to be run again | gated | share \\| of tokens | – |" in grin
 
 
 @pytest.mark.usefixtures("finished")
@@ -91,9 +91,10 @@ def test_the_readme_has_a_row_a_paper_and_counts_its_verdicts():
         "| half is free: **✔ reproduced**; and more: **⊘ not testable** [(1 ✔ 1 ⊘ 1 ·)](figures/cpu/CLAIMS.md#lorc) "
         "| [02](notebooks/02_lorc.ipynb) | [guide](docs/lorc.md) |"
     )
-    assert "| an earlier experiment [(1 ✘)](figures/cpu/CLAIMS.md#grin) |" in rows.splitlines()[3]
+    told = "half is free: **✘ contradicted**; and more: **… to be run again** [(1 ✘ 1 …)](figures/cpu/CLAIMS.md#grin)"
+    assert f"| {told} |" in rows.splitlines()[3]
     assert below == (
-        "All 4 claims: 1 ✔ reproduced, 1 ✘ contradicted, 1 ⊘ not testable, 1 · left to a GPU. "
+        "All 5 claims: 1 ✔ reproduced, 1 ✘ contradicted, 1 ⊘ not testable, 1 · left to a GPU, 1 … to be run again. "
         "The runs took 2 minutes in all and 3.5 GiB at most, on 2 cores of an engine."
     )
 
@@ -104,7 +105,6 @@ def test_a_verdict_that_does_not_hold_at_another_seed_is_shown_beside_it_and_cou
 ):
     published = paths.results_dir("cpu", "lorc") / "results.json"
     monkeypatch.setattr(replicate, "judged_again", lambda run, _paper: run)
-    monkeypatch.setattr(replicate, "reads_otherwise", lambda run, _paper: run.get("old", False))
     record = claims.read(published) | {"parameters": {"seed": 0, "documents": 24}}
     write_json(published, record)
     again = paths.replicate_dir("cpu") / "lorc-seed-1" / "results.json"
@@ -112,7 +112,7 @@ def test_a_verdict_that_does_not_hold_at_another_seed_is_shown_beside_it_and_cou
     moved = [claim | {"estimate": claim["estimate"] and claim["estimate"] + 0.01} for claim in record["claims"]]
     write_json(again, record | {"claims": moved})
     assert "| ✔ reproduced; held again: ✔ reproduced, 0.91 [0.8, 1] | free |" in report.claims_page("cpu")
-    assert "1 · left to a GPU. 2 of the 2 verdicts tried at another seed held." in report.papers_table("cpu")
+    assert "1 … to be run again. 2 of the 2 verdicts tried at another seed held." in report.papers_table("cpu")
     write_json(again, record | {"claims": moved, "parameters": record["parameters"] | {"documents": 8}})
     assert "another seed" not in report.papers_table("cpu"), "a smaller run says nothing"
     write_json(again, record)
@@ -121,28 +121,42 @@ def test_a_verdict_that_does_not_hold_at_another_seed_is_shown_beside_it_and_cou
     write_json(again, record | {"claims": moved})
     assert "| ✔ reproduced; at another seed: ~ inconclusive, 0.5 [0.3, 0.7] | free |" in report.claims_page("cpu")
     table = report.papers_table("cpu")
-    assert "claims: 1 ✘ contradicted, 1 ⊘ not testable, 1 · left to a GPU, 1 ↺ not held again. 1 of the 2" in table
+    assert "claims: 1 ✘ contradicted, 1 ⊘ not testable, 1 · left to a GPU, 1 … to be run again, 1 ↺ not held" in table
+    assert " again. 1 of the 2" in table
     assert "half is free: **↺ not held again**; and more" in table
     report.print_replicates("cpu", ["lorc"])
     assert "1 of the 2 verdicts tried at another seed held." in capsys.readouterr().out
     picture.draw(report.results("cpu"), tmp_path / "verdicts.png")
-    write_json(again, record | {"old": True})
-    assert "another seed" not in report.papers_table("cpu"), "a run of an earlier experiment says nothing"
+    old = [claim | {"verdict": claims.TO_RUN} for claim in moved]
+    write_json(again, record | {"claims": old})
+    assert "another seed" not in report.papers_table("cpu"), "a claim that read otherwise says nothing"
 
 
-def test_results_are_of_an_earlier_experiment_where_the_claims_read_otherwise():
-    options = {"estimate": 1.0, "ci": (0.9, 1.1)}
-    judged = [claims.judge(claim, "cpu", **options).as_dict() for claim in papers.load("grin").claims]
-    assert not report.earlier({"paper": "grin", "claims": judged})
-    assert report.earlier({"paper": "grin", "claims": judged[1:]})
-    assert report.earlier({"paper": "grin", "claims": [judged[0] | {"measured": "something else"}, *judged[1:]]})
-    assert not report.earlier({"paper": "grin", "claims": [judged[0] | {"rule": "> 7"}, *judged[1:]]})
-    assert report.earlier({"paper": "grin", "claims": [judged[0] | {"gates": ()}, *judged[1:]]})
-    assert report.earlier({"paper": "grin", "claims": [judged[0] | {"verdict": claims.NEEDS_GPU}, *judged[1:]]})
-    gates = [claims.measure(gate, "cpu", estimate=1.0).as_dict() for gate in papers.load("grin").gates]
-    assert not report.earlier({"paper": "grin", "claims": judged, "gates": gates})
-    moved = [gates[0] | {"rule": "≥ 7"}, *gates[1:]]
-    assert report.earlier({"paper": "grin", "claims": judged, "gates": moved}), "what a gate kept back stays so"
+def test_a_claim_that_reads_otherwise_than_in_its_run_is_to_be_run_again_and_the_others_stand():
+    paper, options = papers.load("grin"), {"estimate": 1.0, "ci": (0.9, 1.1)}
+    gates = [claims.measure(gate, "cpu", estimate=1.0).as_dict() for gate in paper.gates]
+    judged = [claims.judge(claim, "cpu", **options).as_dict() for claim in paper.claims]
+    assert judged[0]["gates"]
+
+    def to_run(told, gates=gates):
+        content = {"claims": told, "checks": [], "gates": gates, "metrics": {}, "finding": "As it was told."}
+        again = claims.judged_again(content, paper.model_copy(update={"finding": "{a-new-metric}"}))
+        assert [claim["id"] for claim in again["claims"]] == [claim["id"] for claim in judged]
+        assert again["finding"] == "As it was told."
+        return [claim["id"] for claim in again["claims"] if claim["verdict"] == claims.TO_RUN]
+
+    first, *others = judged
+    with pytest.raises(TenfoldError, match="cannot be filled"):
+        to_run(judged)
+    assert to_run(others) == [first["id"]]
+    assert to_run([first | {"measured": "something else"}, *others]) == [first["id"]]
+    assert to_run([first | {"gates": ()}, *others]) == [first["id"]]
+    assert to_run([first | {"verdict": claims.NEEDS_GPU}, *others]) == [first["id"]]
+    with pytest.raises(TenfoldError, match="cannot be filled"):
+        to_run([first | {"rule": "> 7"}, *others])
+    moved = [gate | {"rule": "≥ 7"} if gate["id"] == first["gates"][0] else gate for gate in gates]
+    kept = [claim.id for claim in paper.claims if first["gates"][0] in claim.gates]
+    assert to_run(judged, moved) == kept, "what a gate kept back stays so"
 
 
 def test_a_page_that_lost_its_markers_is_not_written():
@@ -165,7 +179,7 @@ def test_the_terminal_ends_with_what_was_found(capsys, monkeypatch):
 
 def test_every_verdict_has_a_mark_of_its_own():
     shown = [verdict for verdict in claims.VERDICTS if verdict != claims.NEEDS_CPU]
-    assert len({report.SHOWN[verdict][0] for verdict in shown}) == len(shown) == 6
+    assert len({report.SHOWN[verdict][0] for verdict in shown}) == len(shown) == 7
     assert set(claims.VERDICTS) == set(report.SHOWN)
 
 
@@ -178,8 +192,8 @@ def test_the_picture_draws_squares_for_claims_and_words_for_the_rest(tmp_path, m
     monkeypatch.setattr(matplotlib.axes.Axes, "text", lambda *a, **k: (said.append(a[3]), text(*a, **k))[1])
     monkeypatch.setattr(matplotlib.axes.Axes, "add_patch", lambda *a, **k: (squares.append(a[1]), patch(*a, **k))[1])
     picture.draw(report.results("cpu"), tmp_path / "verdicts.png")
-    assert len(squares) == 4, "one a claim"
-    assert said == ["✔", "⊘", "·", "1 of 3 hold", "checks 1/2", "gates 1/2", "✘", "0 of 1 hold"]
+    assert len(squares) == 5, "one a claim"
+    assert said == ["✔", "⊘", "·", "1 of 3 hold", "checks 1/2", "gates 1/2", "✘", "…", "0 of 2 hold"]
     with (tmp_path / "verdicts.csv").open(encoding="utf8") as file:
         rows = [tuple(row.values()) for row in csv.DictReader(file)]
     assert rows[1] == ("lorc", "claim", "gated", "not testable here")
@@ -190,7 +204,7 @@ def test_the_picture_draws_squares_for_claims_and_words_for_the_rest(tmp_path, m
         ("lorc", "gate", "drafter-accepts", "failed"),
         ("lorc", "gate", "learned", "passed"),
     ]
-    assert len(rows) == 9
+    assert len(rows) == 10
 
 
 @pytest.mark.usefixtures("finished")
