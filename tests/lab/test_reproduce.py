@@ -151,7 +151,6 @@ def test_a_dry_run_prints_the_plan_and_runs_nothing(house, capsys):
 def test_the_readme_table_is_made_from_results(monkeypatch):
     facts = {"title": "T", "arxiv": "1", "venue": "", "idea": "", "bibtex": "", "claims": ()}
     monkeypatch.setattr(report.papers, "load", lambda name: report.papers.PaperRecord(short=name, **facts))
-    monkeypatch.setattr(report, "earlier", lambda record: False)  # such papers have no claims
     reproduce.reproduce(reproduce.plan("smoke", ["one", "three"]))
     rows = report.papers_table("smoke").splitlines()[2:]
     assert [row.split(" | ")[2] for row in rows[:3]] == [
