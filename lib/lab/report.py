@@ -235,7 +235,7 @@ def papers_table(profile: str) -> str:
         told = "not run yet"
         if name in found:
             marks = counted(found[name]["claims"], words=False)
-            told = f"{headline(found[name])} [({marks})](figures/{profile}/CLAIMS.md#{anchor(paper.short)})"
+            told = f"{headline(found[name])} [({marks})](figures/{profile}/CLAIMS.md#{anchor(paper.short)})".strip()
         cells = [f"[{paper.short}](https://arxiv.org/abs/{paper.arxiv})", guide.plain if guide else paper.title, told]
         cells += [f"[{notebook.stem[:2]}](notebooks/{notebook.name})"]
         lines.append(line(*cells, f"[guide](docs/{name}.md)" if guide else f"`lib.{name}`"))
