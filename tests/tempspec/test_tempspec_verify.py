@@ -104,6 +104,41 @@ def test_siblings_without_replacement_keep_the_targets_law(certain):
         assert float(checked.accepted.float().mean()) == pytest.approx(float(p[[4, 1, 2]].sum()), abs=0.01)
 
 
+def test_a_trees_shape_may_depend_on_what_was_drafted():
+    """Two children of the root, and two of the smaller of them: the first two tokens are drawn from the target."""
+    vocab = 4
+    q, p, after_q, after_p = (probabilities(seed, *shape) for seed, shape in zip(
+        (15, 16, 17, 18), [(vocab,), (vocab,), (vocab, vocab), (vocab, vocab)], strict=True,
+    ))  # fmt: skip
+    generator, everywhere = torch.Generator().manual_seed(19), torch.arange(ROWS)
+    drawn = siblings(q.expand(ROWS, 1, vocab), 2, Warping(1.0), generator)[0][:, 0]
+    parent = drawn.argmin(1)
+    below = siblings(after_q[drawn[everywhere, parent]][:, None], 2, Warping(1.0), generator)[0][:, 0]
+    tokens = torch.cat([drawn, below], dim=1)
+    parents = torch.stack([0 * parent, 0 * parent, parent + 1, parent + 1], dim=1)
+    laws = torch.cat([q.expand(ROWS, 1, vocab), after_q[drawn]], dim=1)
+    target = torch.cat([p.expand(ROWS, 1, vocab), after_p[drawn], torch.full((ROWS, 2, vocab), 1 / vocab)], dim=1)
+    checked = verify(tokens, laws, target, parents=parents, generator=generator)
+    assert checked.accepted.max() == 2
+    child = tokens.gather(1, checked.path.int().argmax(1, keepdim=True))[:, 0]
+    first = torch.where(checked.accepted > 0, child, checked.next_token)
+    grandchild = tokens[everywhere, (checked.end - 1).clamp(min=0)]
+    second = torch.where(checked.accepted > 1, grandchild, checked.next_token)
+    second = torch.where(checked.accepted > 0, second, draw(after_p[first], generator=generator))
+    assert (
+        p_value(np.bincount(first * vocab + second, minlength=vocab**2), (p[:, None] * after_p).flatten().numpy())
+        > 1e-3
+    )
+
+
+def test_of_a_chain_more_is_accepted_than_token_by_token():
+    """The example of arXiv:2403.10444, section 1: 10 / 9 tokens by arXiv:2211.17192 and 11 / 9 by blocks."""
+    q, p = torch.tensor([2 / 3, 1 / 3]).expand(ROWS, 2, 2), torch.tensor([1 / 3, 2 / 3]).expand(ROWS, 3, 2)
+    generator = torch.Generator().manual_seed(20)
+    checked = verify(draw(q, generator=generator), q, p, generator=generator)
+    assert float(checked.accepted.float().mean()) == pytest.approx(11 / 9, abs=0.02)
+
+
 def test_a_drafted_token_of_probability_zero_is_refused():
     q = torch.tensor([[[0.0, 1.0]]])
     with pytest.raises(ValueError, match="draft probability 0"):
