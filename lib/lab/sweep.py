@@ -89,19 +89,26 @@ def merge(profile: str, names: list[str]) -> list[dict[str, Any]]:
 
     A gate passes or fails by its mean over seeds. Checks are left out on purpose: they are about the code, not about
     chance, and each run holds its own. Writes `<paper>.csv`, `.json` and `.png` beside the runs. Fewer than three seeds
-    give no interval and no verdict.
+    give no interval and no verdict. Runs of the experiment as it was before an edit do not count.
     """
     rows = []
     for paper in names or list(paths.paper_notebooks()):
-        found = sorted(paths.sweep_dir(profile).glob(f"{paper}-seed-*/{RESULTS}"))
-        if not found:
+        runs = _finished(profile, paper)
+        if not runs:
             continue
-        runs = {int(path.parent.name.rsplit("-", 1)[1]): claims.read(path) for path in found}
         record = papers.load(paper)
         merged = [{"paper": paper} | _over_seeds(profile, record, claim, runs) for claim in record.claims]
         _write(profile, paper, [row for row in merged if row["seeds"]])
         rows += merged
     return rows
+
+
+def _finished(profile: str, paper: str) -> dict[int, dict[str, Any]]:
+    """Results by seed of the runs that are up to date."""
+    found = paths.sweep_dir(profile).glob(f"{paper}-seed-*/{RESULTS}")
+    seeds = sorted(int(path.parent.name.rsplit("-", 1)[1]) for path in found)
+    runs = jobs(profile, [paper], seeds) if seeds else []
+    return {job.parameters["seed"]: claims.read(job.results / RESULTS) for job in runs if job.up_to_date()}
 
 
 def _over_seeds(

@@ -8,7 +8,7 @@ import pytest
 
 from lib import TenfoldError
 from lib.__main__ import main
-from lib.lab import papers, paths, sweep
+from lib.lab import papers, sweep
 from lib.lab.run import write_json
 
 pytestmark = pytest.mark.alone  # kernels in worker processes of its own
@@ -67,13 +67,19 @@ def test_a_running_scheduler_is_used_and_a_failed_run_is_told(write_notebook):
     assert "ZeroDivisionError" in ran["one-seed-0"].reason
 
 
-def finished_run(seed, claims, gates=()):
-    results = {"claims": claims, "gates": list(gates)}
-    write_json(paths.sweep_dir("cpu") / f"lorc-seed-{seed}" / "results.json", results)
+@pytest.fixture
+def finished_run(house, write_notebook):
+    write_notebook("seed = 0  # s", name="02_lorc.ipynb")
+
+    def finish(seed, claims, gates=()):
+        (job,) = sweep.jobs("cpu", ["lorc"], [seed])
+        write_json(job.results / "results.json", {"claims": claims, "gates": list(gates)})
+        job.remember(job.made_from())
+
+    return finish
 
 
-@pytest.mark.usefixtures("house")
-def test_claims_are_judged_over_seeds_by_the_same_rule(house):
+def test_claims_are_judged_over_seeds_by_the_same_rule(house, finished_run):
     known = papers.load("lorc").claims
     assert (known[0].rule, known[0].threshold) == ("above", 0)
     passed = [{"id": gate, "estimate": 0.0} for gate in known[0].gates]  # all of them are upper bounds
@@ -89,12 +95,22 @@ def test_claims_are_judged_over_seeds_by_the_same_rule(house):
     assert {p.name for p in (house / "figures/cpu/sweep").glob("lorc.*")} == {"lorc.csv", "lorc.json", "lorc.png"}
 
 
-@pytest.mark.usefixtures("house")
+def test_runs_of_the_experiment_before_an_edit_do_not_count(finished_run, write_notebook):
+    first = papers.load("lorc").claims[0]
+    for seed in range(3):
+        finished_run(seed, [{"id": first.id, "estimate": 1.0}])
+    assert sweep.merge("cpu", ["lorc"])[0]["seeds"] == {0: 1.0, 1: 1.0, 2: 1.0}
+    write_notebook("seed = 0  # s", "steps = 2", name="02_lorc.ipynb")
+    assert sweep.merge("cpu", ["lorc"]) == []
+    finished_run(1, [{"id": first.id, "estimate": 2.0}])
+    assert sweep.merge("cpu", ["lorc"])[0]["seeds"] == {1: 2.0}
+
+
 @pytest.mark.parametrize(
     ("measured", "verdict"),
     [((0.4, 0.4, 0.6), "not testable here"), ((0.4, 0.6, 0.6), "reproduced"), ((), "gate g was not measured")],
 )
-def test_a_gate_passes_by_its_mean_over_seeds(monkeypatch, measured, verdict):
+def test_a_gate_passes_by_its_mean_over_seeds(monkeypatch, finished_run, measured, verdict):
     rule = {"estimate": "e", "rule": "above"}
     claim = papers.ClaimRecord(id="c", quote="q", place="p", threshold=0, gates=("g",), **rule)
     gate = papers.GateRecord(id="g", what="w", threshold=0.5, **rule)
