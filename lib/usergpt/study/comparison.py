@@ -308,6 +308,15 @@ class Merging:
             rows.append({"threshold": threshold, "compression": merge.compression(), "purity": pure} | merge.counts)
         return pd.DataFrame(rows)
 
+    def beyond_chance(self, threshold: float, truth: Mapping[str, str], *, orders: int = 1000, seed: int) -> Estimate:
+        """Estimate the purity less that of the same labels in random order, with the interval that the orders give."""
+        names, labels, own = self.at(threshold).names, [self.phrases[i] for i in truth], list(truth.values())
+        rng = np.random.default_rng(seed)
+        shuffled = [[own[i] for i in rng.permutation(len(own))] for _ in range(orders)]
+        more = purity(names, labels, own) - np.array([purity(names, labels, order) for order in shuffled])
+        n = f"{len(own)} labelled conversations, {orders} random orders"
+        return Estimate(float(more.mean()), *percentiles(more), n)
+
     def compression(self, threshold: float, step: str) -> Estimate:
         """Estimate the labels before over after a step, with its interval over groups of threads left out in turn."""
         value = self.at(threshold).compression(step)
