@@ -309,7 +309,7 @@ class Merging:
         return pd.DataFrame(rows)
 
     def beyond_chance(self, threshold: float, truth: Mapping[str, str], *, orders: int = 1000, seed: int) -> Estimate:
-        """Estimate the purity less that of the same labels in random order, with the interval that the orders give."""
+        """Estimate the purity less that of `truth` dealt at random, with the interval that the random orders give."""
         names, labels, own = self.at(threshold).names, [self.phrases[i] for i in truth], list(truth.values())
         rng = np.random.default_rng(seed)
         shuffled = [[own[i] for i in rng.permutation(len(own))] for _ in range(orders)]
